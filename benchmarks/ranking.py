@@ -1,0 +1,262 @@
+"""Measure ranking and writing at full scale, and against the plain way on a smaller size, in one run.
+
+The plain way is what one writes first: a list of (probability, segment) for each class, filled while the
+probabilities stream by, then sorted (or a heap of K for each class). Both must write the same bytes. Each
+measurement runs in a process of its own, so that its peak memory is its own.
+
+    python benchmarks/ranking.py                          # the whole test set: 1,704,348 x 1,000, K = 100,000
+    python benchmarks/ranking.py --segments 100000 --k 10000 --opponent-segments 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import multiprocessing
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.ranking.submission import write_submission
+from yt8m.ranking.topk import Segments, TopK
+from yt8m.scoring.map_at_k import Truth, map_at_k
+from yt8m.vocabulary import Vocabulary
+
+SEGMENTS_OF_A_VIDEO = 40
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is ranked: `levels` above 0 rounds probabilities to so many values, which makes ties."""
+
+    num_segments: int
+    num_classes: int
+    k: int
+    seed: int
+    batch_size: int
+    levels: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by stage, the peak memory of the process, and what the file holds."""
+
+    name: str
+    size: Size
+    ranking_seconds: float
+    writing_seconds: float
+    peak_bytes: int
+    file_bytes: int
+    digest: str
+
+
+def make_segments(num_segments: int) -> Segments:
+    """Segments of invented videos with ids of four characters, from 30 seconds on."""
+    letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    num_videos = -(-num_segments // SEGMENTS_OF_A_VIDEO)
+    ids = ["".join(letters[row // 62**place % 62] for place in range(4)) for row in range(num_videos)]
+    rows, place = np.divmod(np.arange(num_segments, dtype=np.int32), np.int32(SEGMENTS_OF_A_VIDEO))
+    return Segments(ids, rows, 30 + 5 * place)
+
+
+def make_vocabulary(num_classes: int) -> Vocabulary:
+    """Classes with ids from 3 on."""
+    return Vocabulary(np.arange(3, 3 + num_classes, dtype=np.int64), ("",) * num_classes)
+
+
+def generate(size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Probabilities in batches: mostly near zero, as those of 1,000 classes are."""
+    generator = np.random.default_rng(size.seed)
+    for start in range(0, size.num_segments, size.batch_size):
+        stop = min(start + size.batch_size, size.num_segments)
+        values = generator.random((stop - start, size.num_classes), np.float32)
+        values *= values
+        values *= values
+        if size.levels:
+            values = np.round(values * size.levels) / np.float32(size.levels)
+        yield np.arange(start, stop), values
+
+
+def rank_streaming(size: Size, path: Path) -> tuple[float, float]:
+    """Rank and write with the package; seconds of ranking (generation left out) and of writing."""
+    segments = make_segments(size.num_segments)
+    ranking_seconds = 0.0
+    started = time.perf_counter()
+    topk = TopK(size.num_classes, size.k, segments)
+    ranking_seconds += time.perf_counter() - started
+    for positions, values in generate(size):
+        started = time.perf_counter()
+        topk.update(positions, values)
+        ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    ranking = topk.result()
+    ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    write_submission(path, ranking, make_vocabulary(size.num_classes))
+    return ranking_seconds, time.perf_counter() - started
+
+
+def rank_with_lists(size: Size, path: Path) -> tuple[float, float]:
+    """Keep a list of pairs for each class and sort it at the end."""
+    segments = make_segments(size.num_segments)
+    ranks = segments.ranks.tolist()
+    candidates: list[list[tuple[float, int]]] = [[] for _ in range(size.num_classes)]
+    ranking_seconds = 0.0
+    for positions, values in generate(size):
+        started = time.perf_counter()
+        for position, row in zip(positions.tolist(), values.tolist(), strict=True):
+            for of_class, value in zip(candidates, row, strict=True):
+                of_class.append((-value, ranks[position]))
+        ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    best = [sorted(of_class)[: size.k] for of_class in candidates]
+    ranking_seconds += time.perf_counter() - started
+    return ranking_seconds, write_plainly(best, segments, path)
+
+
+def rank_with_heaps(size: Size, path: Path) -> tuple[float, float]:
+    """Keep a heap of the best K pairs for each class."""
+    segments = make_segments(size.num_segments)
+    ranks = segments.ranks.tolist()
+    heaps: list[list[tuple[float, int]]] = [[] for _ in range(size.num_classes)]
+    ranking_seconds = 0.0
+    for positions, values in generate(size):
+        started = time.perf_counter()
+        for position, row in zip(positions.tolist(), values.tolist(), strict=True):
+            rank = -ranks[position]
+            for heap, value in zip(heaps, row, strict=True):
+                if len(heap) < size.k:
+                    heapq.heappush(heap, (value, rank))
+                elif (value, rank) > heap[0]:
+                    heapq.heapreplace(heap, (value, rank))
+        ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    best = [[(-value, -rank) for value, rank in sorted(heap, reverse=True)] for heap in heaps]
+    ranking_seconds += time.perf_counter() - started
+    return ranking_seconds, write_plainly(best, segments, path)
+
+
+def write_plainly(best: list[list[tuple[float, int]]], segments: Segments, path: Path) -> float:
+    """Write lists of (-probability, rank) line by line; seconds."""
+    started = time.perf_counter()
+    names = [segments.name(position) for position in segments.order]
+    with path.open("w") as file:
+        file.write("Class,Segments\n")
+        for label_id, of_class in enumerate(best, start=3):
+            file.write(f"{label_id},{' '.join(names[rank] for _, rank in of_class)}\n")
+    return time.perf_counter() - started
+
+
+WAYS: dict[str, Callable[[Size, Path], tuple[float, float]]] = {
+    "streaming top-K": rank_streaming,
+    "lists, sorted": rank_with_lists,
+    "heaps of K": rank_with_heaps,
+}
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure(name: str, size: Size, path: Path) -> Measured:
+    """Rank in this process and look at what was written."""
+    ranking_seconds, writing_seconds = WAYS[name](size, path)
+    peak = peak_bytes()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    return Measured(name, size, ranking_seconds, writing_seconds, peak, path.stat().st_size, digest)
+
+
+def measure_scoring(size: Size, path: Path) -> tuple[float, int, float]:
+    """Score a written file against invented ratings, 237 a class; seconds, peak memory and the score."""
+    generator = np.random.default_rng(size.seed)
+    segments = make_segments(size.num_segments)
+    rated = generator.integers(0, size.num_segments, (size.num_classes, 237))
+    labels = np.repeat(np.arange(3, 3 + size.num_classes), 237)
+    ids = (segments.video_ids[row] for row in segments.rows[rated].ravel().tolist())
+    values = generator.random(rated.size) < 0.55
+    truth = Truth.from_arrays(ids, labels, segments.start_seconds[rated].ravel(), values)
+    started = time.perf_counter()
+    score = map_at_k(path, truth, vocabulary=make_vocabulary(size.num_classes))
+    return time.perf_counter() - started, peak_bytes(), score.mean_average_precision
+
+
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Run a function in a fresh process and wait."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def main() -> None:
+    """Parse, measure, print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--segments", type=int, default=1_704_348)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--k", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--levels", type=int, default=0, help="round probabilities to so many values (ties)")
+    parser.add_argument("--opponent-segments", type=int, default=10_000, help="0 leaves the comparison out")
+    parser.add_argument("--score", action="store_true", help="also score the written file")
+    parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one by default")
+    options = parser.parse_args()
+    full = Size(
+        options.segments, options.classes, options.k, options.seed, options.batch_size, options.levels
+    )
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "submission.csv"
+        print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
+        row = "{:<16} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>11} {:>10} {:>8}"
+        titles = ("way", "segments", "classes", "k", "ranking", "writing", "together", "segments/s")
+        print(row.format(*titles, "peak", "file"))
+
+        def show(name: str, size: Size) -> Measured:
+            found = in_new_process(measure, name, size, path)
+            together = found.ranking_seconds + found.writing_seconds
+            cells = (
+                f"{size.num_segments:,}",
+                f"{size.num_classes:,}",
+                f"{size.k:,}",
+                f"{found.ranking_seconds:.2f} s",
+                f"{found.writing_seconds:.2f} s",
+                f"{together:.2f} s",
+                f"{size.num_segments / together:,.0f}",
+                f"{found.peak_bytes / 2**20:,.0f} MiB",
+                f"{found.file_bytes / 1e6:,.0f} MB",
+            )
+            print(row.format(name, *cells), flush=True)
+            return found
+
+        if options.opponent_segments:
+            # K in the same proportion to the segments, so that as large a part of them is kept.
+            k = max(1, round(options.k * options.opponent_segments / options.segments))
+            small = replace(full, num_segments=options.opponent_segments, k=k)
+            digests = {show(name, small).digest for name in WAYS}
+            print("the same bytes from all" if len(digests) == 1 else "DIFFERENT FILES")
+        show("streaming top-K", full)
+        if options.score:
+            seconds, peak, score = in_new_process(measure_scoring, full, path)
+            print(f"scored in {seconds:.1f} s, peak {peak / 2**20:,.0f} MiB, MAP {score:.4f} (at random)")
+
+
+if __name__ == "__main__":
+    main()

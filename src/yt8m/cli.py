@@ -1,0 +1,496 @@
+"""The command line: one function a command, which parses, calls and prints. A command's docstring is its help."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from yt8m.errors import UsageError, Yt8mError
+
+if TYPE_CHECKING:
+    from yt8m.comparison import Comparison
+    from yt8m.dataset.catalog import Catalog
+    from yt8m.dataset.describe import Description, Spread
+    from yt8m.run import Run
+
+app = typer.Typer(
+    help="Find the moments in videos where a concept appears: train, merge, rank and score temporal localizers on "
+    "YouTube-8M features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv.",
+        show_default=False,
+    ),
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or the name of one that comes with yt8m.", show_default=False)
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--set", help="Override a setting, path=value; may be given again.", show_default=False),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for what the run makes.", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from yt8m import __version__
+
+        typer.echo(f"yt8m {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.", show_default=False)],
+    verify: Annotated[bool, typer.Option(help="Check the checksum of every record.")] = True,
+) -> None:
+    """Write the catalog of each folder of shards.
+
+    A catalog (`catalog.parquet`, beside the shards) has a row a video: where its frames lie, its labels and ratings.
+    Damaged records are left out and named, one line each; the exit status is then 1.
+
+        yt8m index data
+    """
+    from yt8m.dataset.catalog import index_folder
+    from yt8m.display import byte_bar, out
+
+    damaged = 0
+    for part in _parts(folder):
+        with byte_bar(f"index {part}") as progress:
+            catalog = index_folder(part, verify=verify, progress=progress)
+        path = catalog.save()
+        out.print(
+            f"{path}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
+            f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards",
+            markup=False,
+        )
+        _print_oddities(catalog)
+        damaged += catalog.num_problems
+    if damaged:
+        raise Yt8mError(f"{folder}: {damaged:,} damaged places were left out of the catalogs; they are listed above.")
+
+
+@app.command()
+def describe(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.", show_default=False)],
+) -> None:
+    """Say what a dataset holds: videos, frames, labels, ratings per class, and what is odd about it.
+
+    Folders that are not indexed yet are indexed first.
+
+        yt8m describe data
+    """
+    from yt8m.dataset.describe import describe as count
+    from yt8m.display import err, out
+    from yt8m.vocabulary import FILE_NAME, Vocabulary
+
+    place = folder / FILE_NAME
+    vocabulary = Vocabulary.load(folder) if place.is_file() else None
+    if vocabulary is not None:
+        out.print(f"{place}: {len(vocabulary):,} segment classes", markup=False)
+    elif folder.is_dir():
+        err.print(f"{place} is not there, so classes are counted without it.", markup=False)
+    for part in _parts(folder):
+        catalog = _indexed(part)
+        _print_description(count(catalog, vocabulary))
+
+
+@app.command()
+def splice(
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="The dataset folder to make.", show_default=False)],
+    sources: Annotated[
+        str, typer.Option(help="A folder of video-level shards, or `builtin` for sources that yt8m invents.")
+    ] = "builtin",
+    vocabulary: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="segment_vocabulary.csv of the sources' dataset; needless with builtin ones.", show_default=False
+        ),
+    ] = None,
+    pretrain: Annotated[
+        int, typer.Option(min=1, help="Videos to pre-train on; a tenth more is made to validate.")
+    ] = 1200,
+    segments: Annotated[int, typer.Option(min=1, help="Rated videos to fine-tune on.")] = 480,
+    test: Annotated[int, typer.Option(min=1, help="Test videos.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything.")] = 0,
+) -> None:
+    """Make a frame-level dataset with exact truth by joining video-level features.
+
+    A spliced video joins 1 to 4 sources; a segment is positive for a label exactly where its source carries it. The
+    truth of the test set goes to segment/test_ratings.csv and segment/test_positives.csv.
+
+        yt8m splice build/spliced
+        yt8m splice build/spliced --sources 2/video/validate --vocabulary segment_vocabulary.csv --pretrain 3000
+    """
+    from yt8m.dataset.invented import invented_sources, invented_vocabulary
+    from yt8m.dataset.splice import Sizes, read_sources, write_dataset
+    from yt8m.display import out, tracked
+    from yt8m.vocabulary import Vocabulary
+
+    sizes = Sizes(train=pretrain, valid=max(1, pretrain // 10), rated=segments, test=test)
+    total = sizes.train + sizes.valid + sizes.rated + sizes.test
+    if sources == "builtin":
+        if vocabulary is not None:
+            raise UsageError("--vocabulary goes with --sources DIR; the builtin sources have their own vocabulary.")
+        classes = invented_vocabulary()
+        means = invented_sources(max(1000, 3 * total), classes)
+    else:
+        if vocabulary is None:
+            raise UsageError("--sources DIR needs --vocabulary, the segment_vocabulary.csv of that dataset.")
+        classes = Vocabulary.load(vocabulary)
+        means = read_sources(Path(sources), tracked)
+    write_dataset(out_folder, means, classes, sizes, seed, tracked)
+    out.print(
+        f"{out_folder}: {total:,} videos spliced from {len(means):,} sources, {len(classes):,} classes", markup=False
+    )
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: OutOption,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Only this kind of stage (pretrain, finetune, predict) or stage (pretrain/NAME).", show_default=False
+        ),
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Run a recipe: pre-train, fine-tune, predict, merge, and score where the truth is known.
+
+    Each stage has its own folder in OUT. Finished stages are skipped when run again with the same settings and data; an
+    interrupted one goes on from its last checkpoint. The result is OUT/submission.csv.
+
+        yt8m run recipes/demo.yaml --data build/spliced --out runs/demo
+        yt8m run seventh-place --data /data --out /out --only pretrain/dbof-3 --set machine.precision=bf16-mixed
+    """
+    started, comparison = _make_run(recipe, overrides, data, out, only)
+    if comparison is not None:
+        _print_results(started, comparison)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    model: Annotated[str, typer.Argument(help="A base model of the recipe.", show_default=False)],
+    data: DataOption,
+    out: OutOption,
+    overrides: SetOption = None,
+) -> None:
+    """Pre-train one base model of a recipe on video labels.
+
+    yt8m pretrain recipes/seventh-place.yaml dbof-3 --data /data --out /out
+    """
+    _make_run(recipe, overrides, data, out, f"pretrain/{model}")
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument,
+    model: Annotated[str, typer.Argument(help="A segment model of the recipe.", show_default=False)],
+    data: DataOption,
+    out: OutOption,
+    overrides: SetOption = None,
+) -> None:
+    """Fine-tune one segment model of a recipe on rated segments; its base models must be trained in OUT.
+
+    yt8m finetune recipes/seventh-place.yaml nextvlad-fold-2 --data /data --out /out
+    """
+    _make_run(recipe, overrides, data, out, f"finetune/{model}")
+
+
+@app.command()
+def predict(
+    models: Annotated[list[Path], typer.Argument(help="Model folders of segment classifiers.", show_default=False)],
+    shards: Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.", show_default=False)],
+    vocabulary: Annotated[Path, typer.Option(help="segment_vocabulary.csv.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder of predictions to make.", show_default=False)],
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    r"""Predict every segment of some shards with one or more models, in one pass, and keep the probabilities.
+
+    `yt8m submit` merges them into a submission, so that a model can be added later without predicting again.
+
+        yt8m predict runs/demo/finetune/*/model --shards data/segment/test --vocabulary data/segment_vocabulary.csv \
+            --out predictions
+    """
+    from yt8m.display import out as terminal
+    from yt8m.predictions import predict_folders
+
+    store = predict_folders(models, _indexed(shards), vocabulary, out, accelerator)
+    terminal.print(
+        f"{out}: {store.index.num_segments:,} segments x {store.index.num_classes:,} classes, "
+        f"models {', '.join(store.index.models)}",
+        markup=False,
+    )
+
+
+@app.command()
+def submit(
+    predictions: Annotated[list[Path], typer.Argument(help="Folders of predictions.", show_default=False)],
+    shards: Annotated[Path, typer.Option("--shards", help="Folder of the shards predicted.", show_default=False)],
+    vocabulary: Annotated[Path, typer.Option(help="segment_vocabulary.csv.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The submission to write.", show_default=False)],
+    weight: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Weight of a model, NAME=NUMBER; 1 for those not named. May be given again.", show_default=False
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=100_000, help="Segments to list for each class.")] = 100_000,
+) -> None:
+    """Merge predictions into a submission: the best segments of every class, by the mean of the models.
+
+    yt8m submit predictions --shards data/segment/test --vocabulary data/segment_vocabulary.csv --out submission.csv
+    """
+    from yt8m.display import out as terminal
+    from yt8m.predictions import merge_stores
+
+    names = merge_stores(predictions, _indexed(shards), vocabulary, out, _weights(weight or []), top_k)
+    terminal.print(f"{out}: the mean of {len(names)} models ({', '.join(names)})", markup=False)
+
+
+@app.command()
+def evaluate(
+    submission: Annotated[Path, typer.Argument(help="The submission.", show_default=False)],
+    truth: Annotated[
+        Path, typer.Option(help="A folder of rated shards, or a CSV file: video,label,start,score.", show_default=False)
+    ],
+    dense: Annotated[
+        bool,
+        typer.Option("--dense", help="The CSV file (video,label,start) lists all positives; the rest is negative."),
+    ] = False,
+    vocabulary: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="segment_vocabulary.csv: refuse other classes, and name classes.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Where each class's list is cut.")] = 100_000,
+    per_class: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="CSV file to write the AP of each class to.", show_default=False),
+    ] = None,
+) -> None:
+    """Score a submission: MAP@K over the classes with a rated positive.
+
+    Lists are cut to K first, then segments not rated for the class are dropped; AP is the sum over hits of the precision
+    at the hit, divided by all rated positives. A class that the file leaves out counts 0.
+
+        yt8m evaluate submission.csv --truth data/segment/test_ratings.csv
+        yt8m evaluate submission.csv --truth data/segment/test_positives.csv --dense
+    """
+    from yt8m.display import out
+    from yt8m.scoring.map_at_k import map_at_k, write_class_scores
+    from yt8m.scoring.truth import load_truth
+    from yt8m.vocabulary import Vocabulary
+
+    classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
+    out.print(f"{score.mean_average_precision:.6f} MAP@{k:,}{' (dense)' if dense else ''}")
+    out.print(
+        f"{score.num_classes:,} classes with a positive counted, {score.num_absent:,} of them absent from the file; "
+        f"{score.num_ignored:,} other classes of the file do not count"
+    )
+    if score.truth.num_repeated or score.truth.num_contradictory:
+        out.print(
+            f"truth: {score.truth.num_repeated:,} repeated ratings, {score.truth.num_contradictory:,} contradictory ones"
+        )
+    if per_class is not None:
+        write_class_scores(per_class, score, classes)
+        out.print(f"{per_class}: AP of each class", markup=False)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("build/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Decides the data.")] = 0,
+) -> None:
+    """See it all work, in a few minutes, on data that yt8m makes itself.
+
+    Splices a small dataset from invented sources, pre-trains two video classifiers, fine-tunes context-agnostic and
+    context-aware segment classifiers, predicts, merges and scores, and prints one table.
+    """
+    from yt8m.demo import run_demo
+
+    started = time.monotonic()
+    done, comparison = run_demo(folder, seed)
+    _print_results(done, comparison)
+    typer.echo(f"{time.monotonic() - started:.0f} s in all; everything is in {folder}")
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def _make_run(
+    recipe: str, overrides: list[str] | None, data: Path, out: Path, only: str | None
+) -> tuple[Run, Comparison | None]:
+    from yt8m.recipe import find_recipe, read_recipe
+    from yt8m.run import Run
+
+    settings = read_recipe(find_recipe(recipe), overrides)
+    started = Run(settings, data, out)
+    return started, started.run(only)
+
+
+def _parts(folder: Path) -> list[Path]:
+    from yt8m.dataset.catalog import dataset_parts
+
+    return dataset_parts(folder)
+
+
+def _indexed(folder: Path) -> Catalog:
+    from yt8m.dataset.catalog import load_or_index
+    from yt8m.display import byte_bar
+
+    with byte_bar(f"index {folder}") as progress:
+        return load_or_index(folder, progress=progress)
+
+
+def _print_oddities(catalog: Catalog) -> None:
+    from yt8m.display import err, out
+
+    for oddity, count in catalog.oddities.items():
+        if count:
+            out.print(f"    {count:,} {oddity}", markup=False)
+    for problem in catalog.problems:
+        err.print(problem, markup=False, soft_wrap=True)
+    if catalog.num_problems > len(catalog.problems):
+        err.print(f"... and {catalog.num_problems - len(catalog.problems):,} more of the kind.")
+
+
+def _print_description(description: Description) -> None:
+    from rich.table import Table
+
+    from yt8m.display import err, out
+
+    d = description
+    rows = [
+        ("shards", f"{d.num_shards:,} ({d.num_bytes / 1e9:.2f} GB)"),
+        ("videos", f"{d.num_videos:,} ({d.hours:,.1f} hours)"),
+        ("frames", f"{d.num_frames:,}, a video {_spread(d.frames_per_video)}"),
+        ("labels", f"{d.labels_per_video:.2f} a video; {d.videos_without_labels:,} videos without any"),
+    ]
+    if d.videos_with_classes is not None:
+        rows.append(("segment classes", f"{d.videos_with_classes:,} videos carry a label among them"))
+    rows.append(("evaluated segments", f"{d.evaluated_segments:,}"))
+    if d.ratings:
+        rows.append(("ratings", f"{d.ratings:,} ({d.positive_ratings:,} positive) of {d.rated_segments:,} segments"))
+        rows.append(("rated classes", f"{d.classes_rated:,}"))
+    if d.ratings_per_class is not None:
+        rows.append(("ratings a class", _spread(d.ratings_per_class)))
+    rows += [("odd", f"{count:,} {oddity}") for oddity, count in d.oddities.items() if count]
+    if d.num_problems:
+        rows.append(("damaged", f"{d.num_problems:,} places, left out"))
+    table = Table(title=str(d.folder), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows:
+        table.add_row(name, value)
+    out.print(table)
+    for problem in d.problems:
+        err.print(problem, markup=False, soft_wrap=True)
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.minimum:,} to {spread.maximum:,}, median {spread.median:,.0f}"
+
+
+def _print_results(done: Run, comparison: Comparison) -> None:
+    """Print the table that a run ends with: scores where there is truth, and seconds of the stages."""
+    from rich.table import Table
+
+    from yt8m.display import out
+    from yt8m.run import SUBMISSION_FILE
+    from yt8m.scoring.report import score_table
+
+    if comparison.rows:
+        out.print(score_table(comparison.rows, done.recipe.top_k))
+    stages = Table("stage", "seconds")
+    stages.columns[1].justify = "right"
+    for stage, seconds in done.stage_seconds().items():
+        stages.add_row(stage, f"{seconds:,.0f}")
+    out.print(stages)
+    out.print(
+        f"{done.out / SUBMISSION_FILE}: the best segments of {len(done.vocabulary):,} classes, "
+        f"of {comparison.num_segments:,} segments predicted",
+        markup=False,
+    )
+    pictures = sorted((done.out / "predict").glob("*.png"))
+    out.print(f"pictures: {', '.join(map(str, pictures))}", markup=False)
+
+
+def _weights(given: Sequence[str]) -> dict[str, float]:
+    weights = {}
+    for text in given:
+        name, separator, number = text.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            separator = ""
+        if not (separator and name and 0 <= weights[name] < float("inf")):
+            raise UsageError(f"--weight {text}: expected NAME=NUMBER, the number not negative.")
+    return weights
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what a person can mend into one sentence on standard error and an exit status; let defects through."""
+    try:
+        yield
+    except Yt8mError as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("Interrupted; the same command goes on from the last checkpoint.", 130)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it; standard output must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE):
+            raise
+        _leave(f"{error.filename or 'A file'}: {error.strerror}.", 1)
+
+
+def _leave(sentence: str, status: int) -> None:
+    print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that paths stay whole and can be copied
+    sys.exit(status)
+
+
+def main() -> None:
+    """Entry point of the `yt8m` command."""
+    warnings.filterwarnings("ignore", module="lightning_fabric|torch")
+    with _sentences():
+        app()
+
+
+if __name__ == "__main__":
+    main()

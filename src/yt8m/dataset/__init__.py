@@ -1,0 +1,1 @@
+"""Datasets: what we read from shards, and how."""

@@ -1,0 +1,48 @@
+"""The whole road in a few minutes, on data that the project makes itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from yt8m.comparison import Comparison
+from yt8m.dataset.invented import invented_sources, invented_vocabulary
+from yt8m.dataset.splice import Sizes, write_dataset
+from yt8m.display import err, tracked
+from yt8m.errors import UsageError
+from yt8m.recipe import read_recipe, shipped_recipe
+from yt8m.run import Run
+
+SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
+NUM_SOURCES = 6000
+DATA_FOLDER, RUN_FOLDER = "data", "run"
+
+
+def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
+    """Splice a dataset from invented sources, then train, merge, predict and score the demo's recipe on it.
+
+    Args:
+        folder: Receives `data/` and `run/`; a demo that was interrupted there goes on.
+        seed: Decides the data; the recipe has its own.
+
+    Raises:
+        UsageError: The folder holds something else.
+    """
+    recipe = read_recipe(shipped_recipe("demo"))
+    data = folder / DATA_FOLDER
+    if folder.exists() and any(folder.iterdir()) and not data.is_dir():
+        raise UsageError(f"{folder}: holds something else than a demo; give another folder.")
+    finished = data / "segment" / "test_positives.csv"
+    if not finished.is_file():
+        # The truth of the test set is written last, so without it the data are not whole.
+        shutil.rmtree(data, ignore_errors=True)
+        vocabulary = invented_vocabulary()
+        write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, tracked)
+        err.print(
+            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of invented sources in {data}"
+        )
+    run = Run(recipe, data, folder / RUN_FOLDER)
+    comparison = run.run()
+    if comparison is None:
+        raise UsageError("The demo runs on one process.")
+    return run, comparison

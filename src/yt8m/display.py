@@ -1,0 +1,85 @@
+"""What a person sees while work goes on, and the tables at its end. Everything goes to the terminal through rich."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+T = TypeVar("T")
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results: standard output."""
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and errors: standard error."""
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def tracked(items: Iterable[T], description: str) -> Iterator[T]:
+    """Go through items with a progress bar."""
+    with _bar() as bar:
+        task = bar.add_task(description, total=len(items) if isinstance(items, Sized) else None, note="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+@contextmanager
+def step_bar(description: str, total: int, shown: bool = True) -> Iterator[Callable[[int, float], None]]:
+    """Show a bar for a run of training steps.
+
+    Args:
+        description: What is trained.
+        total: Steps in all.
+        shown: Whether this process shows anything.
+
+    Yields:
+        A function to call with the steps done and the current loss.
+    """
+    if not shown:
+        yield lambda _step, _loss: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(description, total=total, note="")
+        yield lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4g}")
+
+
+@contextmanager
+def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for something measured in bytes.
+
+    Yields:
+        A function to call with the bytes done and the bytes in all.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,73 @@
+"""Files that are complete or absent: everything is written beside its final name and renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from yt8m.errors import Yt8mError
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
+
+    The folder of `path` is created. Works for a file and for a folder (create the temporary path as a folder); a
+    file is flushed to the disk before the rename, and an existing folder of that name is replaced.
+
+    Args:
+        path: The final name.
+
+    Yields:
+        The path to write to, in the same folder and with the same suffix.
+
+    Raises:
+        Yt8mError: The disk is full, or the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir():
+            _replace_folder(temporary, path)
+        else:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        raise _sentence(error, path) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder into place; what stood there goes only once the new one could take its name."""
+    if not path.exists():
+        new.replace(path)
+        return
+    old = new.with_name(new.name + ".old")
+    path.replace(old)
+    new.replace(path)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
+
+
+def _sentence(error: OSError, path: Path) -> Exception:
+    """Say an operating-system error on writing as a sentence; errors of other kinds pass unchanged."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Yt8mError(
+            f"{path}: no space left on the disk; nothing was left under that name. Free some space and run again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
+    return error

@@ -1,0 +1,61 @@
+"""Context-gated deep bag of frames (DBoF): each frame through one wide layer and a gate, then pooled over the video.
+
+Shapes: B videos or segments, T frames, D=1152 features, H hidden channels, C classes.
+
+frames -> Linear(D -> H) -> ReLU -> SE gate -> masked max ++ masked mean (2H) -> BatchNorm -> Dropout ->
+Linear(2H -> output_size, no bias) -> ReLU -> SE gate (SPEC: the method). Weights start as torch's layers start them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F  # noqa: N812
+from pydantic import Field
+from torch import Tensor, nn
+
+from yt8m.models.layers import FRAME_SIZE, Encoder, MaskedBatchNorm, gated_max_mean_pool, squeeze_excite
+from yt8m.settings import Settings
+
+
+class DBoFConfig(Settings):
+    """Gated DBoF; the defaults are the paper's `dbof-3`."""
+
+    type: Literal["dbof"] = "dbof"
+    hidden_size: int = Field(4096, ge=1)
+    """H, channels of a frame before pooling."""
+    output_size: int = Field(2048, ge=1)
+    """Size of the encoded video."""
+    frame_se_reduction: int = Field(8, ge=0)
+    """How many times narrower the gate over a frame's channels is inside; 0 leaves the gate out."""
+    video_se_reduction: int = Field(4, ge=0)
+    """The same for the gate over the encoded video."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of pooled channels dropped in training."""
+    max_frames: int = Field(150, ge=1)
+    """Frames sampled from a longer video (L_max)."""
+    input_batch_norm: bool = False
+    """Normalize each input feature over the batch's frames; the paper does not."""
+
+
+class DBoFEncoder(Encoder):
+    """Gated DBoF: (B, T, D) -> (B, output_size)."""
+
+    def __init__(self, config: DBoFConfig) -> None:
+        super().__init__(config.output_size, config.input_batch_norm)
+        self.config = config
+        self.frame_projection = nn.Linear(FRAME_SIZE, config.hidden_size)
+        self.frame_gate = squeeze_excite(config.hidden_size, config.frame_se_reduction)
+        self.pooled_norm = MaskedBatchNorm(2 * config.hidden_size)
+        self.pooled_dropout = nn.Dropout(config.dropout)
+        self.video_projection = nn.Linear(2 * config.hidden_size, config.output_size, bias=False)
+        self.video_gate = squeeze_excite(config.output_size, config.video_se_reduction)
+
+    def encode(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""
+        # In two dimensions, where ReLU in place is not an operation on a view, whose gradient would be copied.
+        hidden = F.relu(self.frame_projection(features.flatten(0, 1)), inplace=True).view(*mask.shape, -1)
+        gate_logits = None if self.frame_gate is None else self.frame_gate.gate_logits(hidden, mask)
+        pooled = gated_max_mean_pool(hidden, gate_logits, mask)
+        encoded = F.relu(self.video_projection(self.pooled_dropout(self.pooled_norm(pooled))))
+        return encoded if self.video_gate is None else self.video_gate(encoded)

@@ -1,0 +1,184 @@
+"""NeXtVLAD: frames in groups are softly assigned to clusters, and their residuals to the centroids summed.
+
+Shapes: B videos or segments, T frames, D=1152 features (1,024 rgb and 128 audio, apart), K clusters (K/2 for audio),
+G groups, J = expansion * D / G features of a group, C classes.
+
+rgb and audio apart: x / |x| -> expansion Linear (D -> G J) -> per group a sigmoid attention and a softmax over the
+clusters (batch-normalized per cluster) -> residuals to the centroids, summed over frames and groups (K, J) ->
+intra-normalized -> BatchNorm -> clusters dropped; then both -> Linear -> ReLU -> SE gate (SPEC: the method; Lin, Xiao,
+Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product less a_k c_k: no (B, T, K, G, J) tensor is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from yt8m.models.layers import AUDIO_SIZE, RGB_SIZE, Encoder, MaskedBatchNorm, squeeze_excite
+from yt8m.settings import Settings
+
+
+class NeXtVLADConfig(Settings):
+    """NeXtVLAD; the defaults are the paper's `nextvlad-2`."""
+
+    type: Literal["nextvlad"] = "nextvlad"
+    num_clusters: int = Field(64, ge=2, multiple_of=2)
+    """K, clusters of rgb features; audio has half as many."""
+    num_groups: int = Field(16, ge=1)
+    """G, groups that a frame's expanded features are split in."""
+    expansion: int = Field(2, ge=1)
+    """How many times wider a frame is made before it is split."""
+    output_size: int = Field(2048, ge=1)
+    """Size of the encoded video."""
+    se_reduction: int = Field(4, ge=0)
+    """How many times narrower the gate over the encoded video is inside; 0 leaves the gate out."""
+    cluster_dropout: float = Field(0.25, ge=0, lt=1)
+    """Share of clusters dropped whole in training."""
+    max_frames: int = Field(150, ge=1)
+    """Frames sampled from a longer video (L_max)."""
+    input_batch_norm: bool = False
+    """Normalize each input feature over the batch's frames; the paper does not."""
+    cut_after_linear: bool = False
+    """Stop after the Linear, without ReLU and gate: the segment side of a context-aware classifier."""
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.expansion * AUDIO_SIZE % self.num_groups:
+            raise ValueError(
+                f"num_groups {self.num_groups} must divide the expanded audio features, {self.expansion * AUDIO_SIZE}"
+            )
+        return self
+
+
+class ModalityVLAD(nn.Module):
+    """The NeXtVLAD descriptor of one modality: (B, T, D) -> (B, K * J).
+
+    Logits of the assignment are laid out (group, cluster): row `g * K + k` of `assignment`. Its batch norm is one
+    weight, bias and pair of statistics a cluster, over all frames and groups. Centroids start with the deviation that
+    the expanded features have under torch's initialization of the expansion, so that at first neither swamps the
+    other in a residual; all else starts as torch's layers start it.
+
+    Args:
+        in_features: D of the modality.
+        num_clusters: K.
+        num_groups: G.
+        expansion: How many times wider a frame is made.
+        cluster_dropout: Share of clusters dropped in training.
+    """
+
+    parameters_without_decay: ClassVar[tuple[str, ...]] = ("centroids",)
+
+    def __init__(
+        self, in_features: int, num_clusters: int, num_groups: int, expansion: int, cluster_dropout: float
+    ) -> None:
+        super().__init__()
+        expanded = expansion * in_features
+        self.num_clusters, self.num_groups, self.group_size = num_clusters, num_groups, expanded // num_groups
+        self.cluster_dropout = cluster_dropout
+        self.expansion = nn.Linear(in_features, expanded)
+        self.attention = nn.Linear(expanded, num_groups)
+        self.assignment = nn.Linear(expanded, num_groups * num_clusters)
+        self.assignment_norm = MaskedBatchNorm(num_clusters, copies=num_groups)
+        self.centroids = nn.Parameter(torch.empty(num_clusters, self.group_size))
+        self.descriptor_norm = MaskedBatchNorm(num_clusters * self.group_size)
+        nn.init.normal_(self.centroids, std=math.sqrt(2 / (3 * in_features)))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Describe.
+
+        Args:
+            features: (B, T, D) of this modality.
+            mask: bool (B, T), at least one frame a video.
+
+        Returns:
+            (B, K * J), laid out (cluster, feature), float32 at least.
+        """
+        features = F.normalize(features, dim=-1)
+        folds_assignment, folds_expansion = self._cheapest_order(*mask.shape)
+        expanded = features if folds_expansion else self.expansion(features)
+        if folds_assignment:
+            logits = F.linear(features, *self._after_expansion(self.assignment))
+            attention = F.linear(features, *self._after_expansion(self.attention))
+        else:
+            logits, attention = self.assignment(expanded), self.attention(expanded)
+        weights = self._weights(logits, attention, mask)
+        sums = self._sums_expanded_last(features, weights) if folds_expansion else self._sums(expanded, weights)
+        residuals = sums - weights.sum((1, 2)).unsqueeze(-1) * self.centroids
+        residuals = F.normalize(residuals.to(torch.promote_types(residuals.dtype, torch.float32)), dim=-1)
+        descriptor = self.descriptor_norm(residuals.flatten(1)).view_as(residuals)
+        return F.dropout1d(descriptor, self.cluster_dropout, self.training).flatten(1)
+
+    def _cheapest_order(self, batch: int, frames: int) -> tuple[bool, bool]:
+        """Choose the order of the matrix products that takes the fewest multiplications in a training step.
+
+        Only linear maps lie between a frame and its logits, and between a frame and its share of a sum. So the logits
+        can come straight from the frame, through `W_assignment W_expansion` (many frames: half the work), and frames
+        can be summed before they are expanded, once a cluster and group instead of once a frame (few clusters: the
+        larger part of the work gone). Frames need no gradient: a product with them costs 2 in training, others 3.
+
+        Returns:
+            Whether to fold the expansion into the assignment, and whether to expand sums instead of frames.
+        """
+        rows, size = batch * frames, self.expansion.in_features
+        expanded, assigned = self.expansion.out_features, self.assignment.out_features
+        logits = 3 * rows * expanded * assigned
+        folded_logits = 2 * rows * size * assigned + 3 * assigned * expanded * size
+        sums = 2 * rows * size * expanded + 3 * rows * expanded * self.num_clusters
+        folded_sums = 2 * rows * size * assigned + 3 * batch * self.num_clusters * size * expanded
+        if folded_logits + folded_sums < min(logits, folded_logits) + sums:
+            return True, True
+        return folded_logits < logits, False
+
+    def _after_expansion(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `linear(expansion(x))` as one linear layer."""
+        return linear.weight @ self.expansion.weight, linear.weight @ self.expansion.bias + linear.bias
+
+    def _weights(self, logits: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        """Assignment times attention, (B, T, G, K), zero at masked frames."""
+        shape = (*mask.shape, self.num_groups, self.num_clusters)
+        assignment = torch.softmax(self.assignment_norm(logits, mask).view(shape), dim=-1)
+        attention = torch.sigmoid(attention) * mask.unsqueeze(-1)
+        return assignment * attention.unsqueeze(-1)
+
+    def _sums(self, expanded: Tensor, weights: Tensor) -> Tensor:
+        """Sums (B, K, J) of expanded frames (B, T, G * J) by their weights (B, T, G, K)."""
+        groups = expanded.view(len(expanded), -1, self.group_size)
+        return weights.flatten(1, 2).transpose(1, 2) @ groups
+
+    def _sums_expanded_last(self, features: Tensor, weights: Tensor) -> Tensor:
+        """The same sums from frames (B, T, D) that were not expanded."""
+        batch, _, groups, clusters = weights.shape
+        by_group = weights.permute(0, 3, 2, 1).flatten(1, 2) @ features
+        expansion = self.expansion.weight.view(groups, self.group_size, -1).transpose(1, 2).flatten(0, 1)
+        sums = by_group.view(batch * clusters, -1) @ expansion
+        offsets = weights.sum(1).transpose(1, 2) @ self.expansion.bias.view(groups, -1)
+        return sums.view(batch, clusters, -1) + offsets
+
+
+class NeXtVLADEncoder(Encoder):
+    """NeXtVLAD of rgb and audio: (B, T, D) -> (B, output_size)."""
+
+    def __init__(self, config: NeXtVLADConfig) -> None:
+        super().__init__(config.output_size, config.input_batch_norm)
+        self.config = config
+        shared = (config.num_groups, config.expansion, config.cluster_dropout)
+        self.rgb = ModalityVLAD(RGB_SIZE, config.num_clusters, *shared)
+        self.audio = ModalityVLAD(AUDIO_SIZE, config.num_clusters // 2, *shared)
+        described = self.rgb.descriptor_norm.num_features + self.audio.descriptor_norm.num_features
+        self.projection = nn.Linear(described, config.output_size)
+        reduction = 0 if config.cut_after_linear else config.se_reduction
+        self.gate = squeeze_excite(config.output_size, reduction)
+
+    def encode(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""
+        rgb, audio = features[..., :RGB_SIZE], features[..., RGB_SIZE:]
+        encoded: Tensor = self.projection(torch.cat([self.rgb(rgb, mask), self.audio(audio, mask)], dim=1))
+        if self.config.cut_after_linear:
+            return encoded
+        encoded = F.relu(encoded)
+        return encoded if self.gate is None else self.gate(encoded)

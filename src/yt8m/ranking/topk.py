@@ -1,0 +1,335 @@
+"""The best K segments of every class, exactly, while the probabilities of all segments stream by.
+
+A candidate is one unsigned 64-bit key: the inverted bits of its probability above the segment's rank in a
+fixed order of ties. A smaller key is better, no two are equal, and a key alone gives back its segment and
+probability. So ranking is sorting integers, and the answer does not depend on the order, the batches or the
+process the segments came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from yt8m.errors import Yt8mError
+
+MAX_SEGMENTS = 100_000
+"""Segments that a submission may list for a class, and the K of MAP@K (SPEC: the task)."""
+
+_VIDEO_ID = re.compile(r"[^\s,:\x00]+")
+_WORST_KEY = np.uint64(2**64 - 1)
+_ROWS_PER_BLOCK = 8192
+_ROWS_PER_COPY = 128
+
+
+def segment_hashes(
+    video_ids: Sequence[str], rows: NDArray[np.int32], start_seconds: NDArray[np.int32]
+) -> NDArray[np.uint64]:
+    """Hash segments to 64 bits, the same on every machine and in every version, to break ties.
+
+    The video's hash is BLAKE2b of its id in UTF-8, 8 bytes, read as a little-endian integer h. The segment's
+    is the output function of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+    generators", 2014) applied to h + (start + 1) * 0x9E3779B97F4A7C15 modulo 2^64, so segments of one video
+    never collide.
+
+    Args:
+        video_ids: Ids of videos.
+        rows: Position in `video_ids` of each segment, (S,).
+        start_seconds: First second of each segment, (S,).
+
+    Returns:
+        uint64 (S,).
+    """
+    digests = (hashlib.blake2b(video_id.encode(), digest_size=8).digest() for video_id in video_ids)
+    of_videos = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    steps = start_seconds.astype(np.uint64) + np.uint64(1)
+    mixed: NDArray[np.uint64] = of_videos[rows] + steps * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The candidates of a ranking, known before any probability is: each a video and a start second.
+
+    Args:
+        video_ids: Ids of videos, without repeats, whitespace, commas or colons.
+        rows: Position in `video_ids` of each segment, int32 (S,).
+        start_seconds: First second of each segment, a multiple of 5, int32 (S,).
+
+    Raises:
+        Yt8mError: An id, a start or a whole segment cannot stand in a submission, or occurs twice.
+    """
+
+    video_ids: Sequence[str]
+    rows: NDArray[np.int32]
+    start_seconds: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 1 or self.rows.shape != self.start_seconds.shape:
+            raise ValueError(f"rows {self.rows.shape} and start_seconds {self.start_seconds.shape} must be (S,), both.")
+        if len(self) and not (self.rows.min() >= 0 and self.rows.max() < len(self.video_ids)):
+            raise ValueError(f"rows must be positions in the {len(self.video_ids)} video ids.")
+        seen: set[str] = set()
+        for video_id in self.video_ids:
+            if not _VIDEO_ID.fullmatch(video_id):
+                raise Yt8mError(
+                    f"The video id {video_id!r} cannot stand in a submission: expected one character or "
+                    "more, and no space, comma or colon."
+                )
+            if video_id in seen:
+                raise Yt8mError(f"The video id {video_id!r} occurs twice among the videos to rank: keep one of them.")
+            seen.add(video_id)
+        off_grid = np.flatnonzero((self.start_seconds < 0) | (self.start_seconds % 5 != 0))
+        if len(off_grid):
+            raise Yt8mError(f"The segment {self.name(off_grid[0])} cannot be ranked: starts are multiples of 5 from 0.")
+        flat = (self.rows.astype(np.int64) << 32) | self.start_seconds
+        values, first = np.unique(flat, return_index=True)
+        if len(values) != len(flat):
+            repeated = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)[0]
+            raise Yt8mError(f"The segment {self.name(repeated)} occurs twice among the segments to rank.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, position: int | np.integer) -> str:
+        """Say a segment as submissions do: `video:start`."""
+        return f"{self.video_ids[int(self.rows[position])]}:{self.start_seconds[position]}"
+
+    @cached_property
+    def order(self) -> NDArray[np.int32]:
+        """Positions in the order of ties, int32 (S,): by hash, then video id (code points), then start."""
+        by_id = np.array(sorted(range(len(self.video_ids)), key=self.video_ids.__getitem__), np.int64)
+        place_of_id = np.empty(len(by_id), np.int64)
+        place_of_id[by_id] = np.arange(len(by_id))
+        hashes = segment_hashes(self.video_ids, self.rows, self.start_seconds)
+        return np.lexsort((self.start_seconds, place_of_id[self.rows], hashes)).astype(np.int32)
+
+    @cached_property
+    def ranks(self) -> NDArray[np.uint32]:
+        """Place of each segment in `order`, uint32 (S,)."""
+        ranks = np.empty(len(self), np.uint32)
+        ranks[self.order] = np.arange(len(self), dtype=np.uint32)
+        return ranks
+
+    def same_as(self, other: Segments) -> bool:
+        """Whether the other one holds the same segments at the same positions."""
+        return self is other or (
+            np.array_equal(self.rows, other.rows)
+            and np.array_equal(self.start_seconds, other.start_seconds)
+            and list(self.video_ids) == list(other.video_ids)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The best segments of every class, best first.
+
+    Args:
+        segments: What the positions mean.
+        keys: A class's sorted keys, uint64 (at most K,), one array a class.
+    """
+
+    segments: Segments
+    keys: tuple[NDArray[np.uint64], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def positions(self, class_index: int) -> NDArray[np.int32]:
+        """Positions in `segments` of a class's segments, best first, int32."""
+        return self.segments.order[self.keys[class_index].astype(np.uint32)]
+
+    def probabilities(self, class_index: int) -> NDArray[np.float32]:
+        """Probabilities of a class's segments, in the order of `positions`, float32."""
+        return _probabilities_of(self.keys[class_index])
+
+
+class TopK:
+    """Keeps the K best segments of every class; exact, with ties broken as `Segments.order` says.
+
+    A class has room for K keys and a quarter more. When that is full it is cut back to the best K, and from
+    then on most probabilities fail one comparison with the K-th best and cost nothing else. Memory is 8 bytes
+    for each place, about 1 GB for 1,000 classes and K = 100,000, whatever the number of segments.
+
+    Args:
+        num_classes: Classes C.
+        k: Segments to keep for each class.
+        segments: All segments that will come.
+    """
+
+    def __init__(self, num_classes: int, k: int, segments: Segments) -> None:
+        if num_classes < 1 or k < 1:
+            raise ValueError(f"expected at least one class and k of at least 1, found {num_classes} and {k}.")
+        self.k = k
+        self.segments = segments
+        rows_per_block = min(_ROWS_PER_BLOCK, len(segments))
+        room = min(k + max(k // 4, rows_per_block), len(segments))
+        self._keys = np.empty((num_classes, room), np.uint64)
+        self._counts = [0] * num_classes
+        self._worst_keys = np.full(num_classes, _WORST_KEY)
+        self._worst_probabilities = np.zeros(num_classes, np.float32)
+        self._seen = np.zeros(len(segments), np.bool_)
+        self._block = np.empty((num_classes, rows_per_block), np.float32)
+        self._block_positions = np.empty(rows_per_block, np.int64)
+        self._num_waiting = 0
+        self._finished = False
+
+    @property
+    def num_classes(self) -> int:
+        """Classes C."""
+        return len(self._keys)
+
+    def update(self, segment_positions: ArrayLike, probabilities: ArrayLike) -> None:
+        """Take the probabilities of some segments.
+
+        Args:
+            segment_positions: Positions in `segments`, integers (n,), each given once in the life of the
+                ranker.
+            probabilities: From 0 to 1, (n, C); compared as float32.
+
+        Raises:
+            Yt8mError: A probability is not a number from 0 to 1, or a segment was given before. Nothing was
+                taken.
+            ValueError: The shapes do not fit, or a position is not one of `segments`.
+        """
+        self._refuse_if_finished()
+        positions, values = np.asarray(segment_positions), np.asarray(probabilities, np.float32)
+        self._check(positions, values)
+        self._seen[positions] = True
+        taken = 0
+        while taken < len(positions):
+            start = self._num_waiting
+            # A few rows at a time, or the transposition falls out of the processor's cache.
+            num_rows = min(len(positions) - taken, self._block.shape[1] - start, _ROWS_PER_COPY)
+            rows = slice(taken, taken + num_rows)
+            self._block_positions[start : start + num_rows] = positions[rows]
+            # The absolute value, for the bits of -0.0 would rank it above 1.
+            np.abs(values[rows].T, out=self._block[:, start : start + num_rows])
+            self._num_waiting += num_rows
+            taken += num_rows
+            if self._num_waiting == self._block.shape[1]:
+                self._take_block()
+
+    def merge(self, other: TopK) -> None:
+        """Take what another ranker of the same segments kept, as if its updates had been made here.
+
+        Args:
+            other: A ranker of other segments of the same `segments`, with the same classes and K.
+
+        Raises:
+            Yt8mError: A segment was given to both.
+            ValueError: The other one ranks other segments or classes, or has another K.
+        """
+        self._refuse_if_finished()
+        other._refuse_if_finished()
+        same_shape = (self.num_classes, self.k) == (other.num_classes, other.k)
+        if not (same_shape and self.segments.same_as(other.segments)):
+            raise ValueError("only rankers of the same segments, classes and k can be merged.")
+        twice = np.flatnonzero(self._seen & other._seen)
+        if len(twice):
+            raise Yt8mError(self._given_twice(twice[0]))
+        self._seen |= other._seen
+        other._take_block()
+        for class_index, count in enumerate(other._counts):
+            self._keep(class_index, other._keys[class_index, :count])
+
+    def result(self, *, allow_missing: bool = False) -> Ranking:
+        """Finish: sort what was kept. The ranking lives in the ranker's memory, so no update may follow.
+
+        Args:
+            allow_missing: Accept that some segments never came; they are in no class's list.
+
+        Raises:
+            Yt8mError: Some segments never came.
+        """
+        missing = np.flatnonzero(~self._seen)
+        if len(missing) and not allow_missing:
+            raise Yt8mError(
+                f"{len(missing):,} of {len(self._seen):,} segments were given no probabilities "
+                f"(the first is {self.segments.name(missing[0])}), so they cannot be ranked."
+            )
+        self._take_block()
+        self._finished = True
+        for class_index in range(self.num_classes):
+            self._cut(class_index)
+            self._keys[class_index, : self._counts[class_index]].sort()
+        return Ranking(self.segments, tuple(keys[:count] for keys, count in zip(self._keys, self._counts, strict=True)))
+
+    def _check(self, positions: NDArray[np.integer], values: NDArray[np.float32]) -> None:
+        if values.shape != (*positions.shape, self.num_classes) or positions.ndim != 1:
+            raise ValueError(
+                f"expected positions (n,) and probabilities (n, {self.num_classes}), "
+                f"found {positions.shape} and {values.shape}."
+            )
+        if not len(positions):
+            return
+        if not np.issubdtype(positions.dtype, np.integer):
+            raise ValueError(f"expected whole numbers as positions, found {positions.dtype}.")
+        if positions.min() < 0 or positions.max() >= len(self.segments):
+            raise ValueError(f"a position is outside the {len(self.segments)} segments.")
+        if not (values.min() >= 0 and values.max() <= 1):
+            row, class_index = np.argwhere(~((values >= 0) & (values <= 1)))[0]
+            raise Yt8mError(
+                f"The probability of segment {self.segments.name(positions[row])} for class position "
+                f"{class_index} is {values[row, class_index]}; expected a number from 0 to 1."
+            )
+        before = np.flatnonzero(self._seen[positions])
+        if len(before):
+            raise Yt8mError(self._given_twice(positions[before[0]]))
+        unique, first = np.unique(positions, return_index=True)
+        if len(unique) != len(positions):
+            raise Yt8mError(self._given_twice(np.delete(positions, first)[0]))
+
+    def _given_twice(self, position: np.integer) -> str:
+        name = self.segments.name(position)
+        return f"The segment {name} was given probabilities twice; each can be ranked only once."
+
+    def _refuse_if_finished(self) -> None:
+        if self._finished:
+            raise ValueError("this ranker has given its result: make a new one.")
+
+    def _take_block(self) -> None:
+        """Move what may be among the best from the waiting block to the keys, class by class."""
+        num_rows, self._num_waiting = self._num_waiting, 0
+        ranks = self.segments.ranks[self._block_positions[:num_rows]].astype(np.uint64)
+        for class_index, column in enumerate(self._block[:, :num_rows]):
+            chosen = np.flatnonzero(column >= self._worst_probabilities[class_index])
+            if len(chosen):
+                bits = ~column[chosen].view(np.uint32)
+                keys = (bits.astype(np.uint64) << np.uint64(32)) | ranks[chosen]
+                self._keep(class_index, keys)
+
+    def _keep(self, class_index: int, keys: NDArray[np.uint64]) -> None:
+        """Store the keys that are better than the K-th best known so far."""
+        while len(keys):
+            keys = keys[keys < self._worst_keys[class_index]]
+            start = self._counts[class_index]
+            stored = self._keys[class_index, start : start + len(keys)]
+            stored[:] = keys[: len(stored)]
+            self._counts[class_index] += len(stored)
+            keys = keys[len(stored) :]
+            if len(keys):
+                self._cut(class_index)
+
+    def _cut(self, class_index: int) -> None:
+        """Cut a class back to its best K keys; the K-th is then the one to beat."""
+        if self._counts[class_index] <= self.k:
+            return
+        keys = self._keys[class_index, : self._counts[class_index]]
+        keys.partition(self.k - 1)
+        self._counts[class_index] = self.k
+        worst = keys[self.k - 1 : self.k]
+        self._worst_keys[class_index : class_index + 1] = worst
+        self._worst_probabilities[class_index : class_index + 1] = _probabilities_of(worst)
+
+
+def _probabilities_of(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    return (~(keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)

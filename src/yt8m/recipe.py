@@ -1,0 +1,208 @@
+"""A recipe: one YAML file that names the models to train and how they are merged.
+
+    base_models      video classifiers, pre-trained on video labels
+    segment_models   fine-tuned from them on rated segments, context-agnostic or context-aware
+    ensemble         which of these are merged into the submission
+
+Everything is checked before anything runs: keys, types, values, and that every model named exists.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from yt8m.errors import UsageError
+from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
+from yt8m.models.layers import MixtureConfig
+from yt8m.ranking.ensemble import EnsembleSettings
+from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, validated
+from yt8m.training.loop import TrainingConfig
+from yt8m.training.machine import MachineConfig
+from yt8m.training.tasks import SegmentLossConfig
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names become folders."""
+
+
+class BaseModelRecipe(Settings):
+    """A video classifier to pre-train on `video/train`, judged on `video/valid`."""
+
+    classifier: VideoClassifierConfig
+    """The network."""
+    frames_per_video: int | None = Field(default=None, ge=1)
+    """Frames sampled at each visit of a video in training; the encoder's `max_frames` where left out."""
+    training: TrainingConfig
+    """How it is trained."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of weights, order and sampling; the recipe's where left out."""
+
+
+class _SegmentModelRecipe(Settings):
+    """What both kinds of segment model have."""
+
+    fold: int = Field(ge=0)
+    """The fold of `segment/train` that is held out and chooses the best checkpoint."""
+    training: TrainingConfig
+    """How it is trained."""
+    loss: SegmentLossConfig = SegmentLossConfig()
+    """Weights of the loss's parts."""
+    margin_frames: int = Field(default=3, ge=0)
+    """Frames seen on either side of a segment."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of weights, order and dropout; the recipe's where left out."""
+
+
+class AgnosticRecipe(_SegmentModelRecipe):
+    """A context-agnostic segment classifier: a base model fine-tuned."""
+
+    kind: Literal["agnostic"] = "agnostic"
+    base: str
+    """The base model."""
+
+
+class AwareRecipe(_SegmentModelRecipe):
+    """A context-aware segment classifier: a frozen context encoder beside a segment encoder."""
+
+    kind: Literal["aware"] = "aware"
+    context: str
+    """The base model whose encoder sees the video."""
+    segment: str
+    """The base model whose encoder sees the segment."""
+    fusion: FusionConfig = FusionConfig()
+    """What joins the two."""
+    mixture: MixtureConfig = MixtureConfig()
+    """The mixture of experts on top."""
+
+
+SegmentModelRecipe = Annotated[AgnosticRecipe | AwareRecipe, Field(discriminator="kind")]
+
+
+class EnsembleRecipe(EnsembleSettings):
+    """What is merged into the submission."""
+
+    models: list[str] = Field(default_factory=list)
+    """The segment models to merge; all of them where left empty."""
+
+
+class Recipe(Settings):
+    """Models to train and the ensemble to make of them."""
+
+    description: str = ""
+    """What this recipe is for."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything whose own seed is left out."""
+    folds: int = Field(default=8, ge=2)
+    """Folds of the rated videos, by shard."""
+    base_models: dict[ModelName, BaseModelRecipe] = Field(min_length=1)
+    """Video classifiers to pre-train."""
+    segment_models: dict[ModelName, SegmentModelRecipe] = Field(min_length=1)
+    """Segment classifiers to fine-tune."""
+    ensemble: EnsembleRecipe = EnsembleRecipe()
+    """How they are merged."""
+    top_k: int = Field(default=MAX_SEGMENTS, ge=1, le=MAX_SEGMENTS)
+    """Segments listed for each class."""
+    compare: bool = False
+    """Also rank and score each model, each kind of model and a random order, where the test set's truth is there."""
+    machine: MachineConfig = MachineConfig()
+    """Devices and precision."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name, model in self.segment_models.items():
+            place = f"segment_models.{name}"
+            named = (
+                {"base": model.base}
+                if isinstance(model, AgnosticRecipe)
+                else {"context": model.context, "segment": model.segment}
+            )
+            for role, base in named.items():
+                if base not in self.base_models:
+                    raise ValueError(
+                        f"{place}.{role}: there is no base model {base!r}{nearest(base, self.base_models)}"
+                    )
+            if model.fold >= self.folds:
+                raise ValueError(f"{place}.fold: expected a fold below {self.folds}, found {model.fold}")
+        for name in [*self.ensemble.models, *self.ensemble.weights]:
+            if name not in self.segment_models:
+                raise ValueError(f"ensemble: there is no segment model {name!r}{nearest(name, self.segment_models)}")
+        return self
+
+    @property
+    def ensemble_models(self) -> list[str]:
+        """Names of the merged models, in the order of merging."""
+        return self.ensemble.models or list(self.segment_models)
+
+
+def shipped_recipe(name: str) -> Path:
+    """Path of a recipe that comes with the package, by its name ("demo", "seventh-place", ...).
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    package = Path(__file__).parent
+    # An installed package holds its recipes; a source checkout keeps them at its root.
+    folder = next((place for place in (package / "recipes", package.parents[1] / "recipes") if place.is_dir()), package)
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(
+            f"There is no recipe {name!r}{nearest(name, (known.stem for known in folder.glob('*.yaml')))}."
+        )
+    return path
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Path of a recipe given as a file, or by the name of one that comes with the package.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) != 1:
+        raise UsageError(f"{path}: there is no such recipe.")
+    return shipped_recipe(name_or_path)
+
+
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `path=value` each, such as `base_models.dbof.training.steps=100`; values are YAML.
+
+    Raises:
+        UsageError: The file or an override is wrong in any way; the sentence says where.
+    """
+    values = read_yaml(path)
+    for override in overrides or []:
+        _set(values, override)
+    return validated(Recipe, values, str(path))
+
+
+def _set(values: Any, override: str) -> None:
+    """Put one override into a recipe's plain values."""
+    match = re.fullmatch(r"([^=\s]+)=(.*)", override, re.DOTALL)
+    if not match:
+        raise UsageError(f"--set {override}: expected path=value, such as base_models.dbof.training.steps=100.")
+    *parents, last = match[1].split(".")
+    try:
+        value = parse_yaml(match[2])
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    place = values
+    for depth, key in enumerate(parents):
+        if not isinstance(place, dict):
+            raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
+        if key not in place:
+            place[key] = {}
+        place = place[key]
+    if not isinstance(place, dict):
+        raise UsageError(f"--set {override}: {'.'.join(parents)!r} has no keys of its own.")
+    place[last] = value

@@ -1,0 +1,408 @@
+"""Doing what a recipe says: its stages in order, each into a folder of its own, finished ones skipped.
+
+A stage is known by its fingerprint: a digest of its settings and of what goes into it (catalogs by content, base
+models by their own stage's fingerprint). `stage.yaml` in its folder holds it. The same fingerprint and `finished`
+means skip; the same and `started` means go on from the checkpoint; another one means that the settings changed, and
+the former result is moved aside, never overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from torch import nn
+
+from yt8m.comparison import Comparison, Truths, merges, predict_and_score
+from yt8m.dataset.catalog import Catalog, load_or_index
+from yt8m.dataset.frames import FrameReader
+from yt8m.display import err, step_bar
+from yt8m.errors import UsageError
+from yt8m.files import written_atomically
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.saved import load_model
+from yt8m.ranking.ensemble import model_weights
+from yt8m.ranking.predict import SegmentClassifier
+from yt8m.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
+from yt8m.scoring.report import SCORES_FILE, read_scores
+from yt8m.settings import nearest, read_yaml, to_yaml
+from yt8m.training.loop import CHECKPOINT_FILE, Task, fit
+from yt8m.training.machine import make_fabric
+from yt8m.training.tasks import SegmentTask, VideoTask
+from yt8m.vocabulary import Vocabulary
+
+STAGE_FILE = "stage.yaml"
+SUBMISSION_FILE = "submission.csv"
+KINDS = ("pretrain", "finetune", "predict")
+CODE_VERSION = 1
+"""Raised when a change of the code changes what a stage gives for the same settings."""
+
+_NOT_RESULTS = ("log_every", "checkpoint_every")
+"""Settings of a training run that change nothing but how it is watched."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What `stage.yaml` says: which stage this is, and once it is finished, what came of it."""
+
+    fingerprint: str
+    status: str
+    seconds: float
+    metrics: dict[str, float]
+
+
+def read_stage(folder: Path) -> StageRecord | None:
+    """Read the record of a stage's folder; None where there is none."""
+    if not (folder / STAGE_FILE).is_file():
+        return None
+    values = read_yaml(folder / STAGE_FILE)
+    try:
+        return StageRecord(
+            values["fingerprint"], values["status"], values.get("seconds", 0.0), values.get("metrics", {})
+        )
+    except (TypeError, KeyError, AttributeError):
+        return None
+
+
+def _write_stage(folder: Path, record: StageRecord, settings: Mapping[str, Any]) -> None:
+    values = {
+        "fingerprint": record.fingerprint,
+        "status": record.status,
+        "seconds": round(record.seconds, 1),
+        "metrics": {name: float(value) for name, value in record.metrics.items()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": dict(settings),
+    }
+    with written_atomically(folder / STAGE_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def fingerprint(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Digest of what decides a stage's result."""
+    text = json.dumps([CODE_VERSION, kind, settings, inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Run:
+    """A recipe, a dataset folder and an output folder; each method does one stage unless it is done already.
+
+    Args:
+        recipe: What to train and merge.
+        data: The dataset folder, in the classic layout.
+        out: Where stages leave their folders.
+
+    Raises:
+        UsageError: The dataset folder lacks a part, or the machine lacks the devices.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path) -> None:
+        if not data.is_dir():
+            raise UsageError(f"{data}: there is no such dataset folder.")
+        self.recipe, self.data, self.out = recipe, data, out
+        self.vocabulary = Vocabulary.load(data)
+        self.fabric: Fabric = make_fabric(recipe.machine)
+        self._catalogs: dict[str, Catalog] = {}
+
+    # ------------------------------------------------------------------------------------------------- inputs
+
+    def catalog(self, part: str) -> Catalog:
+        """Catalog of a part of the dataset ("video/train", ...), indexed now where it has not been."""
+        if part not in self._catalogs:
+            if not self.fabric.is_global_zero:
+                self.fabric.barrier()
+            self._catalogs[part] = load_or_index(self.data / part)
+            if self.fabric.is_global_zero:
+                self.fabric.barrier()
+        return self._catalogs[part]
+
+    def _seed(self, seed: int | None) -> int:
+        return self.recipe.seed if seed is None else seed
+
+    # ------------------------------------------------------------------------------------------------- stages
+
+    def pretrain(self, name: str) -> None:
+        """Pre-train a base model of the recipe.
+
+        Raises:
+            UsageError: The recipe has no such model, or the data cannot train it.
+        """
+        stage, mark = self._base(name), self._pretrain_mark(name)
+
+        def build(seed: int) -> tuple[nn.Module, Task]:
+            torch.manual_seed(seed)
+            task = VideoTask(
+                FrameReader(self.catalog("video/train")),
+                FrameReader(self.catalog("video/valid")),
+                self.vocabulary,
+                stage.classifier.encoder.max_frames,
+                stage.frames_per_video or stage.classifier.encoder.max_frames,
+                stage.training.batch_size,
+                seed,
+                {"name": name, "seed": seed, "stage": mark},
+            )
+            return VideoClassifier(stage.classifier, len(self.vocabulary)), task
+
+        self._train("pretrain", name, mark, stage, build)
+
+    def finetune(self, name: str) -> None:
+        """Fine-tune a segment model of the recipe from base models that are trained already.
+
+        Raises:
+            UsageError: The recipe has no such model, a base model is not trained with these settings, or the data
+                cannot train it.
+        """
+        stage, mark = self._segment(name), self._finetune_mark(name)
+
+        def build(seed: int) -> tuple[nn.Module, Task]:
+            torch.manual_seed(seed)
+            model = self._start(stage).to(self.fabric.device)
+            task = SegmentTask(
+                self.fabric,
+                model,
+                FrameReader(self.catalog("segment/train")),
+                self.vocabulary,
+                stage.fold,
+                self.recipe.folds,
+                stage.loss,
+                stage.training.batch_size,
+                seed,
+                {"name": name, "seed": seed, "fold": stage.fold, "stage": mark},
+            )
+            return model, task
+
+        self._train("finetune", name, mark, stage, build)
+
+    def predict(self) -> Comparison:
+        """Predict every test segment with the ensemble's models, write `submission.csv`, score it where there is truth.
+
+        Raises:
+            UsageError: A segment model is not trained with these settings.
+        """
+        reader = FrameReader(self.catalog("segment/test"))
+        truths = Truths.find(self.data / "segment", reader, self.vocabulary)
+        compare = self.recipe.compare and (truths.ratings is not None or truths.positives is not None)
+        names = list(self.recipe.segment_models) if compare else self.recipe.ensemble_models
+        of_ensemble = self.recipe.ensemble_models
+        weights = dict(zip(of_ensemble, model_weights(self.recipe.ensemble, of_ensemble).tolist(), strict=True))
+        settings = {"weights": weights, "top_k": self.recipe.top_k, "compare": compare, "seed": self.recipe.seed}
+        inputs = {name: self._finetune_mark(name) for name in names} | {
+            "segment/test": reader.catalog.digest,
+            "truth": truths.digest,
+        }
+        mark = fingerprint("predict", settings, inputs)
+        folder = self.out / "predict"
+        record = read_stage(folder)
+        if (
+            record
+            and (record.fingerprint, record.status) == (mark, "finished")
+            and (self.out / SUBMISSION_FILE).exists()
+        ):
+            self._say("predict: finished before, skipped")
+            return Comparison(read_scores(folder / SCORES_FILE), int(record.metrics["segments"]))
+        models = {name: self._segment_classifier(name) for name in names}
+        started = time.monotonic()
+        comparison = predict_and_score(
+            reader,
+            models,
+            merges({name: self._segment(name).kind for name in names}, weights, compare),
+            self.recipe.top_k,
+            self.vocabulary,
+            truths,
+            self.out / SUBMISSION_FILE,
+            folder,
+            self.fabric.device,
+            self.recipe.seed,
+        )
+        seconds = time.monotonic() - started
+        metrics = {"segments": float(comparison.num_segments), "models": float(len(models))}
+        _write_stage(folder, StageRecord(mark, "finished", seconds, metrics), settings)
+        self._say(f"predict: {comparison.num_segments:,} segments with {len(models)} models, {seconds:.0f} s")
+        return comparison
+
+    def _segment_classifier(self, name: str) -> SegmentClassifier:
+        model = self._trained("finetune", name, self._finetune_mark(name))
+        if not isinstance(model, ContextAgnosticClassifier | ContextAwareClassifier):
+            raise UsageError(f"{self.out / 'finetune' / name}: holds a model of another kind.")
+        return model
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds that each finished stage took, by its name, in order."""
+        records = {stage: read_stage(self.out / stage) for stage in self.stages()}
+        return {stage: record.seconds for stage, record in records.items() if record and record.status == "finished"}
+
+    def run(self, only: str | None = None) -> Comparison | None:
+        """Run all stages, or only those asked for.
+
+        Args:
+            only: A kind of stage ("pretrain", "finetune", "predict") or one stage ("pretrain/dbof").
+
+        Returns:
+            What prediction ended with, if it was among the stages.
+
+        Raises:
+            UsageError: There is no such stage, or one that it needs is not finished.
+        """
+        stages = self.stages()
+        chosen = [stage for stage in stages if only is None or only in (stage, stage.split("/")[0])]
+        if not chosen:
+            raise UsageError(f"--only {only}: there is no such stage{nearest(str(only), [*KINDS, *stages])}.")
+        if self.fabric.is_global_zero:
+            self._keep_recipe()
+        comparison = None
+        for stage in chosen:
+            kind, _, name = stage.partition("/")
+            if kind == "pretrain":
+                self.pretrain(name)
+            elif kind == "finetune":
+                self.finetune(name)
+            elif self.fabric.is_global_zero:
+                comparison = self.predict()
+        self.fabric.barrier()
+        return comparison
+
+    def stages(self) -> list[str]:
+        """Names of all stages, in order."""
+        return [
+            *(f"pretrain/{name}" for name in self.recipe.base_models),
+            *(f"finetune/{name}" for name in self.recipe.segment_models),
+            "predict",
+        ]
+
+    # --------------------------------------------------------------------------------------- what a stage is
+
+    def _base(self, name: str) -> BaseModelRecipe:
+        if name not in self.recipe.base_models:
+            raise UsageError(f"The recipe has no base model {name!r}{nearest(name, self.recipe.base_models)}.")
+        return self.recipe.base_models[name]
+
+    def _segment(self, name: str) -> SegmentModelRecipe:
+        if name not in self.recipe.segment_models:
+            raise UsageError(f"The recipe has no segment model {name!r}{nearest(name, self.recipe.segment_models)}.")
+        return self.recipe.segment_models[name]
+
+    def _settings(self, stage: BaseModelRecipe | SegmentModelRecipe) -> dict[str, Any]:
+        """All settings that decide a training stage's result."""
+        settings = stage.model_dump(mode="json")
+        training = {name: value for name, value in settings["training"].items() if name not in _NOT_RESULTS}
+        decided = {"training": training, "seed": self._seed(stage.seed), "precision": self.recipe.machine.precision}
+        if not isinstance(stage, BaseModelRecipe):
+            decided["folds"] = self.recipe.folds
+        return settings | decided
+
+    def _pretrain_mark(self, name: str) -> str:
+        inputs = {"vocabulary": self.vocabulary.digest} | {
+            part: self.catalog(part).digest for part in ("video/train", "video/valid")
+        }
+        return fingerprint("pretrain", self._settings(self._base(name)), inputs)
+
+    def _finetune_mark(self, name: str) -> str:
+        stage = self._segment(name)
+        bases = (
+            {"base": stage.base}
+            if isinstance(stage, AgnosticRecipe)
+            else {"context": stage.context, "segment": stage.segment}
+        )
+        inputs = {role: self._pretrain_mark(base) for role, base in bases.items()}
+        inputs["segment/train"] = self.catalog("segment/train").digest
+        return fingerprint("finetune", self._settings(stage), inputs)
+
+    def _start(self, stage: SegmentModelRecipe) -> SegmentClassifier:
+        """A segment model before its first step, made of trained base models."""
+        if isinstance(stage, AgnosticRecipe):
+            return ContextAgnosticClassifier.from_video_classifier(self._trained_base(stage.base), stage.margin_frames)
+        return ContextAwareClassifier.from_video_classifiers(
+            self._trained_base(stage.context),
+            self._trained_base(stage.segment),
+            fusion=stage.fusion,
+            mixture=stage.mixture,
+            margin_frames=stage.margin_frames,
+        )
+
+    def _trained_base(self, name: str) -> VideoClassifier:
+        model = self._trained("pretrain", name, self._pretrain_mark(name))
+        if not isinstance(model, VideoClassifier):
+            raise UsageError(f"{self.out / 'pretrain' / name}: holds a model of another kind.")
+        return model
+
+    def _trained(self, kind: str, name: str, mark: str) -> Classifier:
+        """Load what a stage left.
+
+        Raises:
+            UsageError: It is not finished, or was run with other settings or data.
+        """
+        folder = self.out / kind / name
+        record = read_stage(folder)
+        if record is None or record.status != "finished":
+            raise UsageError(f"{folder}: {kind} of {name!r} is not finished; run that stage first.")
+        if record.fingerprint != mark:
+            raise UsageError(
+                f"{folder}: was trained with other settings or data than the recipe's; run that stage again."
+            )
+        return load_model(folder / "model", vocabulary_digest=self.vocabulary.digest, device=self.fabric.device)
+
+    # ----------------------------------------------------------------------------------------------- training
+
+    def _train(
+        self,
+        kind: str,
+        name: str,
+        mark: str,
+        stage: BaseModelRecipe | SegmentModelRecipe,
+        build: Callable[[int], tuple[nn.Module, Task]],
+    ) -> None:
+        """Train one model into its folder, unless that is done; go on where a former run was stopped."""
+        folder = self.out / kind / name
+        record = read_stage(folder)
+        title = f"{kind} {name}"
+        self.fabric.barrier()
+        if record and record.fingerprint == mark and record.status == "finished":
+            self._say(f"{title}: finished before, skipped")
+            return
+        if self.fabric.is_global_zero:
+            if folder.exists() and (record is None or record.fingerprint != mark):
+                kept = _moved_aside(folder)
+                self._say(f"{title}: the settings or the data changed; the former result is kept in {kept}")
+            elif record:
+                self._say(f"{title}: goes on where it was stopped")
+            _write_stage(folder, StageRecord(mark, "started", 0.0, {}), self._settings(stage))
+        self.fabric.barrier()
+        seed = self._seed(stage.seed)
+        model, task = build(seed)
+        with step_bar(title, stage.training.steps, self.fabric.is_global_zero) as on_step:
+            fitted = fit(
+                self.fabric, model, task, stage.training, folder, seed, self.recipe.machine.num_workers, on_step
+            )
+        if self.fabric.is_global_zero:
+            _write_stage(folder, StageRecord(mark, "finished", fitted.seconds, fitted.metrics), self._settings(stage))
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+            metrics = ", ".join(f"{metric} {value:.4f}" for metric, value in fitted.metrics.items())
+            self._say(
+                f"{title}: {metrics} at step {fitted.best_step} of {stage.training.steps}, {fitted.seconds:.0f} s"
+            )
+        self.fabric.barrier()
+
+    def _say(self, sentence: str) -> None:
+        if self.fabric.is_global_zero:
+            err.print(sentence, markup=False)
+
+    def _keep_recipe(self) -> None:
+        """Leave the recipe, with every value spelled out, beside what it makes."""
+        with written_atomically(self.out / "recipe.yaml") as temporary:
+            temporary.write_text(to_yaml(self.recipe), encoding="utf-8")
+
+
+def _moved_aside(folder: Path) -> Path:
+    """Rename a folder to the first free `NAME.before-N`."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    return folder.replace(kept)

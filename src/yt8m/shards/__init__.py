@@ -1,0 +1,1 @@
+"""Shards: TFRecord files as others write them, and how to write them ourselves."""

@@ -1,0 +1,1 @@
+"""Training: what a stage learns, on what, judged by what."""

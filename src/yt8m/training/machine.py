@@ -1,0 +1,53 @@
+"""Where the arithmetic runs: devices, precision and processes, all of them Lightning Fabric's."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+
+from yt8m.errors import UsageError
+from yt8m.settings import Settings
+
+
+class MachineConfig(Settings):
+    """What a run may use. `devices` and `num_workers` change no result; `precision` does."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device; `auto` takes a GPU where there is one."""
+    devices: int = Field(default=1, ge=1)
+    """Devices of each node."""
+    num_nodes: int = Field(default=1, ge=1)
+    """Nodes of the run."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Numbers of the matrix products; weights and losses are float32."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that read ahead; 0 reads between the steps. Batches are the same with any number."""
+
+
+def make_fabric(config: MachineConfig) -> Fabric:
+    """Start Fabric on the devices asked for; under `torchrun` the processes are those it started.
+
+    Raises:
+        UsageError: This machine has no such devices.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = "LOCAL_RANK" in os.environ and world_size > 1
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)) if launched else config.devices
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=world_size // devices if launched else config.num_nodes,
+            strategy="ddp" if launched or devices * config.num_nodes > 1 else "auto",
+            precision=config.precision,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"machine: {' '.join(str(error).split())}") from None
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    fabric.launch()
+    return fabric

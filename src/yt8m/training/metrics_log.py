@@ -1,0 +1,77 @@
+"""The log of a run: `metrics.csv` for people and scripts, TensorBoard for the eye.
+
+A resumed run first drops what was logged after its checkpoint, so the log has neither gaps nor repeats.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import types
+from pathlib import Path
+
+# TensorBoard's writer imports all of TensorFlow where that is installed, which takes seconds and prints a page. It does
+# without when it finds a module of this name.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+from yt8m.files import written_atomically
+
+_HEADER = ("split", "step", "metric", "value")
+
+
+class MetricsLog:
+    """Writes metrics of one run; only the first process does.
+
+    Args:
+        folder: Receives `metrics.csv` (split, step, metric, value; a row a value) and `tensorboard/`.
+        fabric: Tells which process this is.
+        start: Steps already done; later rows of a former try are dropped.
+    """
+
+    def __init__(self, folder: Path, fabric: Fabric, start: int) -> None:
+        self._path = folder / "metrics.csv"
+        self._rows: list[tuple[str, int, str, float]] = []
+        self._writes = fabric.is_global_zero
+        if self._path.exists():
+            self._rows = [row for row in read_metrics(self._path) if row[1] <= start]
+        self._board: TensorBoardLogger | None = None
+        if self._writes:
+            with written_atomically(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([_HEADER, *self._rows])
+            self._board = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1)
+
+    def write(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Log the metrics of a split ("train", "valid") after `step` steps."""
+        rows = [(split, step, name, value) for name, value in values.items()]
+        self._rows += rows
+        if self._board:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+            self._board.log_metrics(
+                {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}, step
+            )
+
+    def values(self, split: str, step: int) -> dict[str, float]:
+        """Metrics of a split at a step."""
+        return {
+            name: value for row_split, row_step, name, value in self._rows if (row_split, row_step) == (split, step)
+        }
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        if self._board:
+            self._board.finalize("success")
+
+
+def read_metrics(path: Path) -> list[tuple[str, int, str, float]]:
+    """Rows (split, step, metric, value) of a `metrics.csv`; a last line cut short by a kill is left out."""
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file):
+            if len(row) == len(_HEADER) and row[1].isdecimal():
+                rows.append((row[0], int(row[1]), row[2], float(row[3])))
+    return rows

@@ -1,0 +1,79 @@
+"""AdamW with decay where it belongs, and the slanted triangular schedule (SPEC: optimization)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from yt8m.models.layers import decaying_parameters
+from yt8m.settings import Settings
+
+
+class OptimizationConfig(Settings):
+    """How the weights move."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(default=128, gt=0)
+    """Videos or segments in a step, over all processes."""
+    peak_rate: float = Field(gt=0)
+    """Highest learning rate of the schedule."""
+    weight_decay: float = Field(ge=0)
+    """Decay of weight matrices; biases and the weights of norm layers have none."""
+    warmup: float = Field(default=0.25, ge=0, le=1)
+    """Share of the steps during which the rate rises."""
+    max_grad_norm: float = Field(default=10.0, gt=0)
+    """The gradient's norm is clipped here."""
+    slow_rate_factor: float = Field(default=0.5, ge=0)
+    """Rate of a context-aware model's segment encoder, as a share of that of its new layers."""
+
+
+def slanted_triangular(step: int, steps: int, warmup: float) -> float:
+    """Rate at a step as a share of the peak: linear up over the first `warmup`, then linear down to zero.
+
+    Args:
+        step: From 0; the peak is reached at `warmup * steps`.
+        steps: Steps in all; the rate of step `steps` would be 0.
+        warmup: Share of the steps that rise.
+    """
+    peak = warmup * steps
+    return (step + 1) / (peak + 1) if step < peak else (steps - step) / (steps - peak)
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimizationConfig, slow: Collection[nn.Parameter] = ()
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """Make AdamW and its schedule over the parameters that are trained.
+
+    Args:
+        model: Parameters that need no gradient (a frozen encoder) are left out.
+        config: Rates and decay.
+        slow: Parameters that learn at `slow_rate_factor` of the rate.
+
+    Returns:
+        The optimizer and its schedule, to be stepped once a step.
+    """
+    slow_ids = {id(parameter) for parameter in slow}
+    decaying = decaying_parameters(model)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((decaying[name], id(parameter) in slow_ids), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decay else 0.0,
+                "lr": config.peak_rate * (config.slow_rate_factor if is_slow else 1.0),
+            }
+            for (decay, is_slow), parameters in groups.items()
+        ],
+        lr=config.peak_rate,
+        fused=True,
+    )
+    shape: Callable[[int], float] = lambda step: slanted_triangular(step, config.steps, config.warmup)  # noqa: E731
+    return optimizer, LambdaLR(optimizer, shape)

@@ -1,0 +1,93 @@
+"""The vocabulary of segment classes: class position <-> dataset id <-> name.
+
+A model's column `c` is the class in row `c` of `segment_vocabulary.csv`; the file is not sorted by id, and its row
+order is what counts (SPEC: the data). Submissions and shards name a class by its id in the 3,862-label vocabulary.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from yt8m.errors import UsageError
+
+FILE_NAME = "segment_vocabulary.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Segment classes in the order of a model's columns.
+
+    Args:
+        label_ids: Dataset ids, int64 (C,), without repeats.
+        names: A name a class, for people; need not be unique.
+    """
+
+    label_ids: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.label_ids)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read `segment_vocabulary.csv` (columns `Index` and `Name`, others ignored).
+
+        Args:
+            path: The file, or the dataset folder that holds it.
+
+        Raises:
+            UsageError: The file is missing, empty, without these columns, or repeats an id.
+        """
+        if path.is_dir():
+            path = path / FILE_NAME
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path}: there is no such file; it lists the segment classes, one a row (columns Index, Name)."
+            ) from None
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{path}: cannot be read as a CSV file ({error}).") from None
+        if not rows or "Index" not in rows[0] or "Name" not in rows[0]:
+            raise UsageError(f"{path}: expected a header with the columns Index and Name, and a row a class.")
+        label_ids: list[int] = []
+        for line, row in enumerate(rows, start=2):
+            if not (row["Index"] or "").isdecimal():
+                raise UsageError(f"{path}, line {line}: expected a whole number as Index, found {row['Index']!r}.")
+            label_ids.append(int(row["Index"]))
+        if len(set(label_ids)) != len(label_ids):
+            repeated = next(i for i in label_ids if label_ids.count(i) > 1)
+            raise UsageError(f"{path}: the class {repeated} occurs more than once.")
+        return cls(np.array(label_ids, np.int64), tuple(row["Name"] or "" for row in rows))
+
+    @cached_property
+    def _table(self) -> NDArray[np.int32]:
+        table = np.full(int(self.label_ids.max()) + 1, -1, np.int32)
+        table[self.label_ids] = np.arange(len(self), dtype=np.int32)
+        return table
+
+    def class_indices(self, label_ids: ArrayLike) -> NDArray[np.int32]:
+        """Class positions of dataset ids.
+
+        Args:
+            label_ids: Ids of any integer type and shape.
+
+        Returns:
+            int32 of the same shape; -1 where an id is not a segment class.
+        """
+        wanted = np.asarray(label_ids, np.int64)
+        known = (wanted >= 0) & (wanted < len(self._table))
+        return np.where(known, self._table[np.where(known, wanted, 0)], -1).astype(np.int32)
+
+    @cached_property
+    def digest(self) -> str:
+        """A fingerprint of ids and their order: two models can be merged only where it is the same."""
+        return hashlib.sha256(",".join(map(str, self.label_ids.tolist())).encode()).hexdigest()[:16]

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.shards.wire import bytes_feature, delimited, entry, frame_list, record
+from tests.tiny_shards import TinyVideo, random_videos, write_records, write_shards
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.errors import ShardError
+
+
+@pytest.fixture
+def videos() -> list[TinyVideo]:
+    return random_videos(6, num_frames=(12, 20))
+
+
+@pytest.fixture
+def reader(tmp_path: Path, videos: list[TinyVideo]) -> FrameReader:
+    write_shards(tmp_path, videos, num_shards=3)
+    return FrameReader(index_folder(tmp_path), max_open_shards=2)
+
+
+def test_whole_videos(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    for row in (5, 0, 3, 1, 4, 2, 5):
+        frames = reader.read(row)
+        assert frames.dtype == np.uint8
+        np.testing.assert_array_equal(frames, videos[row].frames)
+        assert reader.num_frames(row) == len(videos[row].frames)
+
+
+def test_every_span_of_a_video(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    frames = videos[2].frames
+    for start in range(len(frames) + 1):
+        for stop in range(start, len(frames) + 1):
+            np.testing.assert_array_equal(reader.read(2, start, stop), frames[start:stop])
+
+
+def test_chosen_frames_in_any_order(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    rng = np.random.default_rng(0)
+    for row, video in enumerate(videos):
+        for kind in (np.int64, np.int32):
+            indices = rng.integers(0, len(video.frames), 7).astype(kind)
+            np.testing.assert_array_equal(reader.gather(row, indices), video.frames[indices])
+    assert reader.gather(0, np.zeros(0, np.int64)).shape == (0, NUM_FEATURES)
+
+
+def test_a_part_of_a_batch_is_filled_in_place(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    batch = np.full((2, 10, NUM_FEATURES), 77, np.uint8)
+    target = batch[1, 2:6]
+    assert reader.read(3, 4, 8, out=target) is target
+    np.testing.assert_array_equal(batch[1, 2:6], videos[3].frames[4:8])
+    spaced = batch[0, ::3]
+    assert reader.gather(3, np.array([1, 5, 3, 0]), out=spaced) is spaced
+    np.testing.assert_array_equal(batch[0, [0, 3, 6, 9]], videos[3].frames[[1, 5, 3, 0]])
+    untouched = np.ones((2, 10), np.bool_)
+    untouched[1, 2:6] = untouched[0, ::3] = False
+    assert (batch[untouched] == 77).all()
+
+
+def test_frames_that_do_not_exist_are_refused(reader: FrameReader) -> None:
+    length = reader.num_frames(0)
+    for start, stop in ((-1, 3), (0, length + 1), (5, 4)):
+        with pytest.raises(IndexError):
+            reader.read(0, start, stop)
+    for index in (-1, length):
+        with pytest.raises(IndexError):
+            reader.gather(0, np.array([0, index]))
+
+
+def test_arrays_that_do_not_fit_are_refused(reader: FrameReader) -> None:
+    for out in (np.zeros((3, NUM_FEATURES), np.uint8), np.zeros((4, NUM_FEATURES), np.int8)):
+        with pytest.raises(ValueError, match=r"expected uint8 \(4, 1152\)"):
+            reader.read(0, 0, 4, out=out)  # type: ignore[arg-type]
+
+
+def test_only_so_many_shards_are_open(reader: FrameReader) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
+    for row in (0, 2, 4, 1, 3, 5):
+        reader.read(row)
+        assert len(reader._maps) <= 2
+    if before:
+        assert len(list(descriptors.iterdir())) <= before + 2
+
+
+def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
+    """A legal record whose rgb frames have unknown fields of different lengths between them."""
+    rgb = b"".join(
+        delimited(1, bytes_feature(frame[:1024].tobytes())) + delimited(15, bytes(i % 3))
+        for i, frame in enumerate(frames)
+    )
+    audio = frame_list([frame[1024:].tobytes() for frame in frames])
+    return record(entry("id", bytes_feature(b"odd")), entry("rgb", rgb) + entry("audio", audio))
+
+
+def test_unequally_spaced_frames_are_read_the_slower_way(tmp_path: Path) -> None:
+    frames = random_videos(1, num_frames=(15, 15))[0].frames
+    path = tmp_path / "a.tfrecord"
+    write_records(path, [random_videos(1)[0].encoded(), unequally_spaced(frames)])
+    catalog = index_folder(tmp_path)
+    assert (catalog.rgb_stride[1], catalog.audio_stride[1]) == (0, 137)
+    reader = FrameReader(catalog)
+    np.testing.assert_array_equal(reader.read(1), frames)
+    np.testing.assert_array_equal(reader.read(1, 3, 9), frames[3:9])
+    np.testing.assert_array_equal(reader.gather(1, np.array([14, 0, 7])), frames[[14, 0, 7]])
+
+
+@pytest.mark.parametrize("num_audio", [9, 15])
+def test_lists_of_different_lengths_are_read_to_the_end_of_the_shorter(tmp_path: Path, num_audio: int) -> None:
+    frames = random_videos(1, num_frames=(15, 15))[0].frames
+    audio = entry("audio", frame_list([frame[1024:].tobytes() for frame in frames[:num_audio]]))
+    rgb_frames = [frame[:1024].tobytes() for frame in frames[:12]]
+    rgb = entry("rgb", frame_list(rgb_frames[:1]) + delimited(15, b"odd") + frame_list(rgb_frames[1:]))
+    payloads = [
+        record(entry("id", bytes_feature(b"even")), entry("rgb", frame_list(rgb_frames)) + audio),
+        record(entry("id", bytes_feature(b"odd")), rgb + audio),
+    ]
+    write_records(tmp_path / "a.tfrecord", payloads)
+    reader = FrameReader(index_folder(tmp_path))
+    length = min(12, num_audio)
+    for row in (0, 1):
+        assert reader.num_frames(row) == length
+        np.testing.assert_array_equal(reader.read(row), frames[:length])
+        np.testing.assert_array_equal(reader.gather(row, np.array([length - 1, 2])), frames[[length - 1, 2]])
+
+
+@pytest.mark.parametrize("change", ["touched", "grown", "shrunk", "removed"])
+def test_shard_that_changed_since_indexing_is_never_read(reader: FrameReader, change: str) -> None:
+    path = reader.catalog.shard_path(0)
+    time = path.stat().st_mtime_ns
+    match change:
+        case "touched":
+            os.utime(path, ns=(time, time + 1))
+        case "grown":
+            path.write_bytes(path.read_bytes() + b"x")
+            os.utime(path, ns=(time, time))
+        case "shrunk":
+            os.truncate(path, path.stat().st_size - 1)
+            os.utime(path, ns=(time, time))
+        case "removed":
+            path.unlink()
+    expected = "cannot be opened" if change == "removed" else "has changed since it was indexed; run `yt8m index"
+    with pytest.raises(ShardError, match=expected):
+        reader.read(0)
+    reader.read(2)
+
+
+def test_shard_cut_while_it_is_open_is_noticed(reader: FrameReader) -> None:
+    reader.read(0)
+    os.truncate(reader.catalog.shard_path(0), 100)
+    with pytest.raises(ShardError, match="has changed since it was indexed"):
+        reader.read(0)
+
+
+def test_reader_can_be_pickled_while_shards_are_open(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    reader.read(0)
+    copy = pickle.loads(pickle.dumps(reader))
+    assert not copy._maps
+    np.testing.assert_array_equal(copy.read(1), videos[1].frames)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_reader_works_in_other_processes(reader: FrameReader, videos: list[TinyVideo], method: str) -> None:
+    reader.read(0)
+    with ProcessPoolExecutor(2, mp_context=get_context(method)) as pool:
+        for row, frames in enumerate(pool.map(reader.read, range(6), timeout=60)):
+            np.testing.assert_array_equal(frames, videos[row].frames)

@@ -1,0 +1,413 @@
+"""Layers against plain formulas: `nn.BatchNorm1d` on the valid rows, loops over frames, sums written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yt8m.models import layers
+from yt8m.models.layers import (
+    FRAME_SIZE,
+    FrameInput,
+    MaskedBatchNorm,
+    MixtureConfig,
+    MixtureOfExperts,
+    SqueezeExcite,
+    decaying_parameters,
+    dequantize,
+    frame_mask,
+    gated_max_mean_pool,
+    masked_max_pool,
+    masked_mean_pool,
+    mixture_logits,
+    normalized_linear,
+    squeeze_excite,
+)
+
+LENGTHS = torch.tensor([5, 1, 3, 4])
+
+
+@pytest.fixture(params=[1 << 18, 7], ids=["one block", "many blocks"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with everything in one block, and again with blocks of a row or two."""
+    monkeypatch.setattr(layers, "_BLOCK_ELEMENTS", request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomize(module: nn.Module) -> None:
+    """Give norms weights, biases and statistics that a wrong formula cannot survive."""
+    for child in module.modules():
+        if isinstance(child, MaskedBatchNorm):
+            child.running_mean.normal_()
+            child.running_var.uniform_(0.5, 2)
+            if child.weight is not None:
+                nn.init.normal_(child.weight)
+                nn.init.normal_(child.bias)
+
+
+# ---------------------------------------------------------------------------------------------------------- frames
+
+
+def test_dequantize_gives_the_values_of_the_format() -> None:
+    every_byte = torch.arange(256, dtype=torch.uint8)
+    values = dequantize(every_byte)
+    assert values.dtype == torch.float32
+    assert values[0].item() == -1.9921875
+    assert values[255].item() == pytest.approx(2.0078125, abs=2e-7)
+    expected = np.arange(256, dtype=np.float64) * 4 / 255 + 4 / 512 - 2
+    np.testing.assert_allclose(values.numpy(), expected, atol=3e-7)
+    np.testing.assert_allclose(dequantize(every_byte, torch.float64).numpy(), expected, atol=1e-15)
+
+
+def test_frame_mask() -> None:
+    assert frame_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
+
+
+def test_input_is_zero_at_padding_whatever_stands_there() -> None:
+    frames = torch.randint(0, 256, (2, 4, FRAME_SIZE), dtype=torch.uint8)
+    features, mask = FrameInput()(frames, torch.tensor([4, 2]))
+    assert mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert features[1, 2:].abs().max() == 0
+    torch.testing.assert_close(features[1, :2], frames[1, :2].float() * 4 / 255 + 4 / 512 - 2)
+
+
+def test_input_batch_norm_is_that_of_the_valid_frames() -> None:
+    module, plain = FrameInput(batch_norm=True), nn.BatchNorm1d(FRAME_SIZE, affine=False)
+    frames = torch.randint(0, 256, (4, 5, FRAME_SIZE), dtype=torch.uint8)
+    for training in (True, False):
+        module.train(training)
+        plain.train(training)
+        features, mask = module(frames, LENGTHS)
+        torch.testing.assert_close(features[mask], plain(dequantize(frames)[mask]), atol=1e-5, rtol=1e-5)
+        assert features[~mask].abs().max() == 0
+    assert not list(module.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ batch norm
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_masked_batch_norm_is_batch_norm_where_all_is_valid(shape: tuple[int, ...], affine: bool) -> None:
+    ours, plain = MaskedBatchNorm(3, affine=affine).double(), nn.BatchNorm1d(3, affine=affine).double()
+    if affine:
+        randomize(ours)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(ours.state_dict())
+    for mask in (None, torch.ones(shape[:-1], dtype=torch.bool)):
+        for training in (True, True, False):
+            ours.train(training)
+            plain.train(training)
+            a = (torch.randn(shape, dtype=torch.float64) * 3 + 1).requires_grad_()
+            b = a.detach().clone().requires_grad_()
+            upstream = torch.randn(shape, dtype=torch.float64)
+            out_a, out_b = ours(a, mask), plain(b.reshape(-1, 3)).view(shape)
+            out_a.backward(upstream)
+            out_b.backward(upstream)
+            torch.testing.assert_close(out_a, out_b, atol=1e-12, rtol=1e-12)
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-12, rtol=1e-12)
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], expected, atol=1e-12, rtol=1e-12)
+    for (name, p), (_, q) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-11, rtol=1e-11, msg=name)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_masked_batch_norm_sees_the_valid_frames_only() -> None:
+    ours, plain = MaskedBatchNorm(3).double(), nn.BatchNorm1d(3).double()
+    mask = frame_mask(LENGTHS, 5)
+    a = torch.randn(4, 5, 3, dtype=torch.float64)
+    a[~mask] = 1e6
+    a.requires_grad_()
+    b = a.detach()[mask].requires_grad_()
+    upstream = torch.randn(4, 5, 3, dtype=torch.float64)
+    out = ours(a, mask)
+    (out * upstream * mask.unsqueeze(-1)).sum().backward()
+    expected = plain(b)
+    (expected * upstream[mask]).sum().backward()
+    torch.testing.assert_close(out[mask], expected)
+    torch.testing.assert_close(a.grad[mask], b.grad)
+    assert a.grad[~mask].abs().max() == 0
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_copies_of_a_channel_share_statistics_weight_and_bias() -> None:
+    ours, plain = MaskedBatchNorm(3, copies=4).double(), nn.BatchNorm1d(3).double()
+    randomize(ours)
+    plain.load_state_dict(ours.state_dict())
+    mask = frame_mask(LENGTHS, 5)
+    x = torch.randn(4, 5, 4, 3, dtype=torch.float64) + torch.arange(4).view(4, 1)
+    for training in (True, False):
+        ours.train(training)
+        plain.train(training)
+        out = ours(x.flatten(2), mask).view_as(x)
+        torch.testing.assert_close(out[mask].view(-1, 3), plain(x[mask].view(-1, 3)))
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_one_valid_frame_in_training_becomes_the_bias() -> None:
+    norm = MaskedBatchNorm(3)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(1, 4, 3, requires_grad=True)
+    mask = frame_mask(torch.tensor([1]), 4)
+    out = norm(x, mask)
+    torch.testing.assert_close(out[0, 0], norm.bias)
+    out[mask].sum().backward()
+    assert x.grad.isfinite().all()
+    assert norm.running_var.isfinite().all()
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 0.9))
+
+
+@pytest.mark.usefixtures("blocks")
+def test_variance_survives_a_mean_ten_thousand_times_larger() -> None:
+    x = torch.randn(400, 2, dtype=torch.float64) + 1e4
+    out = MaskedBatchNorm(2)(x.float())
+    expected = (x.float().double() - x.float().double().mean(0)) / x.float().double().std(0, correction=0)
+    torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_gradient_of_masked_batch_norm() -> None:
+    norm = MaskedBatchNorm(2).double()
+    randomize(norm)
+    mask = frame_mask(LENGTHS, 5)
+    x = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: norm(y, mask)[mask], x)
+
+
+@pytest.mark.parametrize("hidden", [2, 50], ids=["folded into the weight", "applied to the features"])
+@pytest.mark.parametrize("training", [True, False])
+def test_normalized_linear_is_norm_then_linear(hidden: int, training: bool) -> None:
+    norm, linear = MaskedBatchNorm(3).double(), nn.Linear(3, hidden).double()
+    randomize(norm)
+    norm.train(training)
+    mask = frame_mask(LENGTHS, 5)
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    results = []
+    for apply in (lambda y: normalized_linear(norm, linear, y, mask), lambda y: linear(norm(y, mask))):
+        y = x.clone().requires_grad_()
+        out = apply(y)[mask]
+        parameters = [*norm.parameters(), *linear.parameters()]
+        results.append([out, *torch.autograd.grad(out.square().sum(), [y, *parameters])])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-11, rtol=1e-11)
+
+
+def test_normalized_linear_in_bfloat16_still_cancels_a_large_mean() -> None:
+    norm, linear = MaskedBatchNorm(64), nn.Linear(64, 8)
+    x = (torch.randn(500, 64) + 8 * torch.randn(64)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = normalized_linear(norm, linear, x, None)
+    expected = linear(norm(x.float()))
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).abs().max() < 0.05
+
+
+# ---------------------------------------------------------------------------------------------- gating and pooling
+
+
+def plain_gate(gate: SqueezeExcite, rows: Tensor) -> Tensor:
+    """x * sigmoid(W2 BN(ReLU(W1 BN(x)))) of (N, channels), statistics taken as `gate` is told to."""
+
+    def norm(layer: MaskedBatchNorm, values: Tensor) -> Tensor:
+        mean, var = layer.running_mean, layer.running_var
+        if gate.training:
+            mean, var = values.mean(0), ((values - values.mean(0)) ** 2).mean(0)
+        return (values - mean) / torch.sqrt(var + 1e-5) * layer.weight + layer.bias
+
+    hidden = (norm(gate.squeeze_norm, rows) @ gate.squeeze.weight.T + gate.squeeze.bias).clamp(min=0)
+    logits = norm(gate.excite_norm, hidden) @ gate.excite.weight.T + gate.excite.bias
+    return rows / (1 + torch.exp(-logits))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [6, 64])
+def test_squeeze_excite_is_its_formula(training: bool, channels: int) -> None:
+    gate = SqueezeExcite(channels, 3).double()
+    randomize(gate)
+    gate.train(training)
+    rows = torch.randn(9, channels, dtype=torch.float64)
+    torch.testing.assert_close(gate(rows), plain_gate(gate, rows), atol=1e-11, rtol=1e-11)
+    mask = frame_mask(LENGTHS, 5)
+    frames = torch.randn(4, 5, channels, dtype=torch.float64)
+    frames[~mask] = 100
+    torch.testing.assert_close(gate(frames, mask)[mask], plain_gate(gate, frames[mask]), atol=1e-11, rtol=1e-11)
+
+
+def test_reduction_sets_the_hidden_size_and_zero_switches_the_gate_off() -> None:
+    assert SqueezeExcite(64, 8).squeeze.weight.shape == (8, 64)
+    assert SqueezeExcite(4, 8).squeeze.weight.shape == (1, 4)
+    assert squeeze_excite(64, 0) is None
+    assert squeeze_excite(64, None) is None
+    assert isinstance(squeeze_excite(64, 2), SqueezeExcite)
+
+
+def test_pools_are_those_of_each_video_alone() -> None:
+    x = torch.randn(4, 5, 3) - 5
+    mask = frame_mask(LENGTHS, 5)
+    x[~mask] = 1e4
+    for i, length in enumerate(LENGTHS.tolist()):
+        valid = x[i, :length]
+        torch.testing.assert_close(masked_max_pool(x, mask)[i], valid.max(0).values)
+        torch.testing.assert_close(masked_mean_pool(x, mask)[i], valid.sum(0) / length)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_gated_pool_is_gate_then_pools_and_so_is_its_gradient() -> None:
+    mask = frame_mask(LENGTHS, 5)
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    x[0, 1] = x[0, 3]  # a tie of the maximum, where the gates are equal too
+    logits = torch.randn(4, 5, 3, dtype=torch.float64)
+    logits[0, 1] = logits[0, 3]
+    upstream = torch.randn(4, 6, dtype=torch.float64)
+
+    def plain(x: Tensor, logits: Tensor) -> Tensor:
+        gated = x * torch.sigmoid(logits)
+        return torch.cat([masked_max_pool(gated, mask), masked_mean_pool(gated, mask)], 1)
+
+    results = []
+    for pool in (lambda x, g: gated_max_mean_pool(x, g, mask), plain):
+        a, b = x.clone().requires_grad_(), logits.clone().requires_grad_()
+        out = pool(a, b)
+        results.append([out, *torch.autograd.grad(out, [a, b], upstream)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-13, rtol=1e-13)
+    assert results[0][1][~mask].abs().max() == 0
+
+
+def test_gated_pool_ignores_what_stands_at_padding() -> None:
+    mask = frame_mask(LENGTHS, 5)
+    x, logits = torch.randn(4, 5, 3), torch.randn(4, 5, 3)
+    before = gated_max_mean_pool(x, logits, mask), gated_max_mean_pool(x, None, mask)
+    x[~mask], logits[~mask] = 1e9, 50
+    after = gated_max_mean_pool(x, logits, mask), gated_max_mean_pool(x, None, mask)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+# ---------------------------------------------------------------------------------------------- mixture of experts
+
+
+def plain_probabilities(experts: Tensor, gates: Tensor) -> Tensor:
+    """sum_k softmax(gates)_k sigmoid(experts_k), the last gate adding nothing; (B, N, C) and (B, N+1, C or 1)."""
+    weights = torch.exp(gates) / torch.exp(gates).sum(1, keepdim=True)
+    total = torch.zeros_like(experts[:, 0])
+    for k in range(experts.shape[1]):
+        total = total + weights[:, k] / (1 + torch.exp(-experts[:, k]))
+    return total
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("gate_classes", [1, 5])
+def test_mixture_is_one_of_probabilities(gate_classes: int) -> None:
+    experts = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+    gates = torch.randn(6, 4, gate_classes, dtype=torch.float64, requires_grad=True)
+    expected = plain_probabilities(experts, gates)
+    torch.testing.assert_close(torch.sigmoid(mixture_logits(experts, gates)), expected, atol=1e-14, rtol=1e-12)
+    assert torch.autograd.gradcheck(mixture_logits, (experts, gates))
+
+
+def test_mixture_logit_is_accurate_in_both_tails() -> None:
+    gates = torch.tensor([0.3, -0.2, 0.1, -1.0])
+    weights = [math.exp(g) / sum(math.exp(float(h)) for h in gates) for g in gates]
+    for z in (-30.0, -12.0, 0.0, 12.0, 30.0):
+        experts = [z, z - 1, z + 2]
+        yes = sum(w / (1 + math.exp(-e)) for w, e in zip(weights, experts, strict=False))
+        no = weights[3] + sum(w / (1 + math.exp(e)) for w, e in zip(weights, experts, strict=False))
+        ours = mixture_logits(torch.tensor(experts).view(1, 3, 1), gates.view(1, 4, 1))
+        assert ours.item() == pytest.approx(math.log(yes) - math.log(no), rel=2e-6, abs=2e-6)
+
+
+def test_mixture_without_silence_can_be_certain() -> None:
+    gates = torch.tensor([0.0, 0.0, -1e4]).view(1, 3, 1)
+    for z in (-25.0, 25.0):
+        assert mixture_logits(torch.full((1, 2, 1), z), gates).item() == pytest.approx(z, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixture_is_finite_at_extreme_logits_and_can_come_back(dtype: torch.dtype) -> None:
+    values = torch.tensor([-3e38, -1e4, -100.0, 0.0, 100.0, 1e4, 3e38], dtype=dtype)
+    experts = torch.cartesian_prod(values, values).unsqueeze(-1).requires_grad_()
+    for gate in torch.cartesian_prod(*[torch.tensor([-1e4, -100.0, 0.0, 1e4], dtype=dtype)] * 3):
+        gates = gate.view(1, 3, 1).repeat(len(experts), 1, 1).requires_grad_()
+        logits = mixture_logits(experts, gates)
+        assert logits.isfinite().all()
+        for wanted in (0.0, 1.0):
+            loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted), reduction="sum")
+            grads = torch.autograd.grad(loss, [experts, gates], retain_graph=True)
+            assert all(grad.isfinite().all() for grad in grads)
+    lost = torch.full((1, 2, 1), -1e4, dtype=dtype, requires_grad=True)
+    mixture_logits(lost, torch.zeros(1, 3, 1, dtype=dtype)).sum().backward()
+    torch.testing.assert_close(lost.grad, torch.full_like(lost, 0.5))
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_mixture_of_experts_module_in_eval_mode(per_class: bool) -> None:
+    moe = MixtureOfExperts(6, 5, MixtureConfig(num_experts=3, per_class=per_class)).double().eval()
+    randomize(moe)
+    x = torch.randn(4, 6, dtype=torch.float64)
+
+    def normed(norm: MaskedBatchNorm) -> Tensor:
+        return (x - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias
+
+    experts = normed(moe.expert_norm) @ moe.experts.weight.T + moe.experts.bias
+    gates = normed(moe.gate_norm) @ moe.gate.weight.T + moe.gate.bias
+    expected = plain_probabilities(experts.view(4, 3, 5), gates.view(4, 4, -1))
+    torch.testing.assert_close(torch.sigmoid(moe(x)), expected, atol=1e-12, rtol=1e-12)
+    assert moe.gate.weight.shape == ((20, 6) if per_class else (4, 6))
+
+
+def test_mixture_drops_features_in_training_only_apart_for_experts_and_gate() -> None:
+    moe = MixtureOfExperts(64, 3, MixtureConfig(dropout=0.5))
+    seen: dict[str, Tensor] = {}
+    for name in ("experts", "gate"):
+        getattr(moe, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    x = torch.randn(32, 64)
+    moe.train()(x)
+    assert 0.4 < (seen["experts"] == 0).float().mean() < 0.6
+    assert 0.4 < (seen["gate"] == 0).float().mean() < 0.6
+    assert not torch.equal(seen["experts"] == 0, seen["gate"] == 0)
+    moe.eval()(x)
+    assert (seen["experts"] == 0).sum() == 0
+
+
+def test_mixture_runs_in_float32_under_autocast() -> None:
+    moe = MixtureOfExperts(16, 5, MixtureConfig()).eval()
+    x = torch.randn(4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = moe(x)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, moe(x))
+
+
+# --------------------------------------------------------------------------------------------------- weight decay
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    gate = SqueezeExcite(8, 2)
+    assert decaying_parameters(nn.Sequential(gate, nn.BatchNorm1d(8), nn.LayerNorm(8))) == {
+        "0.squeeze_norm.weight": False,
+        "0.squeeze_norm.bias": False,
+        "0.squeeze.weight": True,
+        "0.squeeze.bias": False,
+        "0.excite_norm.weight": False,
+        "0.excite_norm.bias": False,
+        "0.excite.weight": True,
+        "0.excite.bias": False,
+        "1.weight": False,
+        "1.bias": False,
+        "2.weight": False,
+        "2.bias": False,
+    }

@@ -1,0 +1,195 @@
+"""Model folders: the same logits come back, and anything else is refused in one sentence."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from tests.models.test_classifier import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
+from yt8m.errors import UsageError, Yt8mError
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
+from yt8m.models.saved import load_model, read_description, save_model
+
+MODELS = {
+    "video": lambda: video_classifier(DBOF, num_experts=2),
+    "agnostic": lambda: ContextAgnosticClassifier.from_video_classifier(video_classifier(NEXTVLAD, per_class=True), 2),
+    "aware": aware_classifier,
+}
+
+
+def logits(model: Classifier) -> torch.Tensor:
+    torch.manual_seed(3)
+    inputs = [random_frames(3, 11), torch.tensor([11, 8, 9])]
+    if isinstance(model, ContextAwareClassifier):
+        inputs += [random_frames(3, 20), torch.tensor([20, 9, 3])]
+    with torch.no_grad():
+        return model(*inputs)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", MODELS["agnostic"](), vocabulary_digest="abc", provenance={"name": "n", "step": 7})
+    return tmp_path / "model"
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, **changes}))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_same_model_comes_back(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]().eval()
+    save_model(tmp_path / "model", model, vocabulary_digest="abc")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.yaml", "model.safetensors"]
+    state = torch.get_rng_state()
+    loaded = load_model(tmp_path / "model", vocabulary_digest="abc")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert loaded.num_classes == 5
+    assert not loaded.training
+    assert torch.equal(logits(loaded), logits(model))
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_a_loaded_model_trains_on(folder: Path) -> None:
+    model = load_model(folder).train()
+    logits_before = model(random_frames(4, 6), torch.tensor([6, 5, 4, 3]))
+    logits_before.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.mixture.gate_norm.num_batches_tracked == 1
+
+
+def test_config_says_what_the_model_is(folder: Path) -> None:
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    assert list(values) == [
+        "format_version",
+        "yt8m_version",
+        "kind",
+        "num_classes",
+        "vocabulary",
+        "config",
+        "provenance",
+    ]
+    assert (values["kind"], values["num_classes"], values["vocabulary"]) == ("agnostic", 5, "abc")
+    assert values["config"]["margin_frames"] == 2
+    assert values["config"]["encoder"]["type"] == "nextvlad"
+    assert values["config"]["mixture"] == {
+            "num_experts": 4,
+            "dropout": 0.5,
+            "per_class": True,
+            "initial_probability": 0.005,
+        }
+    assert read_description(folder).provenance == {"name": "n", "step": 7}
+
+
+def test_saving_again_replaces_and_a_failed_save_leaves_the_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("yt8m.models.saved.os.fsync", full)
+        with pytest.raises(Yt8mError, match="no space left"):
+            save_model(folder, MODELS["video"](), vocabulary_digest="abc")
+    assert read_description(folder).kind == "agnostic"
+    load_model(folder)
+    save_model(folder, MODELS["video"](), vocabulary_digest="abc")
+    assert read_description(folder).kind == "video"
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_loading_needs_nothing_of_training_or_data(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from yt8m.models.saved import load_model; load_model(Path(sys.argv[1]));"
+        "print([m for m in sys.modules if m.startswith('yt8m.') and m.split('.')[1] not in "
+        "('errors', 'files', 'settings', 'models')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def sentence(folder: Path, kind: type[Yt8mError], **arguments: str) -> str:
+    with pytest.raises(kind) as caught:
+        load_model(folder, **arguments)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_folder_or_file(folder: Path) -> None:
+    assert sentence(folder / "no", UsageError) == f"{folder / 'no'}: there is no such model folder."
+    (folder / "model.safetensors").unlink()
+    assert sentence(folder, UsageError) == f"{folder}: is not a complete model folder, it has no model.safetensors."
+    (folder / "config.yaml").unlink()
+    assert sentence(folder, UsageError) == f"{folder}: is not a complete model folder, it has no config.yaml."
+
+
+def test_another_vocabulary(folder: Path) -> None:
+    said = sentence(folder, UsageError, vocabulary_digest="xyz")
+    assert "5 classes are those of another vocabulary (digest abc) than the one in use (xyz)" in said
+
+
+def test_unknown_kind_keys_and_formats(folder: Path) -> None:
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    edit_config(folder, kind="wise")
+    assert "'kind'" in sentence(folder, UsageError)
+    assert "'wise'" in sentence(folder, UsageError)
+    edit_config(folder, kind="agnostic", provenence={})
+    assert "unknown key 'provenence' (did you mean 'provenance'?)" in sentence(folder, UsageError)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    edit_config(folder, config={**values["config"], "margin": 3})
+    assert "unknown key 'margin' (did you mean 'margin_frames'?)" in sentence(folder, UsageError)
+    edit_config(folder, format_version=2, something_new=1, config=values["config"])
+    assert "has format 2, written by yt8m" in sentence(folder, UsageError)
+    (folder / "config.yaml").write_text("just words")
+    assert "expected settings" in sentence(folder, UsageError)
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["mixture.gates.bias"] = tensors.pop("mixture.gate.bias")
+    tensors["encoder.rgb.centroids"] = tensors["encoder.rgb.centroids"][:, :5].contiguous()
+    tensors["encoder.audio.centroids"] = tensors["encoder.audio.centroids"].half()
+    safetensors.torch.save_file(tensors, path)
+    said = sentence(folder, Yt8mError)
+    assert "missing mixture.gate.bias;" in said
+    assert "unknown mixture.gates.bias;" in said
+    assert "encoder.rgb.centroids (float32 4x5 instead of float32 4x256)" in said
+    assert "encoder.audio.centroids (float16 2x32 instead of float32 2x32)" in said
+
+
+def test_weights_of_another_network(folder: Path) -> None:
+    save_model(folder.parent / "other", video_classifier(DBOF), vocabulary_digest="abc")
+    (folder / "model.safetensors").write_bytes((folder.parent / "other" / "model.safetensors").read_bytes())
+    said = sentence(folder, Yt8mError)
+    assert "missing encoder.rgb.centroids" in said
+    assert " more; unknown encoder.frame_" in said
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def test_a_pickle_or_a_torn_file_is_refused_and_never_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (pickle.dumps(Hostile()), whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        assert "cannot be read as a safetensors file" in sentence(folder, Yt8mError)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,148 @@
+"""TensorFlow reads what we write, and we read what it writes, to the last value."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.shards.example import read_video_level_shard
+from yt8m.shards.tfrecord import iterate_records
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is the independent reader and writer of these tests")
+
+
+def as_tensorflow_reads(path: Path) -> list[dict[str, Any]]:
+    """Records of a shard, through TensorFlow's own reader and parser."""
+    integers = tf.io.VarLenFeature(tf.int64)
+    context_features = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "labels": integers,
+        "segment_labels": integers,
+        "segment_start_times": integers,
+        "segment_end_times": integers,
+        "segment_scores": tf.io.VarLenFeature(tf.float32),
+    }
+    sequence_features = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in ("rgb", "audio")}
+    records = []
+    for serialized in tf.data.TFRecordDataset(str(path)):
+        context, lists = tf.io.parse_single_sequence_example(serialized, context_features, sequence_features)
+        found = {name: value.values.numpy().tolist() for name, value in context.items() if name != "id"}
+        found["id"] = context["id"].numpy().decode()
+        found["frames"] = np.concatenate(
+            [tf.io.decode_raw(lists[name], tf.uint8).numpy() for name in ("rgb", "audio")], axis=1
+        )
+        records.append(found)
+    return records
+
+
+def written_by_tensorflow(path: Path, videos: list[TinyVideo]) -> None:
+    def integers(values: Any) -> Any:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    def strings(values: Any) -> Any:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for video in videos:
+            context = {"id": strings([video.id.encode()]), "labels": integers(video.labels)}
+            if video.ratings:
+                labels, starts, scores = zip(*video.ratings, strict=True)
+                context["segment_labels"] = integers(labels)
+                context["segment_start_times"] = integers(starts)
+                context["segment_end_times"] = integers([start + 5 for start in starts])
+                context["segment_scores"] = tf.train.Feature(float_list=tf.train.FloatList(value=scores))
+            lists = {
+                name: tf.train.FeatureList(feature=[strings([frame[span].tobytes()]) for frame in video.frames])
+                for name, span in (("rgb", slice(0, 1024)), ("audio", slice(1024, 1152)))
+            }
+            example = tf.train.SequenceExample(
+                context=tf.train.Features(feature=context), feature_lists=tf.train.FeatureLists(feature_list=lists)
+            )
+            writer.write(example.SerializeToString())
+
+
+def test_tensorflow_reads_every_field_that_we_write(tmp_path: Path) -> None:
+    videos = random_videos(4, ratings_per_video=5, label_ids=[0, 127, 128, 3861])
+    videos += random_videos(2, seed=1, labeled=False, num_frames=(1, 3), id_prefix="t")
+    found = as_tensorflow_reads(write_shard(tmp_path / "a.tfrecord", videos))
+    assert len(found) == len(videos)
+    for theirs, video in zip(found, videos, strict=True):
+        labels, starts, scores = zip(*video.ratings, strict=True) if video.ratings else ((), (), ())
+        assert (theirs["id"], theirs["labels"]) == (video.id, list(video.labels))
+        assert theirs["segment_labels"] == list(labels)
+        assert theirs["segment_start_times"] == list(starts)
+        assert theirs["segment_end_times"] == [start + 5 for start in starts]
+        assert theirs["segment_scores"] == list(scores)
+        np.testing.assert_array_equal(theirs["frames"], video.frames)
+
+
+def test_we_read_every_field_that_tensorflow_writes(tmp_path: Path) -> None:
+    videos = random_videos(4, ratings_per_video=5, label_ids=[0, 127, 128, 3861])
+    videos += random_videos(2, seed=1, labeled=False, num_frames=(1, 3), id_prefix="t")
+    written_by_tensorflow(tmp_path / "a.tfrecord", videos)
+    catalog = index_folder(tmp_path)
+    reader = FrameReader(catalog)
+    assert not catalog.problems
+    assert (catalog.rgb_stride == 1033).all()
+    assert (catalog.audio_stride == 137).all()
+    for row, video in enumerate(videos):
+        assert catalog.id_of(row) == video.id
+        assert catalog.labels_of(row).tolist() == list(video.labels)
+        theirs = sorted((start, label, int(score)) for label, start, score in video.ratings)
+        ours = catalog.ratings_of(row)
+        assert list(zip(ours.start_seconds, ours.label_ids, ours.values, strict=True)) == theirs
+        np.testing.assert_array_equal(reader.read(row), video.frames)
+
+
+def test_records_lie_where_tensorflow_finds_them(tmp_path: Path) -> None:
+    written_by_tensorflow(tmp_path / "a.tfrecord", random_videos(3))
+    for path in (tmp_path / "a.tfrecord", *write_shards(tmp_path, random_videos(3), num_shards=1)):
+        ours = [bytes(record.payload) for record in iterate_records(path.read_bytes(), path)]
+        assert ours == [serialized.numpy() for serialized in tf.data.TFRecordDataset(str(path))]
+
+
+def test_compiled_messages_serialize_to_as_many_bytes_and_parse_alike() -> None:
+    payload = random_videos(1, ratings_per_video=4)[0].encoded()
+    theirs = tf.train.SequenceExample.FromString(payload)
+    assert len(theirs.SerializeToString()) == len(payload)
+    assert tf.train.SequenceExample.FromString(theirs.SerializeToString()) == theirs
+
+
+def test_video_level_shards_both_ways(tmp_path: Path, shared_data: Path) -> None:
+    paths = [
+        write_video_level_shard(tmp_path / "ours.tfrecord", 5),
+        shared_data / "yt8m_video_level" / "validate0059.tfrecord",
+    ]
+    features = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "labels": tf.io.VarLenFeature(tf.int64),
+        "mean_rgb": tf.io.FixedLenFeature([1024], tf.float32),
+        "mean_audio": tf.io.FixedLenFeature([128], tf.float32),
+    }
+    for path in paths:
+        count = 0
+        dataset = tf.data.TFRecordDataset(str(path))
+        for ours, serialized in zip(read_video_level_shard(path), dataset, strict=True):
+            theirs = tf.io.parse_single_example(serialized, features)
+            assert (ours.id.encode(), ours.labels) == (theirs["id"].numpy(), tuple(theirs["labels"].values.numpy()))
+            np.testing.assert_array_equal(ours.mean_rgb, theirs["mean_rgb"].numpy())
+            np.testing.assert_array_equal(ours.mean_audio, theirs["mean_audio"].numpy())
+            count += 1
+        assert count >= 5
+
+
+def test_real_video_is_read_as_tensorflow_reads_it(shared_data: Path) -> None:
+    folder = shared_data / "yt8m_frame_level"
+    (theirs,) = as_tensorflow_reads(folder / "SjJ3.tfrecord")
+    catalog = index_folder(folder)
+    assert theirs["frames"].shape == (170, 1152)
+    assert (catalog.id_of(0), catalog.labels_of(0).tolist()) == (theirs["id"], theirs["labels"]) == ("SjJ3", [11])
+    np.testing.assert_array_equal(FrameReader(catalog).read(0), theirs["frames"])

@@ -1,0 +1,1 @@
+"""Tests of yt8m.ranking."""

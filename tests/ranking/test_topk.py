@@ -1,0 +1,247 @@
+"""The ranker against a full sort in plain Python, with every way of cutting the stream."""
+
+from __future__ import annotations
+
+import hashlib
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yt8m.errors import Yt8mError
+from yt8m.ranking import topk as topk_module
+from yt8m.ranking.topk import Ranking, Segments, TopK, segment_hashes
+
+GOLDEN = 0x9E3779B97F4A7C15
+ALL_ONES = 2**64 - 1
+
+
+def splitmix64(state):
+    """The published generator's next output, with plain integers."""
+    state = (state + GOLDEN) & ALL_ONES
+    value = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & ALL_ONES
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & ALL_ONES
+    return value ^ (value >> 31)
+
+
+def slow_hash(video_id, start):
+    of_video = int.from_bytes(hashlib.blake2b(video_id.encode("utf-8"), digest_size=8).digest(), "little")
+    return splitmix64((of_video + start * GOLDEN) & ALL_ONES)
+
+
+def make_segments(num_segments, a_video=7):
+    rows, place = np.divmod(np.arange(num_segments, dtype=np.int32), np.int32(a_video))
+    ids = [f"v{(row * 37) % 101:03d}x{row}" for row in range(-(-num_segments // a_video))]
+    return Segments(ids, rows, 30 + 5 * place)
+
+
+def slow_ranking(segments, probabilities, k):
+    """For each class: positions by (probability, hash, id, start), through Python's sort of plain numbers."""
+    candidates = []
+    for position in range(len(segments)):
+        video_id, start = segments.video_ids[segments.rows[position]], int(segments.start_seconds[position])
+        candidates.append((slow_hash(video_id, start), video_id, start, position))
+    return [
+        [c[3] for c in sorted(candidates, key=lambda c, column=column: (-float(column[c[3]]), *c))][:k]
+        for column in probabilities.T
+    ]
+
+
+def rank(segments, probabilities, k, order=None, batch_sizes=(64,)):
+    ranker = TopK(probabilities.shape[1], k, segments)
+    order = np.arange(len(segments)) if order is None else order
+    start = turn = 0
+    while start < len(order):
+        batch = order[start : start + batch_sizes[turn % len(batch_sizes)]]
+        ranker.update(batch, probabilities[batch])
+        start += len(batch)
+        turn += 1
+    return ranker.result()
+
+
+def lists(ranking: Ranking):
+    return [ranking.positions(c).tolist() for c in range(len(ranking))]
+
+
+def test_splitmix64_of_this_test_gives_the_published_sequence():
+    # Seed 1234567 of the reference program: https://prng.di.unimi.it/splitmix64.c
+    outputs = [splitmix64((1234567 + step * GOLDEN) & ALL_ONES) for step in range(3)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_hashes_are_those_of_the_documented_recipe():
+    ids, rows, starts = (
+        ["abcd", "日本", "Zz-_"],
+        np.array([0, 0, 1, 2], np.int32),
+        np.array([0, 30, 5, 295], np.int32),
+    )
+    expected = [slow_hash(ids[row], int(start)) for row, start in zip(rows, starts, strict=True)]
+    assert segment_hashes(ids, rows, starts).tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 5, 1000]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.sampled_from([1, 2, 3, 8]),
+    st.integers(0, 2**32 - 1),
+)
+def test_equals_a_full_sort_for_any_batches_and_order(n, c, k, levels, batch_sizes, block, seed):
+    generator = np.random.default_rng(seed)
+    segments = make_segments(n, a_video=1 + seed % 6)
+    probabilities = (generator.integers(0, levels + 1, (n, c)) / levels).astype(np.float32)
+    with mock.patch.object(topk_module, "_ROWS_PER_BLOCK", block):
+        ranking = rank(segments, probabilities, k, generator.permutation(n), batch_sizes)
+    assert lists(ranking) == slow_ranking(segments, probabilities, k)
+    for class_index in range(c):
+        expected = probabilities[ranking.positions(class_index), class_index]
+        assert ranking.probabilities(class_index).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random", "tied"])
+def test_equals_a_full_sort_beyond_one_block(order):
+    n, k = 20_011, 700
+    segments = make_segments(n)
+    values = np.random.default_rng(3).random(n, np.float32)
+    values = {"ascending": np.sort(values), "descending": -np.sort(-values), "random": values}.get(
+        order, np.full(n, 0.25, np.float32)
+    )
+    probabilities = np.stack([values, values[::-1]], axis=1)
+    assert lists(rank(segments, probabilities, k, batch_sizes=(977,))) == slow_ranking(
+        segments, probabilities, k
+    )
+
+
+def test_every_bit_of_a_probability_counts():
+    values = np.array([0.0, 1.0, 0.5, 1e-45, 1.2e-38], np.float32)
+    values = np.concatenate([values, np.nextafter(values, np.float32(0.6))])
+    segments = make_segments(len(values))
+    ranking = rank(segments, values[:, None], 10)
+    assert ranking.probabilities(0).tolist() == sorted(values.tolist(), reverse=True)
+
+
+def test_negative_zero_ties_with_zero():
+    segments = make_segments(40)
+    signed = np.where(np.arange(40) % 2, np.float32(-0.0), np.float32(0.0))[:, None]
+    assert lists(rank(segments, signed, 40)) == lists(rank(segments, np.zeros((40, 1), np.float32), 40))
+    assert not np.signbit(rank(segments, signed, 40).probabilities(0)).any()
+
+
+def test_ties_do_not_depend_on_the_positions_of_segments():
+    segments = make_segments(60)
+    generator = np.random.default_rng(0)
+    order = generator.permutation(60)
+    # The same segments, listed in another order and with the videos in reverse.
+    last = len(segments.video_ids) - 1
+    shuffled = Segments(
+        segments.video_ids[::-1], (last - segments.rows)[order], segments.start_seconds[order]
+    )
+    probabilities = generator.integers(0, 3, (60, 2)).astype(np.float32) / 2
+    first, second = rank(segments, probabilities, 25), rank(shuffled, probabilities[order], 25)
+    for c in range(2):
+        names = [segments.name(p) for p in first.positions(c)]
+        assert names == [shuffled.name(p) for p in second.positions(c)]
+
+
+@pytest.mark.parametrize("block", [1, 4, 8192])
+def test_merged_rankers_equal_one(block):
+    n, k = 200, 30
+    generator = np.random.default_rng(5)
+    segments = make_segments(n)
+    probabilities = generator.integers(0, 12, (n, 3)).astype(np.float32) / 11
+    shares = np.array_split(generator.permutation(n), 4)
+    with mock.patch.object(topk_module, "_ROWS_PER_BLOCK", block):
+        rankers = [TopK(3, k, make_segments(n)) for _ in shares]
+        for ranker, share in zip(rankers, shares, strict=True):
+            for batch in np.array_split(share, 5):
+                ranker.update(batch, probabilities[batch])
+        for other in (rankers[2], rankers[0], rankers[1]):
+            rankers[3].merge(other)
+        assert lists(rankers[3].result()) == slow_ranking(segments, probabilities, k)
+
+
+def test_merge_refuses_a_segment_of_both_and_rankers_of_other_things():
+    segments = make_segments(10)
+    first, second = TopK(2, 3, segments), TopK(2, 3, segments)
+    first.update([1, 2], np.zeros((2, 2)))
+    second.update([4, 2], np.zeros((2, 2)))
+    with pytest.raises(Yt8mError, match=rf"{segments.name(2)} was given probabilities twice"):
+        first.merge(second)
+    for other in (TopK(2, 4, segments), TopK(3, 3, segments), TopK(2, 3, make_segments(10, a_video=2))):
+        with pytest.raises(ValueError, match="same segments, classes and k"):
+            first.merge(other)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.001, 1.001])
+def test_a_probability_out_of_range_is_named_and_nothing_is_taken(wrong):
+    segments = make_segments(10)
+    ranker = TopK(3, 5, segments)
+    values = np.full((4, 3), 0.5, np.float32)
+    values[2, 1] = wrong
+    with pytest.raises(Yt8mError, match=rf"segment {segments.name(7)} for class position 1 is .*from 0 to 1"):
+        ranker.update([5, 6, 7, 8], values)
+    ranker.update(np.arange(10), np.full((10, 3), 0.5))
+    assert len(ranker.result().positions(2)) == 5
+
+
+def test_segments_given_twice_or_never_are_named():
+    segments = make_segments(10)
+    ranker = TopK(1, 5, segments)
+    ranker.update([0, 3], np.zeros((2, 1)))
+    with pytest.raises(Yt8mError, match=f"{segments.name(3)} was given probabilities twice"):
+        ranker.update([4, 3], np.zeros((2, 1)))
+    with pytest.raises(Yt8mError, match=f"{segments.name(4)} was given probabilities twice"):
+        ranker.update([4, 5, 4], np.zeros((3, 1)))
+    with pytest.raises(Yt8mError, match=rf"8 of 10 segments .* first is {segments.name(1)}"):
+        ranker.result()
+    assert sorted(ranker.result(allow_missing=True).positions(0).tolist()) == [0, 3]
+    with pytest.raises(ValueError, match="has given its result"):
+        ranker.update([4], np.zeros((1, 1)))
+
+
+def test_wrong_shapes_and_positions_are_refused():
+    ranker = TopK(2, 5, make_segments(10))
+    with pytest.raises(ValueError, match=r"probabilities \(n, 2\), found \(3,\) and \(3, 1\)"):
+        ranker.update([0, 1, 2], np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="outside the 10 segments"):
+        ranker.update([-1], np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="outside the 10 segments"):
+        ranker.update([10], np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="whole numbers"):
+        ranker.update([0.5], np.zeros((1, 2)))
+
+
+def test_no_segments_and_empty_updates():
+    empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
+    ranker = TopK(2, 5, empty)
+    ranker.update(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    assert lists(ranker.result()) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows", "starts", "sentence"),
+    [
+        (["a b"], [0], [5], r"'a b' cannot stand in a submission"),
+        (["a,b"], [0], [5], r"'a,b' cannot stand"),
+        (["a:b"], [0], [5], r"'a:b' cannot stand"),
+        ([""], [0], [5], r"'' cannot stand"),
+        (["ab", "cd", "ab"], [0], [5], r"'ab' occurs twice among the videos"),
+        (["ab", "cd"], [0, 1], [5, 7], r"cd:7 cannot be ranked: starts are multiples of 5"),
+        (["ab", "cd"], [0, 1], [5, -5], r"cd:-5 cannot be ranked"),
+        (["ab", "cd"], [1, 0, 1, 1], [5, 5, 10, 5], r"cd:5 occurs twice among the segments"),
+    ],
+)
+def test_segments_that_cannot_be_submitted_are_refused(ids, rows, starts, sentence):
+    with pytest.raises(Yt8mError, match=sentence):
+        Segments(ids, np.array(rows, np.int32), np.array(starts, np.int32))
+
+
+@pytest.mark.parametrize("rows", [[0, 2], [-1, 0], [0]])
+def test_rows_must_be_positions_of_videos(rows):
+    with pytest.raises(ValueError, match="rows"):
+        Segments(["ab", "cd"], np.array(rows, np.int32), np.array([5, 10], np.int32))

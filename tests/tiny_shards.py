@@ -1,0 +1,107 @@
+"""Tiny shards of random videos, for tests: the one place that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.shards.writer import ShardWriter, encode_video, encode_video_level
+
+Rating = tuple[int, int, float]
+"""Label id, start in seconds, 0 or 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class TinyVideo:
+    """What a test knows of a video that it wrote: frames are uint8 (T, 1152)."""
+
+    id: str
+    frames: NDArray[np.uint8]
+    labels: tuple[int, ...] = ()
+    ratings: tuple[Rating, ...] = ()
+
+    def encoded(self) -> bytes:
+        return encode_video(self.id, self.frames, self.labels, ratings=self.ratings)
+
+
+def random_videos(
+    count: int,
+    *,
+    seed: int = 0,
+    num_frames: tuple[int, int] = (60, 90),
+    label_ids: Sequence[int] = range(20),
+    labeled: bool = True,
+    ratings_per_video: int = 0,
+    id_prefix: str = "",
+) -> list[TinyVideo]:
+    """Videos of random bytes.
+
+    Args:
+        count: How many.
+        seed: Decides everything.
+        num_frames: Least and largest number of frames.
+        label_ids: Labels come from these, 1 to 3 a video.
+        labeled: Whether videos have labels.
+        ratings_per_video: Ratings of segments from second 30 to 10 before the end, for labels out of `label_ids`;
+            fewer where the video is short. Each (label, start) at most once.
+        id_prefix: Begins each id, so that several calls can give different ids.
+    """
+    rng = np.random.default_rng(seed)
+    videos = []
+    for number in range(count):
+        length = int(rng.integers(num_frames[0], num_frames[1] + 1))
+        frames = rng.integers(0, 256, (length, 1152), np.uint8)
+        labels = rng.choice(label_ids, min(int(rng.integers(1, 4)), len(label_ids)), replace=False)
+        pairs = [(int(label), start) for start in range(30, length - 10, 5) for label in label_ids]
+        chosen = rng.choice(len(pairs), min(ratings_per_video, len(pairs)), replace=False) if pairs else []
+        ratings = tuple((*pairs[i], float(rng.integers(0, 2))) for i in chosen)
+        videos.append(
+            TinyVideo(
+                f"{id_prefix}{number:04d}",
+                frames,
+                tuple(sorted(labels.tolist())) if labeled else (),
+                ratings,
+            )
+        )
+    return videos
+
+
+def write_shard(path: Path, videos: Sequence[TinyVideo]) -> Path:
+    """Write videos to one shard."""
+    return write_records(path, [video.encoded() for video in videos])
+
+
+def write_shards(folder: Path, videos: Sequence[TinyVideo], num_shards: int = 2, prefix: str = "tiny") -> list[Path]:
+    """Deal videos out to `num_shards` shards in order: the catalog of the folder then has them in this order."""
+    ends = np.linspace(0, len(videos), num_shards + 1).astype(int)
+    return [
+        write_shard(folder / f"{prefix}{shard:04d}.tfrecord", videos[ends[shard] : ends[shard + 1]])
+        for shard in range(num_shards)
+    ]
+
+
+def write_video_level_shard(path: Path, count: int, *, seed: int = 0, label_ids: Sequence[int] = range(20)) -> Path:
+    """Write a video-level shard of random means."""
+    rng = np.random.default_rng(seed)
+    payloads = [
+        encode_video_level(
+            f"{number:04d}",
+            rng.normal(size=1024).astype(np.float32),
+            rng.normal(size=128).astype(np.float32),
+            sorted(rng.choice(label_ids, min(2, len(label_ids)), replace=False).tolist()),
+        )
+        for number in range(count)
+    ]
+    return write_records(path, payloads)
+
+
+def write_records(path: Path, payloads: Sequence[bytes]) -> Path:
+    """Write serialized examples, whatever they are, to one shard."""
+    with ShardWriter(path) as writer:
+        for payload in payloads:
+            writer.write(payload)
+    return path
