@@ -31,6 +31,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 DataOption = Annotated[
     Path,
     typer.Option(
@@ -91,10 +94,13 @@ def index(
             f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards",
             markup=False,
         )
-        _print_oddities(catalog)
+        for oddity, count in catalog.oddities.items():
+            out.print(f"    {count:,} {oddity}", markup=False)
+        _print_problems(catalog)
         damaged += catalog.num_problems
     if damaged:
-        raise Yt8mError(f"{folder}: {damaged:,} damaged places were left out of the catalogs; they are listed above.")
+        places = "1 damaged place was" if damaged == 1 else f"{damaged:,} damaged places were"
+        raise Yt8mError(f"{folder}: {places} left out of the catalogs, as listed above.")
 
 
 @app.command()
@@ -103,7 +109,7 @@ def describe(
 ) -> None:
     """Say what a dataset holds: videos, frames, labels, ratings per class, and what is odd about it.
 
-    Folders that are not indexed yet are indexed first.
+    Folders that are not indexed yet are indexed first. Damaged records are left out and named, one line each.
 
         yt8m describe data
     """
@@ -313,6 +319,8 @@ def evaluate(
     from yt8m.vocabulary import Vocabulary
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    if truth.is_dir() and not dense:
+        _indexed(truth)
     score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
     out.print(f"{score.mean_average_precision:.6f} MAP@{k:,}{' (dense)' if dense else ''}")
     out.print(
@@ -336,7 +344,10 @@ def demo(
     """See it all work, in a few minutes, on data that yt8m makes itself.
 
     Splices a small dataset from invented sources, pre-trains two video classifiers, fine-tunes context-agnostic and
-    context-aware segment classifiers, predicts, merges and scores, and prints one table.
+    context-aware segment classifiers, predicts, merges and scores, and prints one table. A demo that was interrupted
+    goes on.
+
+        yt8m demo
     """
     from yt8m.demo import run_demo
 
@@ -371,15 +382,14 @@ def _indexed(folder: Path) -> Catalog:
     from yt8m.display import byte_bar
 
     with byte_bar(f"index {folder}") as progress:
-        return load_or_index(folder, progress=progress)
+        catalog = load_or_index(folder, progress=progress)
+    _print_problems(catalog)
+    return catalog
 
 
-def _print_oddities(catalog: Catalog) -> None:
-    from yt8m.display import err, out
+def _print_problems(catalog: Catalog) -> None:
+    from yt8m.display import err
 
-    for oddity, count in catalog.oddities.items():
-        if count:
-            out.print(f"    {count:,} {oddity}", markup=False)
     for problem in catalog.problems:
         err.print(problem, markup=False, soft_wrap=True)
     if catalog.num_problems > len(catalog.problems):
@@ -389,7 +399,7 @@ def _print_oddities(catalog: Catalog) -> None:
 def _print_description(description: Description) -> None:
     from rich.table import Table
 
-    from yt8m.display import err, out
+    from yt8m.display import out
 
     d = description
     rows = [
@@ -409,12 +419,11 @@ def _print_description(description: Description) -> None:
     rows += [("odd", f"{count:,} {oddity}") for oddity, count in d.oddities.items() if count]
     if d.num_problems:
         rows.append(("damaged", f"{d.num_problems:,} places, left out"))
-    table = Table(title=str(d.folder), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, value)
+    out.print(str(d.folder), markup=False)
     out.print(table)
-    for problem in d.problems:
-        err.print(problem, markup=False, soft_wrap=True)
 
 
 def _spread(spread: Spread) -> str:
@@ -468,8 +477,13 @@ def _sentences() -> Iterator[None]:
         yield
     except Yt8mError as error:
         _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("Interrupted; the same command goes on from the last checkpoint.", 130)
+    except SystemExit as left:
+        # Typer ends an interrupted command with this status and says nothing.
+        if left.code != INTERRUPTED:
+            raise
+        _leave(
+            "Interrupted; the same command starts again, and training goes on from its last checkpoint.", INTERRUPTED
+        )
     except BrokenPipeError:
         # Whoever read the output has enough of it; standard output must not be flushed again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -78,7 +78,11 @@ class Truths:
 
     @classmethod
     def find(cls, folder: Path, reader: FrameReader, vocabulary: Vocabulary) -> Truths:
-        """Look beside the test shards for `test_ratings.csv` and `test_positives.csv`; rated shards rate themselves."""
+        """Look beside the test shards for `test_ratings.csv` and `test_positives.csv`; rated shards rate themselves.
+
+        Raises:
+            Yt8mError: A file cannot be read, or nothing can be scored against it.
+        """
         ratings = positives = None
         if (folder / RATINGS_FILE).is_file():
             ratings = load_ratings_csv(folder / RATINGS_FILE)
@@ -86,6 +90,10 @@ class Truths:
             ratings = truth_of_catalog(reader.catalog, vocabulary)
         if (folder / POSITIVES_FILE).is_file():
             positives = load_positives_csv(folder / POSITIVES_FILE)
+        for truth in (ratings, positives):
+            if truth is not None:
+                # Scored here with nothing, a truth that cannot be used says so before anything is predicted.
+                map_at_k([], truth, vocabulary=vocabulary)
         return cls(ratings, positives)
 
     @property

@@ -10,11 +10,15 @@ from yt8m.dataset.invented import invented_sources, invented_vocabulary
 from yt8m.dataset.splice import Sizes, write_dataset
 from yt8m.display import err, tracked
 from yt8m.errors import UsageError
-from yt8m.recipe import read_recipe, shipped_recipe
+from yt8m.recipe import Recipe, read_recipe, shipped_recipe
 from yt8m.run import Run
+from yt8m.training.loop import TrainingConfig
 
 SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
 NUM_SOURCES = 6000
+PRETRAINING_STEPS, FINETUNING_STEPS = 400, 150
+"""Fewer steps than the recipe has: there are 48 invented classes, not 1,000 real ones."""
+
 DATA_FOLDER, RUN_FOLDER = "data", "run"
 
 
@@ -28,9 +32,9 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
     Raises:
         UsageError: The folder holds something else.
     """
-    recipe = read_recipe(shipped_recipe("demo"))
+    recipe = shortened(read_recipe(shipped_recipe("demo")))
     data = folder / DATA_FOLDER
-    if folder.exists() and any(folder.iterdir()) and not data.is_dir():
+    if folder.exists() and not data.is_dir() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: holds something else than a demo; give another folder.")
     finished = data / "segment" / "test_positives.csv"
     if not finished.is_file():
@@ -39,10 +43,28 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
         vocabulary = invented_vocabulary()
         write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, tracked)
         err.print(
-            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of invented sources in {data}"
+            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of invented sources in {data}",
+            markup=False,
         )
     run = Run(recipe, data, folder / RUN_FOLDER)
     comparison = run.run()
     if comparison is None:
         raise UsageError("The demo runs on one process.")
     return run, comparison
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """The same recipe with as many steps as the demo has time for."""
+    bases = {
+        name: model.model_copy(update={"training": _with_steps(model.training, PRETRAINING_STEPS)})
+        for name, model in recipe.base_models.items()
+    }
+    segments = {
+        name: model.model_copy(update={"training": _with_steps(model.training, FINETUNING_STEPS)})
+        for name, model in recipe.segment_models.items()
+    }
+    return recipe.model_copy(update={"base_models": bases, "segment_models": segments})
+
+
+def _with_steps(training: TrainingConfig, steps: int) -> TrainingConfig:
+    return training.model_copy(update={"steps": steps})

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from yt8m.errors import Yt8mError
 
+_CANNOT_WRITE = frozenset(
+    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG]
+)
+
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
@@ -66,8 +70,8 @@ def _sentence(error: OSError, path: Path) -> Exception:
     """Say an operating-system error on writing as a sentence; errors of other kinds pass unchanged."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Yt8mError(
-            f"{path}: no space left on the disk; nothing was left under that name. Free some space and run again."
+            f"{path}: no space left on the disk; nothing was written under that name. Free some space and run again."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno in _CANNOT_WRITE:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error

@@ -11,7 +11,7 @@ from yt8m.display import tracked
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.saved import load_model, read_description
-from yt8m.ranking.ensemble import EnsembleSettings, model_weights, weighted_mean
+from yt8m.ranking.ensemble import EnsembleSettings, merging_order, model_weights, weighted_mean
 from yt8m.ranking.predict import SegmentClassifier, predict, segments_of
 from yt8m.ranking.store import Store, stored_predictions, write_store
 from yt8m.ranking.submission import write_submission
@@ -67,7 +67,7 @@ def merge_stores(
         top_k: Segments to list for each class.
 
     Returns:
-        Names of the models, in the order of merging.
+        Names of the models.
 
     Raises:
         UsageError: A folder is of other videos or classes, two models have one name, or a weight names none.
@@ -84,7 +84,7 @@ def merge_stores(
             if name in stores:
                 raise UsageError(f"{folder}: a model named {name!r} is in {stores[name].folder} already.")
             stores[name] = store
-    names = list(stores)
+    names = merging_order(stores)
     factors = model_weights(EnsembleSettings(weights=weights), names)
     ranker = TopK(len(classes), top_k, segments_of(FrameReader(catalog)))
     for batch in tracked(stored_predictions(stores), "merge"):

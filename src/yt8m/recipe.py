@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from yt8m.errors import UsageError
 from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
 from yt8m.models.layers import MixtureConfig
-from yt8m.ranking.ensemble import EnsembleSettings
+from yt8m.ranking.ensemble import EnsembleSettings, model_weights
 from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
@@ -36,7 +36,9 @@ class BaseModelRecipe(Settings):
     classifier: VideoClassifierConfig
     """The network."""
     frames_per_video: int | None = Field(default=None, ge=1)
-    """Frames sampled at each visit of a video in training; the encoder's `max_frames` where left out."""
+    """Frames seen at each visit of a video in training; the encoder's `max_frames` where left out."""
+    clip_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the visits that see consecutive frames instead of frames from all over the video; the paper has none."""
     training: TrainingConfig
     """How it is trained."""
     seed: int | None = Field(default=None, ge=0)
@@ -131,11 +133,18 @@ class Recipe(Settings):
         for name in [*self.ensemble.models, *self.ensemble.weights]:
             if name not in self.segment_models:
                 raise ValueError(f"ensemble: there is no segment model {name!r}{nearest(name, self.segment_models)}")
+        for name in self.ensemble.models:
+            if self.ensemble.models.count(name) > 1:
+                raise ValueError(f"ensemble.models: {name!r} is named more than once; give it a weight instead")
+        try:
+            model_weights(self.ensemble, self.ensemble_models)
+        except UsageError as error:
+            raise ValueError(f"ensemble.weights: {str(error).removesuffix('.')}") from None
         return self
 
     @property
     def ensemble_models(self) -> list[str]:
-        """Names of the merged models, in the order of merging."""
+        """Names of the merged models."""
         return self.ensemble.models or list(self.segment_models)
 
 
@@ -181,12 +190,13 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         UsageError: The file or an override is wrong in any way; the sentence says where.
     """
     values = read_yaml(path)
-    for override in overrides or []:
-        _set(values, override)
+    if isinstance(values, dict):
+        for override in overrides or []:
+            _set(values, override)
     return validated(Recipe, values, str(path))
 
 
-def _set(values: Any, override: str) -> None:
+def _set(values: dict[str, Any], override: str) -> None:
     """Put one override into a recipe's plain values."""
     match = re.fullmatch(r"([^=\s]+)=(.*)", override, re.DOTALL)
     if not match:
@@ -197,12 +207,11 @@ def _set(values: Any, override: str) -> None:
     except yaml.YAMLError:
         raise UsageError(f"--set {override}: the value is not valid YAML.") from None
     place = values
-    for depth, key in enumerate(parents):
-        if not isinstance(place, dict):
+    for depth, key in enumerate(parents, start=1):
+        inner = place.get(key, {})
+        if not isinstance(inner, dict):
             raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
-        if key not in place:
-            place[key] = {}
+        # What YAML's `*name` repeats is one object: without a copy, all its places would change.
+        place[key] = dict(inner)
         place = place[key]
-    if not isinstance(place, dict):
-        raise UsageError(f"--set {override}: {'.'.join(parents)!r} has no keys of its own.")
     place[last] = value

@@ -23,14 +23,15 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from yt8m.comparison import Comparison, Truths, merges, predict_and_score
-from yt8m.dataset.catalog import Catalog, load_or_index
+from yt8m.dataset.catalog import PARTS, Catalog, current_catalog, index_folder
 from yt8m.dataset.frames import FrameReader
-from yt8m.display import err, step_bar
-from yt8m.errors import UsageError
+from yt8m.dataset.loading import FrameChoice, fold_of_videos
+from yt8m.display import byte_bar, err, step_bar
+from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import load_model
-from yt8m.ranking.ensemble import model_weights
+from yt8m.ranking.ensemble import merging_order, model_weights
 from yt8m.ranking.predict import SegmentClassifier
 from yt8m.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
 from yt8m.scoring.report import SCORES_FILE, read_scores
@@ -42,7 +43,8 @@ from yt8m.vocabulary import Vocabulary
 
 STAGE_FILE = "stage.yaml"
 SUBMISSION_FILE = "submission.csv"
-KINDS = ("pretrain", "finetune", "predict")
+PARTS_NEEDED = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
+"""Parts of the dataset that each kind of stage needs; a model is known by what its base models were trained on, too."""
 CODE_VERSION = 1
 """Raised when a change of the code changes what a stage gives for the same settings."""
 
@@ -101,7 +103,7 @@ class Run:
         out: Where stages leave their folders.
 
     Raises:
-        UsageError: The dataset folder lacks a part, or the machine lacks the devices.
+        UsageError: There is no such dataset folder, it has no vocabulary, or the machine lacks the devices.
     """
 
     def __init__(self, recipe: Recipe, data: Path, out: Path) -> None:
@@ -115,11 +117,16 @@ class Run:
     # ------------------------------------------------------------------------------------------------- inputs
 
     def catalog(self, part: str) -> Catalog:
-        """Catalog of a part of the dataset ("video/train", ...), indexed now where it has not been."""
+        """Catalog of a part of the dataset ("video/train", ...), indexed now where it has not been.
+
+        Raises:
+            UsageError: The dataset lacks this part.
+            Yt8mError: Indexing found damage. The catalog of what is intact is kept, so the next run goes on with it.
+        """
         if part not in self._catalogs:
             if not self.fabric.is_global_zero:
                 self.fabric.barrier()
-            self._catalogs[part] = load_or_index(self.data / part)
+            self._catalogs[part] = current_catalog(self.data / part) or _indexed(self.data / part)
             if self.fabric.is_global_zero:
                 self.fabric.barrier()
         return self._catalogs[part]
@@ -144,7 +151,7 @@ class Run:
                 FrameReader(self.catalog("video/valid")),
                 self.vocabulary,
                 stage.classifier.encoder.max_frames,
-                stage.frames_per_video or stage.classifier.encoder.max_frames,
+                FrameChoice(stage.frames_per_video or stage.classifier.encoder.max_frames, stage.clip_share),
                 stage.training.batch_size,
                 seed,
                 {"name": name, "seed": seed, "stage": mark},
@@ -191,7 +198,7 @@ class Run:
         truths = Truths.find(self.data / "segment", reader, self.vocabulary)
         compare = self.recipe.compare and (truths.ratings is not None or truths.positives is not None)
         names = list(self.recipe.segment_models) if compare else self.recipe.ensemble_models
-        of_ensemble = self.recipe.ensemble_models
+        of_ensemble = merging_order(self.recipe.ensemble_models)
         weights = dict(zip(of_ensemble, model_weights(self.recipe.ensemble, of_ensemble).tolist(), strict=True))
         settings = {"weights": weights, "top_k": self.recipe.top_k, "compare": compare, "seed": self.recipe.seed}
         inputs = {name: self._finetune_mark(name) for name in names} | {
@@ -199,16 +206,17 @@ class Run:
             "truth": truths.digest,
         }
         mark = fingerprint("predict", settings, inputs)
-        folder = self.out / "predict"
+        folder, submission = self.out / "predict", self.out / SUBMISSION_FILE
         record = read_stage(folder)
-        if (
-            record
-            and (record.fingerprint, record.status) == (mark, "finished")
-            and (self.out / SUBMISSION_FILE).exists()
-        ):
+        is_whole = submission.is_file() and (folder / SCORES_FILE).is_file()
+        if record and (record.fingerprint, record.status) == (mark, "finished") and is_whole:
             self._say("predict: finished before, skipped")
             return Comparison(read_scores(folder / SCORES_FILE), int(record.metrics["segments"]))
         models = {name: self._segment_classifier(name) for name in names}
+        if record and record.fingerprint != mark:
+            if submission.is_file():
+                submission.replace(folder / SUBMISSION_FILE)
+            self._keep_former("predict", folder)
         started = time.monotonic()
         comparison = predict_and_score(
             reader,
@@ -217,7 +225,7 @@ class Run:
             self.recipe.top_k,
             self.vocabulary,
             truths,
-            self.out / SUBMISSION_FILE,
+            submission,
             folder,
             self.fabric.device,
             self.recipe.seed,
@@ -249,14 +257,15 @@ class Run:
             What prediction ended with, if it was among the stages.
 
         Raises:
-            UsageError: There is no such stage, or one that it needs is not finished.
+            UsageError: There is no such stage, one that it needs is not finished, or the dataset lacks a part.
         """
         stages = self.stages()
         chosen = [stage for stage in stages if only is None or only in (stage, stage.split("/")[0])]
         if not chosen:
-            raise UsageError(f"--only {only}: there is no such stage{nearest(str(only), [*KINDS, *stages])}.")
+            raise UsageError(f"The recipe has no stage {only!r}{nearest(str(only), [*PARTS_NEEDED, *stages])}.")
         if self.fabric.is_global_zero:
             self._keep_recipe()
+        self._check_data(chosen[-1].split("/")[0])
         comparison = None
         for stage in chosen:
             kind, _, name = stage.partition("/")
@@ -276,6 +285,15 @@ class Run:
             *(f"finetune/{name}" for name in self.recipe.segment_models),
             "predict",
         ]
+
+    def _check_data(self, kind: str) -> None:
+        """Look at all data that the stages up to one of this kind need: what is amiss is said before hours of training."""
+        for part in PARTS_NEEDED[kind]:
+            self.catalog(part)
+        if kind != "pretrain":
+            fold_of_videos(self.catalog("segment/train"), self.recipe.folds)
+        if kind == "predict":
+            Truths.find(self.data / "segment", FrameReader(self.catalog("segment/test")), self.vocabulary)
 
     # --------------------------------------------------------------------------------------- what a stage is
 
@@ -367,16 +385,15 @@ class Run:
         if record and record.fingerprint == mark and record.status == "finished":
             self._say(f"{title}: finished before, skipped")
             return
+        seed = self._seed(stage.seed)
+        model, task = build(seed)
         if self.fabric.is_global_zero:
             if folder.exists() and (record is None or record.fingerprint != mark):
-                kept = _moved_aside(folder)
-                self._say(f"{title}: the settings or the data changed; the former result is kept in {kept}")
+                self._keep_former(title, folder)
             elif record:
                 self._say(f"{title}: goes on where it was stopped")
             _write_stage(folder, StageRecord(mark, "started", 0.0, {}), self._settings(stage))
         self.fabric.barrier()
-        seed = self._seed(stage.seed)
-        model, task = build(seed)
         with step_bar(title, stage.training.steps, self.fabric.is_global_zero) as on_step:
             fitted = fit(
                 self.fabric, model, task, stage.training, folder, seed, self.recipe.machine.num_workers, on_step
@@ -394,10 +411,29 @@ class Run:
         if self.fabric.is_global_zero:
             err.print(sentence, markup=False)
 
+    def _keep_former(self, title: str, folder: Path) -> None:
+        """Move a result of other settings or data aside."""
+        kept = _moved_aside(folder)
+        self._say(f"{title}: the settings or the data changed; the former result is kept in {kept}")
+
     def _keep_recipe(self) -> None:
         """Leave the recipe, with every value spelled out, beside what it makes."""
         with written_atomically(self.out / "recipe.yaml") as temporary:
             temporary.write_text(to_yaml(self.recipe), encoding="utf-8")
+
+
+def _indexed(folder: Path) -> Catalog:
+    """Index a folder of shards and save its catalog; damage stops the run once, so that nobody trains on less unawares."""
+    with byte_bar(f"index {folder}") as progress:
+        catalog = index_folder(folder, progress=progress)
+    catalog.save()
+    if catalog.num_problems:
+        places = "1 damaged place was" if catalog.num_problems == 1 else f"{catalog.num_problems:,} damaged places were"
+        raise Yt8mError(
+            f"{folder}: {places} found while indexing, the first: {catalog.problems[0].removesuffix('.')}. "
+            f"`yt8m index {folder}` lists all; run again to go on without them."
+        )
+    return catalog
 
 
 def _moved_aside(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,18 @@ S = TypeVar("S", bound=Settings)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `2e-4` is a number, where YAML 1.1 wants `2.0e-4`."""
+    """YAML as people mean it: `2e-4` is a number, where YAML 1.1 wants `2.0e-4`, and no key may stand twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -103,21 +115,33 @@ def _shown(value: object) -> str:
 
 def _problem(kind: type[BaseModel], detail: ErrorDetails) -> str:
     """Say one finding of the validation, with the place as the YAML file has it."""
-    keys, known = _walk(kind, detail["loc"])
-    place = ".".join(keys) or "settings"
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key {place!r}{nearest(keys[-1], known)}"
-    if detail["type"] == "missing":
-        return f"{place!r} is missing"
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = detail.get("ctx", {})
-        key, tags = str(context["discriminator"]).strip("'"), str(context.get("expected_tags", ""))
-        found = f", found {context['tag']!r}" if "tag" in context else ""
-        return f"'{place}.{key}': expected one of {tags or 'the known kinds'}{found}"
-    if detail["type"] == "value_error":
-        message = detail["msg"].removeprefix("Value error, ")
-        return message if not keys else f"{place!r}: {message}"
-    return f"{place!r}: expected {detail['msg'].removeprefix('Input should be ')}, found {_shown(detail['input'])}"
+    # A last part "[key]" says that the finding is about a dictionary's key itself.
+    keys, known = _walk(kind, tuple(part for part in detail["loc"] if part != "[key]"))
+    place, found, message = ".".join(keys) or "settings", f"found {_shown(detail['input'])}", detail["msg"]
+    match detail["type"]:
+        case "extra_forbidden":
+            problem = f"unknown key {place!r}{nearest(keys[-1], known)}"
+        case "missing":
+            problem = f"{place!r} is missing"
+        case "union_tag_not_found":
+            problem = f"'{place}.{_discriminator(detail)}' is missing"
+        case "union_tag_invalid":
+            tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
+            problem = f"'{place}.{_discriminator(detail)}': expected one of {tags}, found {tag!r}"
+        case "value_error":
+            message = message.removeprefix("Value error, ")
+            problem = f"{place!r}: {message}" if keys else message
+        case "model_type" | "model_attributes_type" | "dict_type":
+            problem = f"{place!r}: expected keys and values, {found}"
+        case _ if message.startswith("Input should be "):
+            problem = f"{place!r}: expected {message.removeprefix('Input should be ')}, {found}"
+        case _:
+            problem = f"{place!r}: {message[0].lower()}{message[1:]}, {found}"
+    return problem
+
+
+def _discriminator(detail: ErrorDetails) -> str:
+    return str(detail["ctx"]["discriminator"]).strip("'")
 
 
 def _walk(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], set[str]]:
@@ -127,18 +151,17 @@ def _walk(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[
         The keys as the file has them (a location also holds the tags of unions), and the keys known at the last one.
     """
     keys: list[str] = []
-    candidates: list[type[BaseModel]] = [kind]
-    known: set[str] = set(kind.model_fields)
+    known: set[str] = set()
+    here: list[Any] = [kind]
     for part in location:
-        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
-        if tagged and keys:
-            candidates = tagged
-            known = {name for candidate in candidates for name in candidate.model_fields}
+        models = [option for option in here if _is_settings(option)]
+        tagged = [model for model in models if part in _tags(model)]
+        if len(models) > 1 and tagged:
+            here = tagged
             continue
-        known = {name for candidate in candidates for name in candidate.model_fields}
         keys.append(str(part))
-        fields = [candidate.model_fields[str(part)] for candidate in candidates if part in candidate.model_fields]
-        candidates = [member for field in fields for member in _members(field.annotation)] or candidates
+        known = {name for model in models for name in model.model_fields}
+        here = [inner for option in here for inner in _inside(option, part)]
     return keys, known
 
 
@@ -152,8 +175,23 @@ def _tags(kind: type[BaseModel]) -> set[object]:
     }
 
 
-def _members(annotation: object) -> list[type[BaseModel]]:
-    """All settings classes inside an annotation: `dict[str, A]`, `A | B`, `Annotated[A, ...]`, `list[A]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [member for argument in typing.get_args(annotation) for member in _members(argument)]
+def _is_settings(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _inside(annotation: Any, key: int | str) -> list[Any]:
+    """What may stand at a key of a group of settings, a dictionary or a list."""
+    if _is_settings(annotation):
+        return _options(annotation.model_fields[key].annotation) if key in annotation.model_fields else []
+    if typing.get_origin(annotation) in (dict, list):
+        return _options(typing.get_args(annotation)[-1])
+    return []
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, through `Annotated`; anything else is its own only member."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [option for member in typing.get_args(annotation) for option in _options(member)]
+    return [annotation]

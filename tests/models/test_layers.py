@@ -32,7 +32,7 @@ from yt8m.models.layers import (
 LENGTHS = torch.tensor([5, 1, 3, 4])
 
 
-@pytest.fixture(params=[1 << 18, 7], ids=["one block", "many blocks"])
+@pytest.fixture(params=[layers._BLOCK_ELEMENTS, 7], ids=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with everything in one block, and again with blocks of a row or two."""
     monkeypatch.setattr(layers, "_BLOCK_ELEMENTS", request.param)
@@ -66,6 +66,11 @@ def test_dequantize_gives_the_values_of_the_format() -> None:
     expected = np.arange(256, dtype=np.float64) * 4 / 255 + 4 / 512 - 2
     np.testing.assert_allclose(values.numpy(), expected, atol=3e-7)
     np.testing.assert_allclose(dequantize(every_byte, torch.float64).numpy(), expected, atol=1e-15)
+
+
+def test_values_are_not_taken_for_bytes() -> None:
+    with pytest.raises(TypeError, match="expected frames as bytes"):
+        dequantize(torch.zeros(2, 3))
 
 
 def test_frame_mask() -> None:
@@ -381,6 +386,15 @@ def test_mixture_drops_features_in_training_only_apart_for_experts_and_gate() ->
     assert not torch.equal(seen["experts"] == 0, seen["gate"] == 0)
     moe.eval()(x)
     assert (seen["experts"] == 0).sum() == 0
+
+
+def test_untrained_experts_say_the_initial_probability() -> None:
+    moe = MixtureOfExperts(6, 5, MixtureConfig(initial_probability=0.02)).eval()
+    with torch.no_grad():
+        moe.gate.weight.zero_()
+        moe.gate.bias.zero_()
+        probabilities = torch.sigmoid(moe(torch.zeros(1, 6)))
+    torch.testing.assert_close(probabilities, torch.full((1, 5), 0.02 * 4 / 5))
 
 
 def test_mixture_runs_in_float32_under_autocast() -> None:

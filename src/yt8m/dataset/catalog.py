@@ -293,6 +293,20 @@ def index_folder(
     return _joined(folder, parts)
 
 
+def current_catalog(folder: Path) -> Catalog | None:
+    """Load the catalog of a folder where it can be read and is current; None where the folder has to be indexed.
+
+    Raises:
+        UsageError: The folder is missing.
+    """
+    _require_folder(folder)
+    try:
+        catalog = Catalog.load(folder)
+    except Yt8mError:
+        return None
+    return catalog if catalog.is_current() else None
+
+
 def load_or_index(
     folder: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS, progress: Progress | None = None
 ) -> Catalog:
@@ -300,16 +314,10 @@ def load_or_index(
 
     Args and errors: as `index_folder`.
     """
-    _require_folder(folder)
-    try:
-        catalog = Catalog.load(folder)
-    except Yt8mError:
-        pass
-    else:
-        if catalog.is_current():
-            return catalog
-    catalog = index_folder(folder, verify=verify, vocabulary_size=vocabulary_size, progress=progress)
-    catalog.save()
+    catalog = current_catalog(folder)
+    if catalog is None:
+        catalog = index_folder(folder, verify=verify, vocabulary_size=vocabulary_size, progress=progress)
+        catalog.save()
     return catalog
 
 

@@ -1,9 +1,9 @@
 """Invented sources: video-level features with class structure worth learning, for trying the system without any data.
 
-Classes come in topics. A source carries one to three classes of a topic; its mean vector is the topic's and the
-classes' directions plus a large part of its own, in the same few dimensions, mapped into the 1,152 features and scaled
-to the spread of real ones. So classes can be told apart, but not by one noisy frame, and classes of a topic are easily
-confused: what surrounds a segment says something about it.
+Classes come in topics. A source carries one to three classes of a topic. Its mean vector is the topic's and the classes'
+directions, in a few latent dimensions mapped into the 1,152 features, under a larger part of its own; all is scaled to
+the spread of real features. So classes can be told apart, but not by a few noisy frames, and classes of a topic are
+easily confused: what surrounds a segment says something about it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,18 @@ TOPICS = {
 """Topics and their classes; invented, though the names are those of things."""
 
 LATENT_SIZE = 48
-TOPIC_STRENGTH = 1.0
-CLASS_STRENGTH = 1.0
-OWN_STRENGTH = 1.0
-FEATURE_STD = 0.5
-"""Spread of a feature's mean over real videos."""
+"""Dimensions in which classes differ; mapped into the features, as concepts are in real ones."""
+
+TOPIC_STRENGTH = 0.7
+CLASS_STRENGTH = 0.8
+OWN_STRENGTH = 0.5
+"""Length of a topic's, a class's and a source's own part in each latent dimension."""
+
+LATENT_STD = 0.12
+"""Spread of a feature's mean that the latent dimensions make up."""
+
+FEATURE_STD = 0.48
+"""Spread of a feature's mean that is each source's own; with the latent part, about that of real videos."""
 
 BACKGROUND_LABEL = 3000
 """A label outside the segment classes, carried by some sources, as real ones do."""
@@ -72,4 +79,6 @@ def invented_sources(num_sources: int, vocabulary: Vocabulary, seed: int = 0) ->
         background = [BACKGROUND_LABEL] if rng.random() < 0.3 else []
         labels.append(np.array([*vocabulary.label_ids[classes].tolist(), *background], np.int64))
     means = latent @ mapping
-    return Sources((means * (FEATURE_STD / means.std())).astype(np.float32), tuple(labels))
+    means *= LATENT_STD / means.std()
+    means += FEATURE_STD * rng.standard_normal(means.shape)
+    return Sources(means.astype(np.float32), tuple(labels))

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
-from yt8m.dataset.sampling import crop, even_frames, sampled_frames, segment_window
+from yt8m.dataset.sampling import crop, even_frames, sampled_clip, sampled_frames, segment_window
 from yt8m.errors import UsageError
 from yt8m.vocabulary import Vocabulary
 
@@ -151,16 +151,33 @@ def label_mask(catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.intege
     return mask
 
 
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a video a visit in pre-training sees, of those left by the crop.
+
+    Args:
+        max_frames: Frames seen, at most.
+        clip_share: Share of the visits that see consecutive frames, the others see frames from all over the video.
+    """
+
+    max_frames: int
+    clip_share: float = 0.0
+
+    def indices(self, num_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Choose frames of a video of `num_frames`: increasing, int64 (T,)."""
+        is_clip = self.clip_share > 0 and rng.random() < self.clip_share
+        return (sampled_clip if is_clip else sampled_frames)(*crop(num_frames), self.max_frames, rng)
+
+
 class VideoBatches(_Batches):
     """Batches of videos for pre-training, indexed by step.
 
-    Frames are cropped to [30, n - 10), then at most `max_frames` are sampled without replacement, a fresh choice
-    for every visit of a video.
+    Frames are cropped to [30, n - 10), then some are chosen, afresh for every visit of a video.
 
     Args:
         reader: Frames and catalog.
         vocabulary: The segment classes; videos with none of them are left out.
-        max_frames: L_max.
+        choice: How frames are chosen.
         batch_size: Videos in a global batch.
         seed: Seed of order and sampling.
         share: This process's part of each batch.
@@ -173,7 +190,7 @@ class VideoBatches(_Batches):
         self,
         reader: FrameReader,
         vocabulary: Vocabulary,
-        max_frames: int,
+        choice: FrameChoice,
         batch_size: int,
         seed: int,
         share: Share = ALONE,
@@ -187,7 +204,7 @@ class VideoBatches(_Batches):
         super().__init__(len(self.rows), batch_size, seed, share)
         self.reader = reader
         self.vocabulary = vocabulary
-        self.max_frames = max_frames
+        self.choice = choice
 
     def __getitem__(self, step: int) -> VideoBatch:
         positions = self._positions(step)
@@ -195,7 +212,7 @@ class VideoBatches(_Batches):
         indices = []
         for position, row in zip(positions, rows.tolist(), strict=True):
             rng = np.random.default_rng([self.seed, position])
-            indices.append(sampled_frames(*crop(int(self.reader.catalog.num_frames[row])), self.max_frames, rng))
+            indices.append(self.choice.indices(int(self.reader.catalog.num_frames[row]), rng))
         labels = label_mask(self.reader.catalog, self.vocabulary, rows)
         return VideoBatch(*padded(self.reader, rows, indices), torch.from_numpy(labels))
 

@@ -50,6 +50,19 @@ def sampled_frames(start: int, stop: int, max_frames: int, rng: np.random.Genera
     return chosen.astype(np.int64) + start
 
 
+def sampled_clip(start: int, stop: int, max_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most `max_frames` consecutive frames of [start, stop), from a random place.
+
+    What a video-level model sees of a video when it is to learn from moments, as a segment classifier will.
+
+    Returns:
+        Consecutive frame indices, int64 (T,), T = min(max_frames, stop - start).
+    """
+    length = min(max_frames, stop - start)
+    first = int(rng.integers(start, stop - length, endpoint=True))
+    return np.arange(first, first + length)
+
+
 def even_frames(start: int, stop: int, max_frames: int) -> NDArray[np.int64]:
     """At most `max_frames` of the frames [start, stop), evenly spaced: what inference sees of a long video.
 

@@ -3,13 +3,15 @@
 A spliced video joins 1 to 4 sources. Each source owns a block of 5-second segments, and its frames are its mean vector
 plus temporally correlated noise, quantized (SPEC: spliced videos). Video labels are the union of the sources'; a
 segment is positive for a label exactly where its source carries it. Sources never cross between the parts of the
-dataset (train, valid, rated, test), and video i of a part depends on (seed, part, i) and the part's sources alone.
+dataset (train, valid, rated, test), and what video i of a part shows depends on (seed, part, i) and the part's sources
+alone; only its id goes by its number in the whole dataset.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +182,9 @@ def _choices(pool: NDArray[np.int64], size: int, rng: np.random.Generator) -> li
             if not waiting:
                 waiting = rng.permutation(pool).tolist()
             source = waiting.pop()
-            if source not in picked:
+            if source in picked:
+                waiting.insert(0, source)
+            else:
                 picked.append(source)
         chosen.append(np.array(picked))
     return chosen
@@ -211,7 +215,7 @@ def write_dataset(
 
     Raises:
         UsageError: The folder holds something already, a size is impossible, or there are too few sources.
-        Yt8mError: The disk is full or the folder cannot be written to.
+        Yt8mError: The disk is full or the folder cannot be written to; what was written is removed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not empty; give a new folder.")
@@ -234,14 +238,22 @@ def write_dataset(
     pools = _deal(usable, sizes, np.random.default_rng([seed, 0]))
     if min(map(len, pools)) < 1:
         raise UsageError(f"{len(usable)} sources are too few for parts of {sizes}; ask for parts of more equal sizes.")
-    _write_vocabulary(folder / VOCABULARY_FILE, vocabulary)
-    first_number = 0
-    for code, (part, pool) in enumerate(zip(parts, pools, strict=True)):
-        videos = _spliced_videos(
-            usable, _choices(pool, part.size, np.random.default_rng([seed, 1, code])), vocabulary, seed, code
-        )
-        _write_part(folder, part, videos, vocabulary, first_number, progress)
-        first_number += part.size
+    existed = folder.exists()
+    try:
+        _write_vocabulary(folder / VOCABULARY_FILE, vocabulary)
+        first_number = 0
+        for code, (part, pool) in enumerate(zip(parts, pools, strict=True)):
+            videos = _spliced_videos(
+                usable, _choices(pool, part.size, np.random.default_rng([seed, 1, code])), vocabulary, seed, code
+            )
+            _write_part(folder, part, videos, vocabulary, first_number, progress)
+            first_number += part.size
+    except BaseException:
+        # Half a dataset is none; and the folder has to be empty for the next try.
+        shutil.rmtree(folder, ignore_errors=True)
+        if existed:
+            folder.mkdir()
+        raise
 
 
 def _spliced_videos(

@@ -6,7 +6,7 @@ segments are batched; and a mean of numbers from 0 to 1 never leaves that range 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,6 +25,11 @@ class EnsembleSettings(Settings):
 
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Weight of a model by its name; 1 for those not named."""
+
+
+def merging_order(model_names: Iterable[str]) -> list[str]:
+    """The order in which models are summed: by name, so that the bits of a mean do not tell how they were listed."""
+    return sorted(model_names)
 
 
 def model_weights(settings: EnsembleSettings, model_names: Sequence[str]) -> NDArray[np.float32]:

@@ -7,10 +7,12 @@ interrupted prediction can never be taken for a finished one.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -131,12 +133,7 @@ def write_store(
     )
     with written_atomically(folder) as temporary:
         temporary.mkdir()
-        arrays = {
-            name: open_memmap(
-                temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=(len(segments), num_classes)
-            )
-            for name in models
-        }
+        arrays = {name: _allocated(temporary / f"{name}.npy", (len(segments), num_classes)) for name in models}
         seen = 0
         for batch in predictions:
             for name, array in arrays.items():
@@ -148,6 +145,15 @@ def write_store(
             array.flush()
         (temporary / _INDEX).write_text(to_yaml(index), encoding="utf-8")
     return Store(folder, index)
+
+
+def _allocated(path: Path, shape: tuple[int, int]) -> np.memmap[Any, np.dtype[np.float32]]:
+    """A float32 `.npy` file to fill, whose space on the disk is its own: a write to a map that finds none is fatal."""
+    array = open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def stored_predictions(stores: Mapping[str, Store], rows_per_batch: int = 8192) -> Iterator[Predictions]:

@@ -138,7 +138,7 @@ def plot_timeline(
         axes.stairs(probabilities[:, index], edges, color=RATED_COLOR, linewidth=1.6, label=label)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([0, 1], ["0", "1"], fontsize=7)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("seconds")
     panels[-1].set_xlim(edges[0], edges[-1])

@@ -33,7 +33,11 @@ class Progress(TypedDict):
 def save_checkpoint(
     fabric: Fabric, path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress
 ) -> None:
-    """Write where the run stands; only the first process writes, the others wait for it."""
+    """Write where the run stands; only the first process writes, the others wait for it.
+
+    Raises:
+        Yt8mError: The disk is full or the folder cannot be written to.
+    """
     if fabric.is_global_zero:
         state = {
             "model": model.state_dict(),
@@ -41,8 +45,14 @@ def save_checkpoint(
             "schedule": schedule.state_dict(),
             "progress": dict(progress),
         }
-        with written_atomically(path) as temporary:
-            torch.save(state, temporary)
+        with written_atomically(path) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # Where a write fails, torch complains of its own position in the file instead.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
     fabric.barrier()
 
 
@@ -60,7 +70,7 @@ def load_checkpoint(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         progress: Progress = state["progress"]
-    except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise Yt8mError(
             f"{path}: is not a checkpoint of this run ({' '.join(str(error).split())[:200]}). Remove its folder to start over."
         ) from None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -141,14 +141,12 @@ def fit(
         progress["step"] = done
         progress["seconds"] = before + time.monotonic() - started
         if done % config.log_every == 0 or done == config.steps:
-            average = torch.stack(losses).mean().item()
+            # Over all processes, so that all of them stop where one has no number.
+            average = float(cast("Tensor", fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")))
             losses.clear()
-            if not np.isfinite(average):
-                raise Yt8mError(
-                    f"{folder}: the loss is {average} at step {done}; the rate {config.peak_rate:g} is too high, or the data broken."
-                )
+            _require_number(average, "loss", folder, done, config)
             norm = float("nan") if grad_norm is None else float(grad_norm)
-            log.write("train", done, {"loss": average, "rate": float(schedule.get_last_lr()[0]), "grad_norm": norm})
+            log.write("train", done, {"loss": average, "rate": float(max(schedule.get_last_lr())), "grad_norm": norm})
             if on_step:
                 on_step(done, average)
         if done % config.evaluate_every == 0 or done == config.steps:
@@ -170,9 +168,14 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Judge the model on the held-out videos, and keep it when it is the best so far."""
+    if fabric.world_size > 1:
+        # Batch norm's running statistics are each process's own; judged is the model that is saved, the first one's.
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     wrapped.eval()
     metrics = task.evaluate(fabric, model)
     wrapped.train()
+    _require_number(metrics["loss"], "held-out loss", folder, progress["step"], config)
     log.write("valid", progress["step"], metrics)
     value = metrics[config.choose_by]
     if DIRECTIONS[config.choose_by] == "min":
@@ -184,3 +187,10 @@ def _evaluate(
         if fabric.is_global_zero:
             task.save(folder / "model", model, progress["step"], metrics)
     fabric.barrier()
+
+
+def _require_number(loss: float, name: str, folder: Path, step: int, config: TrainingConfig) -> None:
+    if not np.isfinite(loss):
+        raise Yt8mError(
+            f"{folder}: the {name} is {loss} at step {step}; the rate {config.peak_rate:g} is too high, or the data broken."
+        )

@@ -29,14 +29,19 @@ class MachineConfig(Settings):
 
 
 def make_fabric(config: MachineConfig) -> Fabric:
-    """Start Fabric on the devices asked for; under `torchrun` the processes are those it started.
+    """Start Fabric on the devices asked for.
+
+    Where processes were started already, by `torchrun` or by hand (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT are set), they are the ones, a device each, whatever `devices` says.
 
     Raises:
         UsageError: This machine has no such devices.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     launched = "LOCAL_RANK" in os.environ and world_size > 1
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)) if launched else config.devices
+    devices = config.devices
+    if launched:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size // config.num_nodes))
     try:
         fabric = Fabric(
             accelerator=config.accelerator,

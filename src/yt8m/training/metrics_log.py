@@ -9,11 +9,8 @@ import csv
 import math
 import sys
 import types
+from contextlib import suppress
 from pathlib import Path
-
-# TensorBoard's writer imports all of TensorFlow where that is installed, which takes seconds and prints a page. It does
-# without when it finds a module of this name.
-sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -42,6 +39,9 @@ class MetricsLog:
         if self._writes:
             with written_atomically(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([_HEADER, *self._rows])
+            # TensorBoard's writer imports all of TensorFlow where that is installed, which takes seconds and prints a
+            # page. It does without when it finds a module of this name.
+            sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
             self._board = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1)
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
@@ -68,10 +68,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[tuple[str, int, str, float]]:
-    """Rows (split, step, metric, value) of a `metrics.csv`; a last line cut short by a kill is left out."""
+    """Rows (split, step, metric, value) of a `metrics.csv`.
+
+    What is no row, as the header, is left out, and so is a last line that was cut short by a kill.
+    """
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.reader(file):
-            if len(row) == len(_HEADER) and row[1].isdecimal():
-                rows.append((row[0], int(row[1]), row[2], float(row[3])))
+        for row in csv.reader(line for line in file if line.endswith("\n")):
+            with suppress(ValueError):
+                split, step, metric, value = row
+                rows.append((split, int(step), metric, float(value)))
     return rows

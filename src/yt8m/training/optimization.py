@@ -41,7 +41,10 @@ def slanted_triangular(step: int, steps: int, warmup: float) -> float:
         warmup: Share of the steps that rise.
     """
     peak = warmup * steps
-    return (step + 1) / (peak + 1) if step < peak else (steps - step) / (steps - peak)
+    if step < peak:
+        return (step + 1) / (peak + 1)
+    # Asked for step `steps` as well, once the last step is done: where all steps rise, that is the peak.
+    return (steps - step) / (steps - peak) if step < steps else 0.0
 
 
 def make_optimizer(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import is_wrapped
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import (
+    FrameChoice,
     SegmentBatch,
     SegmentBatches,
     Share,
@@ -68,7 +70,7 @@ class VideoTask:
         valid: Frames of the held-out videos.
         vocabulary: The segment classes.
         max_frames: L_max, of the videos that the model is judged on.
-        sampled_frames: Frames sampled from a training video at each visit.
+        choice: Which frames of a training video a visit sees.
         batch_size: Videos in a step.
         seed: Seed of order and sampling.
         provenance: What the model folder says of where the model comes from.
@@ -80,13 +82,13 @@ class VideoTask:
         valid: FrameReader,
         vocabulary: Vocabulary,
         max_frames: int,
-        sampled_frames: int,
+        choice: FrameChoice,
         batch_size: int,
         seed: int,
         provenance: dict[str, Any],
     ) -> None:
         self.train, self.valid, self.vocabulary = train, valid, vocabulary
-        self.max_frames, self.sampled_frames = max_frames, sampled_frames
+        self.max_frames, self.choice = max_frames, choice
         self.batch_size, self.seed = batch_size, seed
         self.provenance = provenance
         self.valid_rows = videos_with_classes(valid.catalog, vocabulary)
@@ -95,7 +97,7 @@ class VideoTask:
 
     def batches(self, share: Share) -> VideoBatches:
         """Training batches of this process."""
-        return VideoBatches(self.train, self.vocabulary, self.sampled_frames, self.batch_size, self.seed, share)
+        return VideoBatches(self.train, self.vocabulary, self.choice, self.batch_size, self.seed, share)
 
     def loss(self, model: nn.Module, batch: VideoBatch) -> Tensor:
         """Binary cross-entropy over all classes."""
@@ -216,6 +218,7 @@ class SegmentTask:
         seed: int,
         provenance: dict[str, Any],
     ) -> None:
+        self._fabric = fabric
         self.reader, self.vocabulary, self.config = reader, vocabulary, config
         self.batch_size, self.seed, self.provenance = batch_size, seed, provenance
         self.margin = model.config.margin_frames
@@ -247,7 +250,12 @@ class SegmentTask:
     def _logits(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
         if self._context is None:
             return model(batch.frames, batch.lengths)  # type: ignore[no-any-return]
-        return model.forward_with_context(batch.frames, batch.lengths, self._context.of(batch.rows))  # type: ignore[no-any-return, operator]
+        if is_wrapped(model):
+            # Where there are several processes, Fabric lets only marked methods reach the wrapped model.
+            model.mark_forward_method("forward_with_context")  # type: ignore[operator]
+        # Fabric sets the precision of `forward` alone.
+        with self._fabric.autocast():
+            return model.forward_with_context(batch.frames, batch.lengths, self._context.of(batch.rows))  # type: ignore[no-any-return, operator]
 
     def loss(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
         """The fine-tuning loss."""
