@@ -205,9 +205,7 @@ def in_new_process(function: Callable[..., Result], *arguments: object) -> Resul
 
 def main() -> None:
     """Parse, measure, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, default=1_704_348)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--k", type=int, default=100_000)
@@ -218,9 +216,7 @@ def main() -> None:
     parser.add_argument("--score", action="store_true", help="also score the written file")
     parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one by default")
     options = parser.parse_args()
-    full = Size(
-        options.segments, options.classes, options.k, options.seed, options.batch_size, options.levels
-    )
+    full = Size(options.segments, options.classes, options.k, options.seed, options.batch_size, options.levels)
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "submission.csv"

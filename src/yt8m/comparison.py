@@ -216,6 +216,10 @@ def _write_timeline(
             truth[:, column] = [f"{video_id}:{start}".encode() in of_label for start in starts.tolist()]
         strength = strength + truth.any(axis=0)
     chosen = np.argsort(-strength, kind="stable")[:TIMELINE_CLASSES]
+    if truth is not None:
+        # In the order of appearance; what never appears comes last.
+        appears = np.where(truth.any(axis=0), truth.argmax(axis=0), len(truth))[chosen]
+        chosen = chosen[np.argsort(appears, kind="stable")]
     plot_timeline(
         path,
         video_id,

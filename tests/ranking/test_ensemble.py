@@ -26,9 +26,7 @@ def test_close_to_exact_fractions_and_independent_of_batches():
     weights = generator.random(12).astype(np.float32)
     merged = weighted_mean(models, weights)
     for place in np.ndindex(50, 4):
-        total = sum(
-            Fraction(float(w)) * Fraction(float(m[place])) for w, m in zip(weights, models, strict=True)
-        )
+        total = sum(Fraction(float(w)) * Fraction(float(m[place])) for w, m in zip(weights, models, strict=True))
         exact = float(total / sum(Fraction(float(w)) for w in weights))
         assert abs(merged[place] - exact) < 13 * 2**-24
     parts = [weighted_mean([m[start : start + 7] for m in models], weights) for start in range(0, 50, 7)]

@@ -25,9 +25,7 @@ def make_ranking(segments, num_classes, k, seed=0):
 
 
 def test_the_file_is_exactly_as_specified(tmp_path):
-    segments = Segments(
-        ["ab12", "x"], np.array([0, 0, 1, 1], np.int32), np.array([0, 5, 100, 1005], np.int32)
-    )
+    segments = Segments(["ab12", "x"], np.array([0, 0, 1, 1], np.int32), np.array([0, 5, 100, 1005], np.int32))
     ranker = TopK(2, 3, segments)
     ranker.update([0, 1, 2, 3], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
     path = tmp_path / "out" / "submission.csv"
@@ -53,9 +51,7 @@ def test_round_trip_equals_plain_joining(tmp_path):
     read = list(read_submission(path, vocabulary))
     assert [label_id for label_id, _ in read] == [5, 3861, 0]
     assert read == list(ranked_segments(ranking, vocabulary))
-    assert [b" ".join(listed).decode() for _, listed in read] == [
-        line.partition(",")[2] for line in lines[1:]
-    ]
+    assert [b" ".join(listed).decode() for _, listed in read] == [line.partition(",")[2] for line in lines[1:]]
 
 
 def test_a_class_without_segments_round_trips(tmp_path):
@@ -72,9 +68,7 @@ def test_writing_refuses_another_number_of_classes_and_too_many_segments(tmp_pat
     with pytest.raises(ValueError, match="2 classes, the vocabulary 3"):
         write_submission(tmp_path / "s.csv", ranking, make_vocabulary(1, 2, 3))
     with pytest.raises(ValueError, match="at most 100000"):
-        write_submission(
-            tmp_path / "s.csv", Ranking(segments, (np.zeros(100_001, np.uint64),)), make_vocabulary(1)
-        )
+        write_submission(tmp_path / "s.csv", Ranking(segments, (np.zeros(100_001, np.uint64),)), make_vocabulary(1))
     assert list(tmp_path.iterdir()) == []
 
 

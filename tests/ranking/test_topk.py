@@ -112,9 +112,7 @@ def test_equals_a_full_sort_beyond_one_block(order):
         order, np.full(n, 0.25, np.float32)
     )
     probabilities = np.stack([values, values[::-1]], axis=1)
-    assert lists(rank(segments, probabilities, k, batch_sizes=(977,))) == slow_ranking(
-        segments, probabilities, k
-    )
+    assert lists(rank(segments, probabilities, k, batch_sizes=(977,))) == slow_ranking(segments, probabilities, k)
 
 
 def test_every_bit_of_a_probability_counts():
@@ -138,9 +136,7 @@ def test_ties_do_not_depend_on_the_positions_of_segments():
     order = generator.permutation(60)
     # The same segments, listed in another order and with the videos in reverse.
     last = len(segments.video_ids) - 1
-    shuffled = Segments(
-        segments.video_ids[::-1], (last - segments.rows)[order], segments.start_seconds[order]
-    )
+    shuffled = Segments(segments.video_ids[::-1], (last - segments.rows)[order], segments.start_seconds[order])
     probabilities = generator.integers(0, 3, (60, 2)).astype(np.float32) / 2
     first, second = rank(segments, probabilities, 25), rank(shuffled, probabilities[order], 25)
     for c in range(2):

@@ -44,9 +44,7 @@ def slow_map(lists, ratings, k, dense=False):
 
 
 def as_bytes(lists):
-    return [
-        (label, [f"{video}:{start}".encode() for video, start in listed]) for label, listed in lists.items()
-    ]
+    return [(label, [f"{video}:{start}".encode() for video, start in listed]) for label, listed in lists.items()]
 
 
 def truth_of(ratings, dense=False):
@@ -72,9 +70,7 @@ def random_case(seed):
         if generator.random() < 0.85:
             rate = generator.choice([0.0, 0.3, 0.7, 1.0])
             for position in generator.integers(0, len(segments), generator.integers(1, 40)):
-                ratings.append(
-                    (segments[position][0], label, segments[position][1], int(generator.random() < rate))
-                )
+                ratings.append((segments[position][0], label, segments[position][1], int(generator.random() < rate)))
     ratings.append(("v0", 3, 0, 1))
     return lists, ratings
 
@@ -213,9 +209,7 @@ def test_dense_truth_takes_every_other_listed_segment_as_a_negative():
     ratings = [("a", 1, 0, 1), ("a", 1, 5, 1)]
     lists = as_bytes({1: [("z", 0), ("a", 5), ("z", 5), ("a", 0)]})
     assert map_at_k(lists, truth_of(ratings)).mean_average_precision == 1
-    assert map_at_k(lists, truth_of(ratings, dense=True)).mean_average_precision == pytest.approx(
-        (1 / 2 + 2 / 4) / 2
-    )
+    assert map_at_k(lists, truth_of(ratings, dense=True)).mean_average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
 
 
 def test_video_ids_may_be_bytes():
@@ -297,9 +291,7 @@ def test_unreadable_truth_files(tmp_path):
 
 def test_columns_in_any_order_and_others_passed_over(tmp_path):
     path = tmp_path / "truth.csv"
-    path.write_text(
-        "\ufeffscore,name,start,video,label\r\n0.0,Car,5,a,7\r\n1.0,Car,10,a,7\r\n", encoding="utf-8"
-    )
+    path.write_text("\ufeffscore,name,start,video,label\r\n0.0,Car,5,a,7\r\n1.0,Car,10,a,7\r\n", encoding="utf-8")
     assert load_ratings_csv(path).ratings == {7: {b"a:5": False, b"a:10": True}}
 
 

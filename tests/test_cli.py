@@ -1,0 +1,359 @@
+"""The commands one by one: what they print, what they leave, and that they are the stages of `run`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+
+import yt8m
+from tests.command import Outcome, refused, succeeds
+from tests.command import yt8m as command
+from tests.conftest import TINY_SIZES, FinishedRun
+from tests.tiny_shards import random_videos, write_shards
+from yt8m.cli import app
+from yt8m.dataset.catalog import FILE_NAME, PARTS, Catalog
+from yt8m.ranking.submission import read_submission
+from yt8m.vocabulary import Vocabulary
+
+COMMANDS = ["index", "describe", "splice", "run", "pretrain", "finetune", "predict", "submit", "evaluate", "demo"]
+
+
+def in_a_shell(*arguments: str | Path) -> Outcome:
+    """Run the command in a process of its own, as the installed script does."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "from yt8m.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(yt8m.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def test_these_are_all_commands() -> None:
+    assert list(typer.main.get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_describes_the_command_and_shows_an_example(name: str) -> None:
+    lines = [line.strip() for line in succeeds(name, "--help").out.splitlines()]
+    # The description stands between the usage and the box of the arguments.
+    usage = next(number for number, line in enumerate(lines) if line.startswith("Usage:"))
+    box = next(number for number, line in enumerate(lines) if line.startswith("╭"))
+    described = [line for line in lines[usage + 1 : box] if line]
+    examples = [line for line in described if line.startswith(f"yt8m {name}")]
+    assert examples
+    assert len(" ".join(described[: described.index(examples[0])]).split()) >= 8
+    parameters = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    assert all(parameter.help or parameter.name == "help" for parameter in parameters)
+
+
+def test_help_of_all() -> None:
+    for outcome in (succeeds("--help"), command()):
+        assert [name for name in COMMANDS if re.search(rf"│ {name} ", outcome.out)] == COMMANDS
+
+
+def test_version() -> None:
+    assert succeeds("--version").out == f"yt8m {yt8m.__version__}\n"
+
+
+# ------------------------------------------------------------------------------------------------- index and describe
+
+
+@pytest.fixture
+def data(tmp_path: Path, tiny_dataset: Path) -> Path:
+    """A copy of the tiny dataset that nobody has indexed."""
+    shutil.copytree(tiny_dataset, tmp_path / "data", ignore=shutil.ignore_patterns(FILE_NAME))
+    return tmp_path / "data"
+
+
+def test_index_writes_the_catalog_of_each_part(data: Path) -> None:
+    shown = in_a_shell("index", data)
+    assert (shown.status, shown.err) == (0, "")
+    for part, size in zip(PARTS, vars(TINY_SIZES).values(), strict=True):
+        catalog = Catalog.load(data / part)
+        assert len(catalog) == size
+        line = next(line for line in shown.out.splitlines() if line.startswith(str(data / part / FILE_NAME)))
+        numbers = [
+            int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line.removeprefix(str(data / part)))
+        ]
+        assert numbers == [size, catalog.num_frames.sum(), len(catalog.rating_labels), len(catalog.shards)]
+    assert f"{TINY_SIZES.test} videos without labels (kept)" in shown.out
+
+
+def test_index_of_one_folder(data: Path) -> None:
+    shown = succeeds("index", data / "segment/train", "--no-verify")
+    assert len(shown.out.splitlines()) == 1
+    assert [path.parent.name for path in data.rglob(FILE_NAME)] == ["train"]
+
+
+def test_describe_counts_what_is_there(data: Path, tiny_vocabulary: Vocabulary) -> None:
+    shown = succeeds("describe", data)
+    assert shown.err == ""
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert lines[0] == f"{data / 'segment_vocabulary.csv'}: {len(tiny_vocabulary)} segment classes"
+    rated = lines[lines.index(str(data / "segment/train")) : lines.index(str(data / "segment/test"))]
+    catalog = Catalog.load(data / "segment/train")
+    frames = catalog.num_frames
+    per_class = [int((catalog.rating_labels == label).sum()) for label in tiny_vocabulary.label_ids]
+    assert f"videos {len(catalog)} ({frames.sum() / 3600:.1f} hours)" in rated
+    assert f"frames {frames.sum():,}, a video {frames.min()} to {frames.max()}, median {np.median(frames):.0f}" in rated
+    positive = int(catalog.rating_values.sum())
+    assert any(line.startswith(f"ratings {sum(per_class)} ({positive} positive) of ") for line in rated)
+    assert f"ratings a class {min(per_class)} to {max(per_class)}, median {np.median(per_class):.0f}" in rated
+    assert lines[-1] == "odd 8 videos without labels (kept)"
+    assert len(list(data.rglob(FILE_NAME))) == 4
+
+
+def test_describe_without_a_vocabulary(tmp_path: Path) -> None:
+    write_shards(tmp_path, random_videos(3, label_ids=[3, 9], ratings_per_video=4))
+    shown = succeeds("describe", tmp_path)
+    assert "is not there, so classes are counted without it" in shown.err
+    assert re.search(r"ratings +12 ", shown.out)
+
+
+# -------------------------------------------------------------------------------------------------------------- splice
+
+
+def test_splice_of_builtin_sources(tmp_path: Path) -> None:
+    sizes = ["--pretrain", 3, "--segments", 4, "--test", 2]
+    shown = succeeds("splice", tmp_path / "a", *sizes, "--seed", 1)
+    assert "10 videos spliced from" in shown.out
+    for part, count in (("video/train", 3), ("video/valid", 1), ("segment/train", 4), ("segment/test", 2)):
+        assert len(list((tmp_path / "a" / part).glob("*.tfrecord"))) == count
+    succeeds("splice", tmp_path / "b", *sizes, "--seed", 1)
+    succeeds("splice", tmp_path / "c", *sizes, "--seed", 2)
+
+    def content(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert content(tmp_path / "a") != content(tmp_path / "c")
+
+
+# ------------------------------------------------------------------------------------------- single commands, and `run`
+
+
+def merged(
+    data: Path, models: Iterable[Path], out: Path, part: str = "segment/test", *weights: str
+) -> dict[int, list[bytes]]:
+    """Predict with models, each into a folder of predictions of its own, and merge these into a submission."""
+    shards = ["--shards", data / part, "--vocabulary", data / "segment_vocabulary.csv"]
+    folders: list[Path] = []
+    for model in models:
+        folders.append(out / f"predictions-{len(folders)}")
+        succeeds("predict", model, *shards, "--out", folders[-1], "--accelerator", "cpu")
+    succeeds("submit", *folders, *shards, "--out", out / "submission.csv", *weights)
+    return dict(read_submission(out / "submission.csv"))
+
+
+def test_single_commands_make_what_run_makes(
+    tmp_path: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
+) -> None:
+    out = tmp_path / "out"
+    where = ["--data", tiny_dataset, "--out", out]
+    printed = ""
+    for stage, model in (("pretrain", "dbof"), ("pretrain", "nextvlad"), ("finetune", "aware"), ("finetune", "bare")):
+        printed += succeeds(stage, tiny_recipe, model, *where).err
+    assert [line.split(":")[0] for line in printed.splitlines()] == [
+        "pretrain dbof",
+        "pretrain nextvlad",
+        "finetune aware",
+        "finetune bare",
+    ]
+    for stage in ("pretrain/dbof", "pretrain/nextvlad", "finetune/bare", "finetune/aware"):
+        weights = f"{stage}/model/model.safetensors"
+        assert (out / weights).read_bytes() == (finished_run.out / weights).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["finetune", "pretrain", "recipe.yaml"]
+
+    # In one pass, and in an order that is not the recipe's.
+    models = [out / "finetune" / name / "model" for name in ("aware", "bare")]
+    shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset / "segment_vocabulary.csv"]
+    predicted = succeeds("predict", *models, *shards, "--out", tmp_path / "predictions", "--accelerator", "cpu")
+    assert "models aware, bare" in predicted.out
+    submitted = succeeds("submit", tmp_path / "predictions", *shards, "--out", tmp_path / "submission.csv")
+    assert "the mean of 2 models (aware, bare)" in submitted.out
+    assert (tmp_path / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+
+
+def test_models_predicted_apart_merge_to_the_same(
+    tmp_path: Path, finished_run: FinishedRun, tiny_dataset: Path
+) -> None:
+    models = [finished_run.out / "finetune" / name / "model" for name in ("bare", "aware")]
+    merged(tiny_dataset, models, tmp_path)
+    assert (tmp_path / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+
+
+def test_weights(tmp_path: Path, finished_run: FinishedRun, tiny_dataset: Path) -> None:
+    models = [finished_run.out / "finetune" / name / "model" for name in ("bare", "aware")]
+    alone = merged(tiny_dataset, models[:1], tmp_path / "alone")
+    weighted = merged(
+        tiny_dataset, models, tmp_path / "weighted", "segment/test", "--weight", "aware=0", "--top-k", "9"
+    )
+    assert {label: segments[:9] for label, segments in alone.items()} == weighted
+
+
+def test_set_and_only(tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path) -> None:
+    where = ["--data", tiny_dataset, "--out", tmp_path / "out"]
+    steps = [
+        "--set",
+        "base_models.dbof.training.steps=2",
+        "--set",
+        "base_models.dbof.classifier.encoder.hidden_size=24",
+    ]
+    shown = succeeds("run", tiny_recipe, *where, "--only", "pretrain/dbof", *steps)
+    assert shown.out == ""
+    assert "at step 2 of 2" in shown.err
+    assert "hidden_size: 24" in (tmp_path / "out/pretrain/dbof/model/config.yaml").read_text()
+    assert [path.name for path in (tmp_path / "out/pretrain").iterdir()] == ["dbof"]
+    kept = (tmp_path / "out/recipe.yaml").read_text()
+    assert kept.count("steps: 2\n") == 1
+    assert kept.count("steps: 6\n") == 3
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluate
+
+
+def number(outcome: Outcome) -> float:
+    return float(outcome.out.split()[0])
+
+
+def test_evaluate_agrees_with_the_runs_table(finished_run: FinishedRun, tiny_dataset: Path) -> None:
+    with (finished_run.out / "predict/scores.csv").open(newline="") as file:
+        mixture = list(csv.DictReader(file))[-1]
+    submission, truth = finished_run.out / "submission.csv", tiny_dataset / "segment"
+    rated = succeeds("evaluate", submission, "--truth", truth / "test_ratings.csv")
+    dense = succeeds("evaluate", submission, "--truth", truth / "test_positives.csv", "--dense")
+    assert re.match(r"0\.\d{6} MAP@100,000\n\d+ classes with a positive counted, 0 of them absent", rated.out)
+    assert re.match(r"0\.\d{6} MAP@100,000 \(dense\)\n", dense.out)
+    assert number(rated) == float(mixture["map_at_k"])
+    assert number(dense) == float(mixture["dense_map"])
+    assert number(rated) != number(dense)
+
+
+def slow_map(submission: Path, truth: Path, k: int) -> tuple[float, dict[int, float]]:
+    """MAP@K read off the files, in so many words."""
+    rated: dict[str, dict[str, float]] = {}
+    with truth.open(newline="") as file:
+        for row in csv.DictReader(file):
+            rated.setdefault(row["label"], {})[f"{row['video']}:{row['start']}"] = float(row["score"])
+    of_class = {}
+    lists = dict(line.rstrip("\n").split(",") for line in submission.read_text().splitlines()[1:])
+    for label, ratings in rated.items():
+        if not any(ratings.values()):
+            continue
+        seen = hits = 0
+        total = 0.0
+        for segment in lists.get(label, "").split(" ")[:k]:
+            if segment in ratings:
+                seen += 1
+                if ratings[segment]:
+                    hits += 1
+                    total += hits / seen
+        of_class[int(label)] = total / sum(ratings.values())
+    return sum(of_class.values()) / len(of_class), of_class
+
+
+@pytest.mark.parametrize("k", [20, 100_000])
+def test_evaluate_against_a_slow_loop(
+    finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path, k: int
+) -> None:
+    submission, truth = finished_run.out / "submission.csv", tiny_dataset / "segment/test_ratings.csv"
+    places = ["--per-class", tmp_path / "new" / "classes.csv", "--vocabulary", tiny_dataset]
+    shown = succeeds("evaluate", submission, "--truth", truth, "--k", k, *places)
+    mean, of_class = slow_map(submission, truth, k)
+    assert number(shown) == pytest.approx(mean, abs=1e-6)
+    assert f"{len(of_class)} classes with a positive counted" in shown.out
+    with (tmp_path / "new" / "classes.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert {int(row["class_id"]): float(row["ap"]) for row in written} == pytest.approx(of_class, abs=1e-6)
+    names = dict(zip(tiny_vocabulary.label_ids.tolist(), tiny_vocabulary.names, strict=True))
+    assert all(row["name"] == names[int(row["class_id"])] for row in written)
+
+
+def test_evaluate_against_rated_shards(finished_run: FinishedRun, data: Path, tmp_path: Path) -> None:
+    merged(data, [finished_run.out / "finetune/bare/model"], tmp_path, "segment/train")
+    shown = succeeds("evaluate", tmp_path / "submission.csv", "--truth", data / "segment/train")
+    catalog = Catalog.load(data / "segment/train")
+    with (tmp_path / "ratings.csv").open("w") as file:
+        file.write("video,label,start,score\n")
+        for row in range(len(catalog)):
+            for label, start, value in zip(*catalog.ratings_of(row), strict=True):
+                file.write(f"{catalog.id_of(row)},{label},{start},{value}\n")
+    mean, _ = slow_map(tmp_path / "submission.csv", tmp_path / "ratings.csv", 100_000)
+    assert number(shown) == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_class_left_out_of_the_file_counts_zero(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    truth = tiny_dataset / "segment/test_ratings.csv"
+    whole = finished_run.out / "submission.csv"
+    mean, of_class = slow_map(whole, truth, 100_000)
+    left_out = next(label for label, value in of_class.items() if value > 0)
+    lines = whole.read_text().splitlines(keepends=True)
+    (tmp_path / "less.csv").write_text("".join(line for line in lines if not line.startswith(f"{left_out},")))
+    shown = succeeds("evaluate", tmp_path / "less.csv", "--truth", truth)
+    assert number(shown) == pytest.approx(mean - of_class[left_out] / len(of_class), abs=1e-6)
+    assert "1 of them absent from the file" in shown.out
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
+
+
+def make_tiny(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
+    """Let the demo be of the size of these tests."""
+    settings = {"SIZES": TINY_SIZES, "NUM_SOURCES": 600, "PRETRAINING_STEPS": 6, "FINETUNING_STEPS": 4}
+    for name, value in settings.items():
+        monkeypatch.setattr(f"yt8m.demo.{name}", value)
+    monkeypatch.setattr("yt8m.demo.shipped_recipe", lambda name: {"demo": recipe}[name])
+
+
+def test_demo_runs_its_recipe_on_spliced_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Path
+) -> None:
+    make_tiny(monkeypatch, tiny_recipe)
+    shown = succeeds("demo", tmp_path / "demo")
+    assert re.search(r"│ mixture +│ mixture +│ +0\.\d{4} │ +0\.\d{4} │", shown.out)
+    assert shown.out.splitlines()[-1].endswith(f"s in all; everything is in {tmp_path / 'demo'}")
+    assert (tmp_path / "demo/run/submission.csv").is_file()
+    assert shown.err.count(" of 6, ") == 2
+    assert shown.err.count(" of 4, ") == 2
+    before = (tmp_path / "demo/data/segment_vocabulary.csv").stat().st_mtime_ns
+    again = succeeds("demo", tmp_path / "demo")
+    assert again.err.count("skipped") == 5
+    assert (tmp_path / "demo/data/segment_vocabulary.csv").stat().st_mtime_ns == before
+
+
+def test_a_demo_stopped_while_it_spliced_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Path, tiny_dataset: Path
+) -> None:
+    make_tiny(monkeypatch, tiny_recipe)
+    monkeypatch.setattr("yt8m.demo.Run.run", lambda _: None)
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    (tmp_path / "data/segment/test_positives.csv").unlink()
+    (tmp_path / "data/video/train/train0000.tfrecord").write_bytes(b"of another try")
+    assert "splice: 44 videos" in command("demo", tmp_path).err
+    assert (tmp_path / "data/segment/test_positives.csv").is_file()
+    assert (tmp_path / "data/video/train/train0000.tfrecord").stat().st_size > 100_000
+
+
+def test_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert refused(2, "demo", tmp_path) == f"{tmp_path}: holds something else than a demo; give another folder."
+    assert refused(2, "demo", tmp_path / "thesis.txt").endswith("give another folder.")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

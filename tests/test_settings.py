@@ -1,0 +1,195 @@
+"""Settings: whatever is wrong in a file is named, with the place as the file has it and the key that was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pytest
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from yt8m.errors import UsageError
+from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, to_yaml, validated
+
+
+class Round(Settings):
+    type: Literal["round"] = "round"
+    radius: float = Field(gt=0)
+
+
+class Square(Settings):
+    type: Literal["square"] = "square"
+    side: int = Field(ge=1)
+    color: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.side == 13:
+            raise ValueError("side 13 brings bad luck")
+        return self
+
+
+Shape = Annotated[Round | Square, Field(discriminator="type")]
+
+
+class Drawing(Settings):
+    shapes: dict[Annotated[str, Field(pattern="^[a-z]+$")], Shape] = Field(default_factory=dict)
+    frame: Square | None = None
+    rows: list[Square] = Field(default_factory=list)
+    scale: float = 1.0
+    width: int = 3
+    visible: bool = True
+    unit: Literal["cm", "inch"] = "cm"
+    tags: list[str] = Field(default_factory=list)
+
+
+def problem_of(text: str) -> str:
+    with pytest.raises(UsageError) as raised:
+        validated(Drawing, parse_yaml(text), "a.yaml")
+    message = str(raised.value)
+    assert message.startswith("a.yaml: ")
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message.removeprefix("a.yaml: ").removesuffix(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("widht: 3", "unknown key 'widht' (did you mean 'width'?)"),
+        ("frame: {side: 1, colour: red}", "unknown key 'frame.colour' (did you mean 'color'?)"),
+        ("shapes: {a: {type: square, sied: 3, side: 3}}", "unknown key 'shapes.a.sied' (did you mean 'side'?)"),
+        ("shapes: {a: {type: round, radius: 3, sied: 3}}", "unknown key 'shapes.a.sied' (known: radius, type)"),
+        # Names that people give may be those of kinds and keys.
+        ("shapes: {square: {type: square, side: 3, colr: x}}", "unknown key 'shapes.square.colr' (did you mean 'color'?)"),
+        ("shapes: {round: {type: square, side: 3, colr: x}}", "unknown key 'shapes.round.colr' (did you mean 'color'?)"),
+        ("shapes: {frame: {type: square, side: 3, colr: x}}", "unknown key 'shapes.frame.colr' (did you mean 'color'?)"),
+        ("shapes: {round: {type: square, side: 0}}", "'shapes.round.side': expected greater than or equal to 1, found 0"),
+        ("frame: {side: 1, square: 2}", "unknown key 'frame.square' (known: color, side, type)"),
+        ("rows: [{side: 1}, {side: 2, sdie: 2}]", "unknown key 'rows.1.sdie' (did you mean 'side'?)"),
+        (
+            "xyz: 1",
+            "unknown key 'xyz' (known: frame, rows, scale, shapes, tags, unit, visible, width)",
+        ),
+    ],
+)  # fmt: skip
+def test_unknown_keys_are_named_with_the_nearest_known_one(text: str, problem: str) -> None:
+    assert problem_of(text) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("shapes: {a: {type: sqare, side: 3}}", "'shapes.a.type': expected one of 'round', 'square', found 'sqare'"),
+        ("shapes: {a: {side: 3}}", "'shapes.a.type' is missing"),
+        ("shapes: {a: square}", "'shapes.a': expected keys and values, found 'square'"),
+        ("shapes: 3", "'shapes': expected keys and values, found 3"),
+        ("shapes: {a: {type: round}}", "'shapes.a.radius' is missing"),
+        ("shapes: {A: {type: round, radius: 1}}", "'shapes.A': string should match pattern '^[a-z]+$', found 'A'"),
+        ("frame: {side: 13}", "'frame': side 13 brings bad luck"),
+        ("unit: mile", "'unit': expected 'cm' or 'inch', found 'mile'"),
+        ("width: '3'", "'width': expected a valid integer, found '3'"),
+        ("width: 2.5", "'width': expected a valid integer, found 2.5"),
+        ("width: true", "'width': expected a valid integer, found True"),
+        ("width:", "'width': expected a valid integer, found None"),
+        ("scale: fast", "'scale': expected a valid number, found 'fast'"),
+        ("visible: 1", "'visible': expected a valid boolean, found 1"),
+        ("tags: [1]", "'tags.0': expected a valid string, found 1"),
+        ("tags: one", "'tags': expected a valid list, found 'one'"),
+        (f"width: {'x' * 90}", f"'width': expected a valid integer, found '{'x' * 56}..."),
+    ],
+)
+def test_wrong_values_are_named_with_their_place(text: str, problem: str) -> None:
+    assert problem_of(text) == problem
+
+
+def test_every_finding_is_told() -> None:
+    found = problem_of("width: a\nscale: b\nframe: {size: 1}\n")
+    assert [part.split(":")[0] for part in found.split("; ")] == [
+        "'frame.side' is missing",
+        "unknown key 'frame.size' (did you mean 'side'?)",
+        "'scale'",
+        "'width'",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "3", "- a", "only words"])
+def test_a_file_without_keys_is_refused(text: str) -> None:
+    assert problem_of(text).startswith("expected settings (keys and values), found ")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2e-4", 2e-4), ("1E3", 1e3), ("-.5e+2", -50.0), ("3.e2", 300.0), ("2.0e-4", 2e-4), ("7", 7), ("0.25", 0.25)],
+)
+def test_numbers_are_read_as_people_write_them(text: str, number: float) -> None:
+    drawing = validated(Drawing, parse_yaml(f"scale: {text}"), "a.yaml")
+    assert drawing.scale == number
+    assert isinstance(drawing.scale, float | int)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "2e-4x", "'2e-4'", "e"])
+def test_words_stay_words(text: str) -> None:
+    assert parse_yaml(text) == text.strip("'")
+
+
+def test_other_readers_of_yaml_in_the_process_are_left_as_they_were() -> None:
+    assert yaml.safe_load("2e-4") == "2e-4"
+    assert yaml.safe_load("{a: 1, a: 2}") == {"a": 2}
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("frame:\n  side: 1\n  side: 2\n")
+    with pytest.raises(UsageError, match=r"^.*a\.yaml: is not valid YAML: the key 'side' stands twice in .*line 3"):
+        read_yaml(path)
+
+
+def test_merged_keys_may_be_overridden() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: [*b], x: 4}\nd: *b\n"
+    b = {"x": 1, "y": 3}
+    assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": b, "c": {"x": 4, "y": 3}, "d": b}
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^.*none\.yaml: there is no such file\.$"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match=r": cannot be read as text \(.*[Dd]irectory.*\)\.$"):
+        read_yaml(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(UsageError, match=r"bytes\.yaml: cannot be read as text "):
+        read_yaml(tmp_path / "bytes.yaml")
+    for text in ("a: [1", "a: b: c", "\tx", "? [1, 2]\n: 3"):
+        (tmp_path / "not.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"not\.yaml: is not valid YAML: ") as raised:
+            read_yaml(tmp_path / "not.yaml")
+        assert "\n" not in str(raised.value)
+
+
+def test_settings_come_back_from_what_is_written() -> None:
+    drawing = Drawing(
+        shapes={"a": Round(radius=2e-4), "b": Square(side=3, color="é")}, frame=Square(side=2), tags=["1", "yes"]
+    )
+    text = to_yaml(drawing)
+    assert validated(Drawing, parse_yaml(text), "a.yaml") == drawing
+    # Every value is spelled out, those that were left at their defaults as well.
+    assert yaml.safe_load(text).keys() == Drawing.model_fields.keys()
+
+
+def test_settings_cannot_be_changed() -> None:
+    drawing = Drawing()
+    with pytest.raises(ValidationError, match="frozen"):
+        drawing.width = 4
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "answer"),
+    [
+        ("nextvld", ["dbof", "nextvlad"], " (did you mean 'nextvlad'?)"),
+        ("zzz", ["dbof", "abc"], " (known: abc, dbof)"),
+        ("zzz", [], ""),
+    ],
+)
+def test_nearest(word: str, known: list[str], answer: str) -> None:
+    assert nearest(word, known) == answer

@@ -1,0 +1,412 @@
+"""The loop: whatever stops a run, it goes on to the same end; and the best model is kept."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from tests.training.tiny_tasks import (
+    CONFIG,
+    LinearTask,
+    digest,
+    fit_linear,
+    linear_model,
+    segment_case,
+    video_case,
+)
+from yt8m.errors import Yt8mError
+from yt8m.models.saved import load_model, read_description
+from yt8m.settings import validated
+from yt8m.training import checkpoint
+from yt8m.training.loop import CHECKPOINT_FILE, TrainingConfig, fit, step_seed
+from yt8m.training.metrics_log import read_metrics
+from yt8m.training.tasks import SegmentTask, VideoTask
+
+
+class StoppedError(Exception):
+    """What stops a run in these tests."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and final weights of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    task = LinearTask()
+    _, model = fit_linear(folder, task)
+    assert task.saved == [3, 6, 9, 10]
+    return folder, digest(model)
+
+
+def assert_ends_alike(folder: Path, model: nn.Module, undisturbed: tuple[Path, str]) -> None:
+    other, weights = undisturbed
+    assert digest(model) == weights
+    assert (folder / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    assert (folder / "model" / "weights.txt").read_text() == (other / "model" / "weights.txt").read_text()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"metrics.csv", "model", "tensorboard", CHECKPOINT_FILE}
+
+
+# --- Stopped and gone on ---------------------------------------------------------------------------------------------
+
+
+def stopping_at(step: int) -> Callable[..., None]:
+    def stop(done: int, *_: object) -> None:
+        if done == step:
+            raise StoppedError
+
+    return stop
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+def test_a_run_stopped_before_any_step_goes_on_to_the_same_end(
+    step: int, tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(step)))
+    torch.manual_seed(step)
+    fitted, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+    assert fitted.seconds > 0
+
+
+@pytest.mark.parametrize("step", [2, 6, 10])
+def test_a_run_stopped_between_its_log_and_its_checkpoint_goes_on_to_the_same_end(
+    step: int, tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, on_step=stopping_at(step))
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3, 4])
+@pytest.mark.parametrize("place", ["before evaluating", "before saving", "after saving"])
+def test_a_run_stopped_at_an_evaluation_goes_on_to_the_same_end(
+    evaluation: int, place: str, tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    steps = [3, 6, 9, 10]
+
+    class Stopped(LinearTask):
+        number = 0
+
+        def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+            self.number += 1
+            if place == "before evaluating" and self.number == evaluation:
+                raise StoppedError
+            return super().evaluate(fabric, model)
+
+        def save(self, folder: Path, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
+            if place == "before saving" and step == steps[evaluation - 1]:
+                raise StoppedError
+            super().save(folder, model, step, metrics)
+            if step == steps[evaluation - 1]:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, Stopped())
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+def test_a_run_stopped_again_and_again_goes_on_to_the_same_end(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+    for step in (3, 3, 4, 7, 9, 10):
+        with pytest.raises(StoppedError):
+            fit_linear(tmp_path, LinearTask(stopping_at(step)))
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+def test_a_run_goes_on_and_does_not_start_over(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(8)))
+    steps: list[int] = []
+    fit_linear(tmp_path, LinearTask(steps.append))
+    assert steps == [7, 8, 9, 10]
+    again: list[int] = []
+    fitted, model = fit_linear(tmp_path, LinearTask(again.append))
+    assert again == []
+    assert fitted.metrics == {
+        name: value for split, step, name, value in read_metrics(tmp_path / "metrics.csv")
+        if (split, step) == ("valid", fitted.best_step)
+    }  # fmt: skip
+    assert digest(model) != digest(linear_model())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["stepping", "writing"])
+def test_a_killed_process_goes_on_to_the_same_end(when: str, tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+    command = [sys.executable, "-m", "tests.training.tiny_tasks", "killed", str(tmp_path), when]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    assert state["progress"]["step"] == (4 if when == "stepping" else 2)
+    for leftover in tmp_path.glob(".*"):
+        leftover.unlink()
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask]:
+    return video_case(data) if kind == "video" else segment_case(data, kind)
+
+
+@pytest.mark.parametrize("kind", ["video", "aware"])
+def test_real_models_go_on_to_the_same_end_with_any_number_of_workers(
+    kind: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 2, "peak_rate": 1e-3})
+    fabric = Fabric(accelerator="cpu", devices=1)
+    ends = []
+    for name, stops, num_workers in (("whole", [], 0), ("stopped", [4], 0), ("workers", [3], 2)):
+        for stop in stops:
+            model, task = real_case(tiny_dataset, kind)
+            task.loss = stopping(task.loss, stop)  # type: ignore[method-assign]
+            with pytest.raises(StoppedError):
+                fit(fabric, model, task, config, tmp_path / name, 3)
+        model, task = real_case(tiny_dataset, kind)
+        fitted = fit(fabric, model, task, config, tmp_path / name, 3, num_workers)
+        folder = tmp_path / name
+        files = [folder / "metrics.csv", folder / "model" / "config.yaml", folder / "model" / "model.safetensors"]
+        ends.append((digest(model), fitted.best_step, fitted.metrics, [file.read_bytes() for file in files]))
+    assert ends[0] == ends[1] == ends[2]
+
+
+def stopping(loss: Callable[..., torch.Tensor], after: int) -> Callable[..., torch.Tensor]:
+    """A loss that stops the run at its call number `after`."""
+    calls = iter(range(1, after))
+
+    def stopped(*arguments: object) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise StoppedError
+        return loss(*arguments)
+
+    return stopped
+
+
+# --- The best model --------------------------------------------------------------------------------------------------
+
+
+def metrics(**values: list[float]) -> list[dict[str, float]]:
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return [{"loss": 1.0, "auc": 0.5, "map": 0.5, **row} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("choose_by", "values", "saved"),
+    [
+        ("loss", [3.0, 1.0, 2.0, 1.0], [3, 6]),
+        ("auc", [0.5, 0.4, 0.9, 0.8], [3, 9]),
+        ("auc", [0.5, 0.6, 0.7, 0.8], [3, 6, 9, 10]),
+        ("map", [0.5, 0.5, 0.5, 0.5], [3]),
+        ("map", [math.nan, 0.1, math.nan, 0.2], [3, 6, 10]),
+        ("auc", [math.nan] * 4, [3]),
+    ],
+)
+def test_the_best_model_is_kept_by_the_metric_asked_for(
+    choose_by: str, values: list[float], saved: list[int], tmp_path: Path
+) -> None:
+    task = LinearTask(metrics=metrics(**{choose_by: values}))
+    fitted, _ = fit_linear(tmp_path, task, CONFIG.model_copy(update={"choose_by": choose_by}))
+    assert task.saved == saved
+    assert fitted.best_step == saved[-1]
+    best = [3, 6, 9, 10].index(saved[-1])
+    assert fitted.metrics == pytest.approx(metrics(**{choose_by: values})[best], nan_ok=True)
+    assert (tmp_path / "model" / "weights.txt").read_text().split()[0] == str(saved[-1])
+
+
+def test_the_best_so_far_is_remembered_over_a_stop(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(8), metrics(loss=[1.0, 2.0])))
+    task = LinearTask(metrics=metrics(loss=[1.5, 1.2]))
+    fitted, _ = fit_linear(tmp_path, task)
+    assert task.saved == []
+    assert fitted.best_step == 3
+    assert fitted.metrics == {"loss": 1.0, "auc": 0.5, "map": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["video", "agnostic", "aware"])
+def test_the_best_model_s_folder_loads_and_is_the_model_that_was_judged(
+    kind: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    model, task = real_case(tiny_dataset, kind)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2, "peak_rate": 1e-2})
+    fitted = fit(fabric, model, task, config, tmp_path, 3)
+    loaded = load_model(tmp_path / "model", vocabulary_digest=task.vocabulary.digest)
+    assert type(loaded) is type(model)
+    assert task.evaluate(fabric, loaded) == fitted.metrics
+    provenance = read_description(tmp_path / "model").provenance
+    name = "tiny" if kind == "video" else kind
+    assert provenance == {"name": name, "step": fitted.best_step, "metrics": fitted.metrics}
+
+
+# --- What the loop writes and calls ----------------------------------------------------------------------------------
+
+
+def test_the_log_has_averages_rates_and_every_evaluation(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+    losses: list[float] = []
+
+    class Told(LinearTask):
+        def loss(self, model, batch):  # type: ignore[no-untyped-def]
+            loss = super().loss(model, batch)
+            losses.append(loss.item())
+            return loss
+
+    config = CONFIG.model_copy(update={"steps": 9, "log_every": 2, "evaluate_every": 4})
+    fit_linear(tmp_path, Told(), config, on_step=lambda *done: told.append(done))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    logged = {(step, name): value for split, step, name, value in rows if split == "train"}
+    assert [step for step, _ in told] == [2, 4, 6, 8, 9]
+    for first, (step, average) in zip((0, 2, 4, 6, 8), told, strict=True):
+        assert average == logged[step, "loss"] == pytest.approx(sum(losses[first:step]) / (step - first), rel=1e-6)
+    # The rate of the step to come: the peak of 9 steps lies at 2.25.
+    peaks = {2: 3 / 3.25, 4: 5 / 6.75, 6: 3 / 6.75, 8: 1 / 6.75, 9: 0}
+    assert {step: logged[step, "rate"] for step in peaks} == pytest.approx({s: 0.05 * v for s, v in peaks.items()})
+    assert all(logged[step, "grad_norm"] > 0 for step in peaks)
+    assert [step for split, step, name, _ in rows if (split, name) == ("valid", "auc")] == [4, 8, 9]
+
+
+def test_gradients_are_clipped_at_their_norm(tmp_path: Path) -> None:
+    """One step of a plain loop, written out, ends at the same weights; the norm logged is that before clipping."""
+    config = CONFIG.model_copy(update={"steps": 1, "max_grad_norm": 0.01, "warmup": 0.0})
+    norms: list[torch.Tensor] = []
+    original = torch.optim.AdamW.step
+
+    def watched(self, *arguments, **named):  # type: ignore[no-untyped-def]
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm())
+        return original(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        fit_linear(tmp_path, config=config)
+    assert norms[0].item() == pytest.approx(0.01, rel=1e-4)
+    logged = {name: value for split, _, name, value in read_metrics(tmp_path / "metrics.csv") if split == "train"}
+    assert logged["grad_norm"] > 1
+
+
+def test_another_seed_drops_other_units(tmp_path: Path) -> None:
+    weights = {digest(fit_linear(tmp_path / str(seed), seed=seed)[1]) for seed in (3, 4, 3)}
+    assert len(weights) == 3 - 1
+
+
+def test_each_step_process_and_seed_has_random_numbers_of_its_own() -> None:
+    seeds = [step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert step_seed(1, 2, 3) == seeds[4 * 50 + 2 * 4 + 3]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# --- What cannot go on -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(value: float, tmp_path: Path) -> None:
+    class Broken(LinearTask):
+        def loss(self, model, batch):  # type: ignore[no-untyped-def]
+            loss = super().loss(model, batch)
+            return loss * value if self.broken else loss
+
+        broken = False
+
+    task = Broken(lambda step: setattr(task, "broken", step == 5))
+    with pytest.raises(Yt8mError) as raised:
+        fit_linear(tmp_path, task)
+    assert str(raised.value).startswith(f"{tmp_path}: the loss is ")
+    assert str(raised.value).endswith("at step 6; the rate 0.05 is too high, or the data broken.")
+    # What was there before the damage stays, and nothing of the damage does.
+    state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    assert state["progress"]["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_held_out_loss_that_is_no_number_ends_the_run_before_anything_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(Yt8mError, match=r": the held-out loss is nan at step 3; the rate 0\.05 is too high"):
+        fit_linear(tmp_path, LinearTask(metrics=metrics(loss=[math.nan])))
+    assert not (tmp_path / "model").exists()
+
+
+def other_model() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 7), nn.Dropout(0.5), nn.Linear(7, 1))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+    for model in (other_model(), nn.Linear(4, 1)):
+        with pytest.raises(
+            Yt8mError, match=r"checkpoint\.pt: is not a checkpoint of this run \(.*\)\. Remove its folder"
+        ):
+            fit(Fabric(accelerator="cpu", devices=1), model, LinearTask(), CONFIG, tmp_path, 3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip", [1, 2], {"model": 3}, {"model": {}}, "words"]
+)
+def test_a_file_that_is_no_checkpoint_is_refused(content: object, tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT_FILE
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(Yt8mError, match=r"checkpoint\.pt: is not a checkpoint of this run ") as raised:
+        fit_linear(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cut_checkpoint_is_refused(tmp_path: Path) -> None:
+    fit_linear(tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Yt8mError, match="is not a checkpoint of this run"):
+        fit_linear(tmp_path)
+
+
+def test_a_checkpoint_runs_no_code_of_its_own(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "touched",)
+
+    torch.save({"model": Evil()}, tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(Yt8mError, match="is not a checkpoint of this run"):
+        fit_linear(tmp_path)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, str]
+) -> None:
+    save = torch.save
+
+    def full(state, file):  # type: ignore[no-untyped-def]
+        if state["progress"]["step"] == 6:
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full)
+        with pytest.raises(Yt8mError, match=r"checkpoint\.pt: no space left on the disk"):
+            fit_linear(tmp_path)
+    assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+def test_impossible_intervals_are_refused() -> None:
+    values = {"steps": 3, "peak_rate": 1.0, "weight_decay": 0.0}
+    with pytest.raises(Yt8mError, match=r"^a: checkpoint_every 50 must be a multiple of log_every 20\.$"):
+        validated(TrainingConfig, {**values, "checkpoint_every": 50}, "a")
+    for key in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
+        with pytest.raises(Yt8mError, match=rf"^a: '{key}': expected greater than 0, found 0"):
+            validated(TrainingConfig, {**values, key: 0}, "a")
