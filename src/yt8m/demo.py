@@ -16,8 +16,8 @@ from yt8m.training.loop import TrainingConfig
 
 SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
 NUM_SOURCES = 6000
-PRETRAINING_STEPS, FINETUNING_STEPS = 400, 150
-"""Fewer steps than the recipe has: there are 48 invented classes, not 1,000 real ones."""
+STEPS = {"video": 400, "agnostic": 150, "aware": 300}
+"""Steps of each kind of model, fewer than the recipe has: there are 48 invented classes, not 1,000 real ones."""
 
 DATA_FOLDER, RUN_FOLDER = "data", "run"
 
@@ -56,11 +56,11 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
 def shortened(recipe: Recipe) -> Recipe:
     """The same recipe with as many steps as the demo has time for."""
     bases = {
-        name: model.model_copy(update={"training": _with_steps(model.training, PRETRAINING_STEPS)})
+        name: model.model_copy(update={"training": _with_steps(model.training, STEPS["video"])})
         for name, model in recipe.base_models.items()
     }
     segments = {
-        name: model.model_copy(update={"training": _with_steps(model.training, FINETUNING_STEPS)})
+        name: model.model_copy(update={"training": _with_steps(model.training, STEPS[model.kind])})
         for name, model in recipe.segment_models.items()
     }
     return recipe.model_copy(update={"base_models": bases, "segment_models": segments})
