@@ -317,7 +317,7 @@ def test_a_class_left_out_of_the_file_counts_zero(
 
 def make_tiny(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
     """Let the demo be of the size of these tests."""
-    settings = {"SIZES": TINY_SIZES, "NUM_SOURCES": 600, "PRETRAINING_STEPS": 6, "FINETUNING_STEPS": 4}
+    settings = {"SIZES": TINY_SIZES, "NUM_SOURCES": 600, "STEPS": {"video": 6, "agnostic": 4, "aware": 4}}
     for name, value in settings.items():
         monkeypatch.setattr(f"yt8m.demo.{name}", value)
     monkeypatch.setattr("yt8m.demo.shipped_recipe", lambda name: {"demo": recipe}[name])
