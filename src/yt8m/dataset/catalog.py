@@ -23,10 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from yt8m.dataset.sampling import SEGMENT_SECONDS
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.files import written_atomically
-from yt8m.shards.example import MalformedRecordError, VideoRecord, WrongDatasetError, read_video
+from yt8m.shards.example import SEGMENT_SECONDS, MalformedRecordError, VideoRecord, WrongDatasetError, read_video
 from yt8m.shards.tfrecord import Record, iterate_records, map_shard
 
 FILE_NAME = "catalog.parquet"

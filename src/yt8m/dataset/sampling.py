@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SEGMENT_SECONDS = 5
-"""Length of a segment, in seconds and so in frames (SPEC: the data)."""
+from yt8m.shards.example import SEGMENT_SECONDS
 
 CROP_START_SECONDS = 30
 """The first six segments are never rated (SPEC: the method)."""

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import find_shards
 from yt8m.dataset.frames import NUM_FEATURES
-from yt8m.dataset.sampling import CROP_START_SECONDS, SEGMENT_SECONDS, num_evaluated_segments
+from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError
 from yt8m.files import written_atomically
-from yt8m.shards.example import read_video_level_shard
+from yt8m.shards.example import SEGMENT_SECONDS, read_video_level_shard
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.vocabulary import FILE_NAME as VOCABULARY_FILE
 from yt8m.vocabulary import Vocabulary

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import padded
-from yt8m.dataset.sampling import SEGMENT_SECONDS, crop, evaluated_segments, even_frames, num_evaluated_segments
+from yt8m.dataset.sampling import crop, evaluated_segments, even_frames, num_evaluated_segments
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.ranking.topk import Segments
+from yt8m.shards.example import SEGMENT_SECONDS
 
 SegmentClassifier = ContextAgnosticClassifier | ContextAwareClassifier
 

@@ -27,7 +27,7 @@ NUM_AUDIO = 128
 """Bytes of a frame's audio features, and numbers of a video's mean."""
 
 SEGMENT_SECONDS = 5
-"""Length of a rated segment: its end time less its start time."""
+"""Length of a segment, in seconds and so in frames (SPEC: the data)."""
 
 MAX_VALUES = 2**20
 """Most numbers that a list of the context may hold; a video of an hour fully rated for 1,000 classes has 720,000."""
