@@ -45,7 +45,7 @@ STAGE_FILE = "stage.yaml"
 SUBMISSION_FILE = "submission.csv"
 PARTS_NEEDED = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 """Parts of the dataset that each kind of stage needs; a model is known by what its base models were trained on, too."""
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised when a change of the code changes what a stage gives for the same settings."""
 
 _NOT_RESULTS = ("log_every", "checkpoint_every")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from tests.shards.wire import bytes_feature, delimited, entry, frame_list, record
 from tests.tiny_shards import TinyVideo, random_videos, write_records, write_shards
+from yt8m.dataset import frames as frames_module
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.sampling import Chosen
 from yt8m.errors import ShardError
 
 
@@ -25,7 +28,8 @@ def videos() -> list[TinyVideo]:
 @pytest.fixture
 def reader(tmp_path: Path, videos: list[TinyVideo]) -> FrameReader:
     write_shards(tmp_path, videos, num_shards=3)
-    return FrameReader(index_folder(tmp_path), max_open_shards=2)
+    catalog = index_folder(tmp_path)
+    return FrameReader(catalog, max_mapped_bytes=2 * max(shard.num_bytes for shard in catalog.shards))
 
 
 def test_whole_videos(reader: FrameReader, videos: list[TinyVideo]) -> None:
@@ -81,14 +85,53 @@ def test_arrays_that_do_not_fit_are_refused(reader: FrameReader) -> None:
             reader.read(0, 0, 4, out=out)  # type: ignore[arg-type]
 
 
-def test_only_so_many_shards_are_open(reader: FrameReader) -> None:
-    descriptors = Path("/proc/self/fd")
+def test_only_so_many_bytes_are_mapped_and_no_file_stays_open(reader: FrameReader) -> None:
+    descriptors, maps = Path("/proc/self/fd"), Path("/proc/self/maps")
     before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
     for row in (0, 2, 4, 1, 3, 5):
         reader.read(row)
         assert len(reader._maps) <= 2
+        assert reader._mapped_bytes == sum(map(len, reader._maps.values())) <= reader.max_mapped_bytes
     if before:
-        assert len(list(descriptors.iterdir())) <= before + 2
+        assert len(list(descriptors.iterdir())) == before
+        assert maps.read_text().count(str(reader.catalog.folder)) == 2
+
+
+def test_a_process_out_of_addresses_lets_older_maps_go(
+    reader: FrameReader, videos: list[TinyVideo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.read(0)
+    reader.max_mapped_bytes = 2**40
+    mapped = frames_module._mapped
+
+    def short_of_addresses(path: str) -> NDArray[np.uint8]:
+        if reader._maps:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return mapped(path)
+
+    monkeypatch.setattr(frames_module, "_mapped", short_of_addresses)
+    for row in (2, 4, 0):
+        np.testing.assert_array_equal(reader.read(row), videos[row].frames)
+        assert len(reader._maps) == 1
+
+
+def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    rows = np.array([4, 0, 4, 5, 1])
+    chosen: list[Chosen] = [
+        slice(2, 9), np.array([0, 3, 4, 11]), np.array([5]), np.arange(1, 8), slice(0, len(videos[1].frames)),
+    ]  # fmt: skip
+    batch = np.full((5, 21, NUM_FEATURES), 77, np.uint8)
+    reader.fill(batch, rows, chosen)
+    for example, row, frames in zip(batch, rows.tolist(), chosen, strict=True):
+        wanted = videos[row].frames[frames]
+        np.testing.assert_array_equal(example[: len(wanted)], wanted)
+        assert not example[len(wanted) :].any()
+
+
+@pytest.mark.parametrize("frames", [slice(-1, 3), slice(4, 4), slice(0, 21), np.array([-1, 3]), np.array([0, 20])])
+def test_a_batch_of_frames_that_do_not_exist_is_refused(reader: FrameReader, frames: Chosen) -> None:
+    with pytest.raises(IndexError, match="of row 0, which has"):
+        reader.fill(np.zeros((1, 30, NUM_FEATURES), np.uint8), np.array([0]), [frames])
 
 
 def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
@@ -99,6 +142,21 @@ def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
     )
     audio = frame_list([frame[1024:].tobytes() for frame in frames])
     return record(entry("id", bytes_feature(b"odd")), entry("rgb", rgb) + entry("audio", audio))
+
+
+def test_frames_far_apart_at_the_start_of_a_shard(tmp_path: Path) -> None:
+    """Equal distances that are longer than what stands before the first frame."""
+    frames = random_videos(1, num_frames=(15, 15))[0].frames
+    spaced = [
+        b"".join(delimited(1, bytes_feature(frame.tobytes())) + delimited(15, bytes(9000)) for frame in part)
+        for part in (frames[:, :1024], frames[:, 1024:])
+    ]
+    payload = record(entry("id", bytes_feature(b"far")), entry("rgb", spaced[0]) + entry("audio", spaced[1]))
+    write_records(tmp_path / "a.tfrecord", [payload])
+    reader = FrameReader(index_folder(tmp_path))
+    assert reader.catalog.rgb_stride[0] > reader.catalog.rgb_offset[0]
+    np.testing.assert_array_equal(reader.read(0), frames)
+    np.testing.assert_array_equal(reader.gather(0, np.array([14, 0, 7])), frames[[14, 0, 7]])
 
 
 def test_unequally_spaced_frames_are_read_the_slower_way(tmp_path: Path) -> None:

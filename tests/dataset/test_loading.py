@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
 from tests.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import (
     ALONE,
+    Batches,
     FrameChoice,
     Ratings,
     SegmentBatches,
@@ -30,11 +30,9 @@ from yt8m.dataset.loading import (
     label_mask,
     mined_negatives,
     rated_segments,
-    step_loader,
     stream_items,
     videos_with_classes,
 )
-from yt8m.dataset.sampling import sampled_frames
 from yt8m.errors import UsageError
 from yt8m.vocabulary import Vocabulary
 
@@ -65,7 +63,7 @@ def video_batches(data: TinyData, seed: int = 0, share: Share = ALONE, batch_siz
 
 def segment_batches(data: TinyData, seed: int = 0, share: Share = ALONE, batch_size: int = 4) -> SegmentBatches:
     ratings = rated_segments(data.reader.catalog, VOCABULARY)
-    return SegmentBatches(data.reader, VOCABULARY, ratings, 3, batch_size, seed, share, context_frames=9)
+    return SegmentBatches(data.reader, VOCABULARY, ratings, 3, batch_size, seed, share)
 
 
 Stream = Callable[..., Any]
@@ -79,8 +77,8 @@ def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
         assert torch.equal(mine, yours), name
 
 
-def delivered(batches: Dataset[NamedTuple], start: int, stop: int, num_workers: int = 0) -> list[NamedTuple]:
-    return list(step_loader(batches, start, stop, num_workers, pin_memory=False))
+def delivered(batches: Batches, start: int, stop: int) -> list[NamedTuple]:
+    return [batches[step] for step in range(start, stop)]
 
 
 # --- The stream ------------------------------------------------------------------------------------------------------
@@ -164,28 +162,30 @@ def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: T
 
 
 def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
-    rng = np.random.default_rng(0)
-    chosen = [FrameChoice(9, clip_share=0.25).indices(300, rng) for _ in range(2000)]
-    assert {len(seconds) for seconds in chosen} == {9}
-    clips = [seconds for seconds in chosen if seconds[-1] - seconds[0] == 8]
+    lengths, positions = np.full(2000, 300), np.arange(2000)
+    chosen = FrameChoice(9, clip_share=0.25).of_videos(lengths, 0, positions)
+    clips = [frames for frames in chosen if isinstance(frames, slice)]
+    assert {clip.stop - clip.start for clip in clips} == {9}
+    assert {len(frames) for frames in chosen if not isinstance(frames, slice)} == {9}
     # 500 expected; the standard deviation of their number is 19.
     assert 420 < len(clips) < 580
-    starts = [seconds[0] for seconds in clips]
+    starts = [clip.start for clip in clips]
     assert min(starts) == pytest.approx(30, abs=5)
     assert max(starts) == pytest.approx(281, abs=5)
-    assert all(seconds[0] >= 30 and seconds[-1] < 290 for seconds in chosen)
-    # Nothing is drawn for a choice that is none, so that runs without clips are what they were before there were any.
-    np.testing.assert_array_equal(
-        FrameChoice(9).indices(300, np.random.default_rng(1)), sampled_frames(30, 290, 9, np.random.default_rng(1))
-    )
+    assert all(clip.start >= 30 and clip.stop <= 290 for clip in clips)
+    # Visits that see no clip see what they would see if there were none.
+    without = FrameChoice(9).of_videos(lengths, 0, positions)
+    assert not any(isinstance(frames, slice) for frames in without)
+    for ours, theirs in zip(chosen, without, strict=True):
+        if not isinstance(ours, slice):
+            np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_batch_of_segments_holds_windows_ratings_and_context(data: TinyData) -> None:
+def test_a_batch_of_segments_holds_windows_and_ratings(data: TinyData) -> None:
     batches = segment_batches(data)
     seen: list[tuple[int, int, int, float]] = []
     for step in range(batches.num_items):
         batch = batches[step]
-        context = places(data, batch.context_frames, batch.context_lengths)
         for i, (row, seconds) in enumerate(places(data, batch.frames, batch.lengths)):
             length = len(data.videos[row].frames)
             assert batch.rows[i] == row
@@ -193,33 +193,13 @@ def test_a_batch_of_segments_holds_windows_ratings_and_context(data: TinyData) -
             assert seconds == [t for t in range(start - 3, start + 8) if t < length]
             label = int(VOCABULARY.label_ids[batch.class_indices[i]])
             assert (label, start, batch.ratings[i]) in data.videos[row].ratings
-            context_row, context_seconds = context[i]
-            assert context_row == row
-            assert context_seconds[0] >= (30 if length > 40 else 0)
-            assert context_seconds[-1] < (length - 10 if length > 40 else length)
             seen.append((row, start, label, float(batch.ratings[i])))
     # Four epochs went by; each rating of a class was seen once in each.
     ratings = [(r, start, label, y) for r, v in enumerate(data.videos) for label, start, y in v.ratings if label > 2]
     assert sorted(seen) == sorted(ratings * 4)
 
 
-def test_without_frames_of_context_no_context_is_read(data: TinyData) -> None:
-    ratings = rated_segments(data.reader.catalog, VOCABULARY)
-    batch = SegmentBatches(data.reader, VOCABULARY, ratings, 3, 4, 0)[0]
-    assert batch.context_frames is None
-    assert batch.context_lengths is None
-
-
 # --- The same batches everywhere -------------------------------------------------------------------------------------
-
-
-@STREAMS
-@pytest.mark.parametrize("num_workers", [1, 4])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as it does on a machine of few cores
-def test_batches_are_the_same_with_any_number_of_workers(data: TinyData, stream: Stream, num_workers: int) -> None:
-    alone = delivered(stream(data), 0, 9)
-    for ours, theirs in zip(alone, delivered(stream(data), 0, 9, num_workers), strict=True):
-        assert_same(ours, theirs)
 
 
 @STREAMS
@@ -230,14 +210,11 @@ def test_shares_of_processes_put_together_are_the_batch_of_one(data: TinyData, s
         batch = whole[step]
         parts = [share[step] for share in shares]
         for name in batch._fields:
-            if name in ("frames", "context_frames"):
+            if name == "frames":
                 continue
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
         rows = places(data, batch.frames, batch.lengths)
         assert rows == [row for part in parts for row in places(data, part.frames, part.lengths)]
-        if isinstance(whole, SegmentBatches):
-            context = places(data, batch.context_frames, batch.context_lengths)
-            assert context == [row for p in parts for row in places(data, p.context_frames, p.context_lengths)]
 
 
 @STREAMS

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yt8m.dataset import sampling
 from yt8m.dataset.sampling import (
     crop,
     evaluated_segments,
     even_frames,
+    fractions,
     num_evaluated_segments,
+    random_keys,
     sampled_clip,
     sampled_frames,
     segment_window,
@@ -30,33 +33,96 @@ def test_the_first_six_and_last_two_segments_are_cropped_unless_nothing_would_be
     assert crop(num_frames) == kept
 
 
-@given(st.integers(0, 50), st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32))
-def test_sampled_frames_are_distinct_ordered_and_inside(start: int, length: int, wanted: int, seed: int) -> None:
-    frames = sampled_frames(start, start + length, wanted, np.random.default_rng(seed))
-    assert frames.dtype == np.int64
-    assert len(frames) == min(wanted, length)
-    assert frames[0] >= start
-    assert frames[-1] < start + length
-    assert (np.diff(frames) > 0).all()
-    again = sampled_frames(start, start + length, wanted, np.random.default_rng(seed))
-    np.testing.assert_array_equal(frames, again)
+def slow_keys(seed: int, position: int, num_keys: int) -> list[int]:
+    """SplitMix64 as its authors write it, one number after the other."""
+
+    def mixed(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    state = mixed((mixed(seed) + position * golden) % 2**64)
+    return [mixed((state + column * golden) % 2**64) for column in range(1, num_keys + 1)]
+
+
+def test_splitmix_gives_its_published_numbers() -> None:
+    # The first numbers of SplitMix64 started at 1234567, as listed by Rosetta Code's task on it.
+    golden, state = np.uint64(0x9E3779B97F4A7C15), np.uint64(1234567)
+    counters = state + np.arange(1, 6, dtype=np.uint64) * golden
+    assert sampling._mixed(counters).tolist() == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+    ]  # fmt: skip
+
+
+@given(st.integers(0, 2**40), st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.integers(1, 6))
+def test_random_keys_depend_on_seed_position_and_column_alone(seed: int, positions: list[int], num_keys: int) -> None:
+    keys = random_keys(seed, np.array(positions), num_keys)
+    assert keys.dtype == np.uint64
+    assert keys.tolist() == [slow_keys(seed, position, num_keys) for position in positions]
+
+
+def test_fractions_fill_the_unit_interval_evenly() -> None:
+    drawn = fractions(random_keys(0, np.arange(2000), 5))
+    assert 0 <= drawn.min() < drawn.max() < 1
+    counts = np.histogram(drawn, 20, (0, 1))[0]
+    # 20 bins, 500 of each expected: a chi-square of 19 degrees of freedom is below 43.8 in 99.9% of all cases.
+    assert ((counts - 500) ** 2 / 500).sum() < 43.8
+    assert abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.09
+    assert fractions(np.array([2**64 - 1], np.uint64))[0] < 1
+
+
+def sampled(spans: list[tuple[int, int]], wanted: int, seed: int) -> list[list[int]]:
+    """Sampled frames of some videos, as lists."""
+    starts, stops = np.array(spans).T
+    keys = random_keys(seed, np.arange(len(spans)), int((stops - starts).max()))
+    chosen = sampled_frames(starts, stops, wanted, keys)
+    return [
+        list(range(frames.start, frames.stop)) if isinstance(frames, slice) else frames.tolist() for frames in chosen
+    ]
+
+
+SPANS = st.tuples(st.integers(0, 50), st.integers(1, 60)).map(lambda span: (span[0], sum(span)))
+
+
+@given(st.lists(SPANS, min_size=1, max_size=6), st.integers(1, 60), st.integers(0, 2**32))
+def test_sampled_frames_are_distinct_ordered_and_inside(spans: list[tuple[int, int]], wanted: int, seed: int) -> None:
+    chosen = sampled(spans, wanted, seed)
+    for (start, stop), frames in zip(spans, chosen, strict=True):
+        assert frames == sorted(set(frames))
+        assert len(frames) == min(wanted, stop - start)
+        assert start <= frames[0] <= frames[-1] < stop
+    # Smallest keys first, by the slow generator; what stands beside a video does not matter.
+    for position, ((start, stop), frames) in enumerate(zip(spans, chosen, strict=True)):
+        keys = slow_keys(seed, position, stop - start)
+        order = sorted(range(stop - start), key=lambda t: keys[t])
+        assert frames == sorted(start + t for t in order[:wanted])
 
 
 def test_each_set_of_frames_is_sampled_as_often_as_any_other() -> None:
-    rng = np.random.default_rng(0)
     rounds = 3000
-    found = Counter(tuple(sampled_frames(7, 12, 2, rng).tolist()) for _ in range(rounds))
+    found = Counter(map(tuple, sampled([(7, 12)] * rounds, 2, 0)))
     assert set(found) == {(a, b) for a in range(7, 12) for b in range(a + 1, 12)}
     # 10 pairs, 300 of each expected: a chi-square of 9 degrees of freedom is below 27.9 in 99.9% of all cases.
     assert sum((count - rounds / 10) ** 2 / (rounds / 10) for count in found.values()) < 27.9
 
 
+def test_equal_keys_change_nothing_but_which_frames() -> None:
+    chosen = sampled_frames(np.array([0, 5]), np.array([9, 10]), 4, np.full((2, 9), 2**64 - 1, np.uint64))
+    assert [frames.tolist() for frames in chosen if not isinstance(frames, slice)] == [[0, 1, 2, 3], [5, 6, 7, 8]]
+
+
 @given(st.integers(0, 50), st.integers(1, 12), st.integers(1, 12))
 def test_clips_are_consecutive_frames_from_anywhere(start: int, length: int, wanted: int) -> None:
-    rng = np.random.default_rng(0)
-    clips = {tuple(sampled_clip(start, start + length, wanted, rng).tolist()) for _ in range(150)}
+    places = [0.0, *np.linspace(0, 1, 200, endpoint=False).tolist(), 1 - 2**-53]
+    clips = [sampled_clip(start, start + length, wanted, place) for place in places]
     size = min(wanted, length)
-    assert clips == {tuple(range(first, first + size)) for first in range(start, start + length - size + 1)}
+    firsts = [clip.start for clip in clips]
+    assert all(clip.stop - clip.start == size for clip in clips)
+    assert firsts == sorted(firsts)
+    assert set(firsts) == set(range(start, start + length - size + 1))
+    counts = Counter(firsts)
+    assert max(counts.values()) - min(counts.values()) <= 3
 
 
 @given(st.integers(0, 50), st.integers(1, 400), st.integers(1, 160))

@@ -6,45 +6,85 @@ that the caller wants filled. Frames stay uint8, rgb then audio (DESIGN: bytes u
 
 from __future__ import annotations
 
-import mmap
+import errno
+import os
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from yt8m.dataset.catalog import Catalog, shard_info
+from yt8m.dataset.catalog import Catalog
+from yt8m.dataset.sampling import Chosen
 from yt8m.errors import ShardError
 from yt8m.shards.example import NUM_AUDIO, NUM_RGB, MalformedRecordError, frame_offsets
-from yt8m.shards.tfrecord import map_shard
 
 NUM_FEATURES = NUM_RGB + NUM_AUDIO
 """Bytes of a frame: 1,152."""
 
-# A frame as one element: numpy then copies frame by frame, not byte by byte.
-_RGB_FRAME = np.dtype((np.void, NUM_RGB))
-_AUDIO_FRAME = np.dtype((np.void, NUM_AUDIO))
+MAX_MAPPED_BYTES = 2**38
+"""Most bytes that are mapped at a time, 256 GiB. A page table takes up to 1/512 of what is mapped: 512 MiB here, where
+all of the 1.5 TB of the training set would take 3 GB, in every process that reads."""
+
+MAX_MAPPED_SHARDS = 2**14
+"""A process may have 65,530 maps (Linux), of which libraries need some."""
+
+
+# A feature of a frame as one element: numpy then copies frame by frame, not byte by byte.
+_FRAME = np.dtype([("rgb", np.void, NUM_RGB), ("audio", np.void, NUM_AUDIO)])
+
+
+@lru_cache(maxsize=64)
+def _spaced_type(stride: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, stride))
+
+
+class _Layout(NamedTuple):
+    """What the catalog says of where one video's frames lie: its columns of these names, as plain numbers."""
+
+    shard_index: int
+    num_frames: int
+    rgb_offset: int
+    rgb_stride: int
+    audio_offset: int
+    audio_stride: int
 
 
 class FrameReader:
     """Reads frames of the videos of a catalog.
 
-    Shards are mapped when first needed, and the least recently used one is let go when there are too many: each map
-    holds a file descriptor. A reader can be pickled and used after a fork; each process has its own maps.
+    Shards are mapped when first needed and stay mapped, the least recently used ones as long as there is room. A map
+    holds no file descriptor, so thousands of shards are open under any `ulimit -n`. A reader can be pickled and used
+    after a fork; each process has its own maps. It is not for several threads at a time.
 
     Args:
         catalog: The videos.
-        max_open_shards: Most shards mapped at a time.
+        max_mapped_bytes: Most bytes mapped at a time, the shard in use apart.
     """
 
-    def __init__(self, catalog: Catalog, max_open_shards: int = 64) -> None:
+    def __init__(self, catalog: Catalog, max_mapped_bytes: int = MAX_MAPPED_BYTES) -> None:
         self.catalog = catalog
-        self.max_open_shards = max_open_shards
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self.max_mapped_bytes = max_mapped_bytes
+        self._reset()
+
+    def _reset(self) -> None:
+        catalog = self.catalog
+        self._paths = [str(catalog.folder / shard.name) for shard in catalog.shards]
+        self._columns = tuple(getattr(catalog, name) for name in _Layout._fields)
+        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._mapped_bytes = 0
+        self._scratch = np.empty(0, np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps behind: they belong to a process."""
-        return self.__dict__ | {"_maps": OrderedDict()}
+        return {"catalog": self.catalog, "max_mapped_bytes": self.max_mapped_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
 
     def num_frames(self, row: int) -> int:
         """Frames of a video."""
@@ -68,12 +108,14 @@ class FrameReader:
             ShardError: The shard is gone or has changed since it was indexed.
             IndexError: The video has no such frames.
         """
-        num_frames = self.num_frames(row)
+        layout = self._layout(row)
         if stop is None:
-            stop = num_frames
-        if not 0 <= start <= stop <= num_frames:
-            raise IndexError(f"frames {start} to {stop} of row {row}, which has {num_frames}")
-        return self._copy(row, slice(start, stop), _output(out, stop - start))
+            stop = layout.num_frames
+        if not 0 <= start <= stop <= layout.num_frames:
+            raise IndexError(f"frames {start} to {stop} of row {row}, which has {layout.num_frames}")
+        out = _output(out, stop - start)
+        self._copy(row, layout, self._current(layout.shard_index), slice(start, stop), out)
+        return out
 
     def gather(
         self, row: int, indices: NDArray[np.integer], *, out: NDArray[np.uint8] | None = None
@@ -92,32 +134,104 @@ class FrameReader:
             ShardError: The shard is gone or has changed since it was indexed.
             IndexError: The video has no such frame.
         """
-        num_frames = self.num_frames(row)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < num_frames):
-            raise IndexError(f"frames {indices.min()} to {indices.max()} of row {row}, which has {num_frames}")
-        return self._copy(row, indices, _output(out, len(indices)))
-
-    def _copy(self, row: int, chosen: slice | NDArray[np.integer], out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if not len(out):
-            return out
-        catalog = self.catalog
-        shard = self._shard(row)
-        rgb_stride, audio_stride = int(catalog.rgb_stride[row]), int(catalog.audio_stride[row])
-        if not (rgb_stride and audio_stride):
-            return self._copy_unequally_spaced(row, shard, chosen, out)
-        shape = (self.num_frames(row),)
-        rgb = np.ndarray(shape, _RGB_FRAME, shard, int(catalog.rgb_offset[row]), (rgb_stride,))
-        audio = np.ndarray(shape, _AUDIO_FRAME, shard, int(catalog.audio_offset[row]), (audio_stride,))
-        out[:, :NUM_RGB].view(_RGB_FRAME)[:, 0] = rgb[chosen]
-        out[:, NUM_RGB:].view(_AUDIO_FRAME)[:, 0] = audio[chosen]
+        layout = self._layout(row)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < layout.num_frames):
+            raise IndexError(f"frames {indices.min()} to {indices.max()} of row {row}, which has {layout.num_frames}")
+        out = _output(out, len(indices))
+        self._copy(row, layout, self._current(layout.shard_index), indices, out)
         return out
 
+    def fill(self, out: NDArray[np.uint8], rows: NDArray[np.integer], chosen: Sequence[Chosen]) -> None:
+        """Read frames of several videos into one array, and set the rest of it to zero.
+
+        Args:
+            out: uint8 (B, T, 1152), contiguous; T at least the most frames of a video.
+            rows: The videos' rows in the catalog, integer (B,).
+            chosen: The frames of each.
+
+        Raises:
+            ShardError: A shard is gone or has changed since it was indexed.
+            IndexError: A video has no such frames.
+        """
+        current: dict[int, NDArray[np.uint8]] = {}
+        for target, row, layout, frames in zip(out, rows.tolist(), self._layouts(rows), chosen, strict=True):
+            if isinstance(frames, slice):
+                first, stop, length = frames.start, frames.stop, frames.stop - frames.start
+            else:
+                first, stop, length = int(frames[0]), int(frames[-1]) + 1, len(frames)
+                if stop - first == length:
+                    frames = slice(first, stop)  # noqa: PLW2901
+            if not 0 <= first < stop <= layout.num_frames:
+                raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
+            shard = current.get(layout.shard_index)
+            if shard is None:
+                shard = current[layout.shard_index] = self._current(layout.shard_index)
+            self._copy(row, layout, shard, frames, target[:length])
+            target[length:] = 0
+
+    def _layout(self, row: int) -> _Layout:
+        return _Layout(*[column.item(row) for column in self._columns])
+
+    def _layouts(self, rows: NDArray[np.integer]) -> list[_Layout]:
+        return list(map(_Layout, *(column[rows].tolist() for column in self._columns)))
+
+    def _copy(
+        self,
+        row: int,
+        layout: _Layout,
+        shard: NDArray[np.uint8],
+        chosen: slice | NDArray[np.integer],
+        out: NDArray[np.uint8],
+    ) -> None:
+        if not len(out):
+            return
+        if not (layout.rgb_stride and layout.audio_stride):
+            self._copy_unequally_spaced(row, layout, shard, chosen, out)
+            return
+        frames = out.view(_FRAME)[:, 0]
+        self._copy_feature(layout.num_frames, layout.rgb_offset, layout.rgb_stride, shard, chosen, frames["rgb"])
+        self._copy_feature(layout.num_frames, layout.audio_offset, layout.audio_stride, shard, chosen, frames["audio"])
+
+    def _copy_feature(
+        self,
+        num_frames: int,
+        offset: int,
+        stride: int,
+        shard: NDArray[np.uint8],
+        chosen: slice | NDArray[np.integer],
+        out: NDArray[np.void],
+    ) -> None:
+        kind = out.dtype
+        if isinstance(chosen, slice):
+            out[:] = np.ndarray(len(out), kind, shard, offset + chosen.start * stride, (stride,))
+            return
+        # Frames with what stands between them are a contiguous array, and numpy's quickest way to pick elements,
+        # `take`, knows these alone.
+        between = stride - kind.itemsize
+        if between > offset:
+            out[:] = np.ndarray(num_frames, kind, shard, offset, (stride,))[chosen]
+            return
+        spaced = _spaced_type(stride)
+        picked = self._scratch_for(len(out) * stride)
+        np.ndarray(num_frames, spaced, shard, offset - between).take(chosen, out=picked.view(spaced), mode="clip")
+        out[:] = np.ndarray(len(out), kind, picked, between, (stride,))
+
+    def _scratch_for(self, num_bytes: int) -> NDArray[np.uint8]:
+        if len(self._scratch) < num_bytes:
+            self._scratch = np.empty(num_bytes, np.uint8)
+        return self._scratch[:num_bytes]
+
     def _copy_unequally_spaced(
-        self, row: int, shard: mmap.mmap, chosen: slice | NDArray[np.integer], out: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
+        self,
+        row: int,
+        layout: _Layout,
+        shard: NDArray[np.uint8],
+        chosen: slice | NDArray[np.integer],
+        out: NDArray[np.uint8],
+    ) -> None:
         """Parse the record for where its frames lie: legal, but no known writer makes such records."""
         begin = int(self.catalog.record_offset[row])
-        payload = shard[begin : begin + int(self.catalog.record_length[row])]
+        payload = shard[begin : begin + int(self.catalog.record_length[row])].tobytes()
         try:
             rgb, audio = frame_offsets(payload)
         except MalformedRecordError as error:
@@ -125,36 +239,64 @@ class FrameReader:
             path = self.catalog.shard_path(row)
             raise ShardError(path, error.message, record=number, offset=begin + error.offset) from None
         # The longer list is cut where rgb and audio differ in length.
-        length = self.num_frames(row)
+        length = layout.num_frames
         for frame, at in zip(out, rgb[:length][chosen].tolist(), strict=True):
             frame[:NUM_RGB] = np.frombuffer(payload, np.uint8, NUM_RGB, at)
         for frame, at in zip(out, audio[:length][chosen].tolist(), strict=True):
             frame[NUM_RGB:] = np.frombuffer(payload, np.uint8, NUM_AUDIO, at)
-        return out
 
-    def _shard(self, row: int) -> mmap.mmap:
-        """The mapped shard of a video, checked to be the one that was indexed."""
-        position = int(self.catalog.shard_index[row])
-        info = self.catalog.shards[position]
-        shard = self._maps.get(position)
-        if shard is None:
-            path = self.catalog.shard_path(row)
-            shard = map_shard(path)
-            if shard_info(path) != info:
-                raise self._changed(row)
-            while len(self._maps) >= self.max_open_shards:
-                self._maps.popitem(last=False)
-            self._maps[position] = shard
-        else:
-            self._maps.move_to_end(position)
-        # Asked every time: touching what was cut off a mapped file would end the process.
-        if shard.size() != info.num_bytes:
-            raise self._changed(row)
+    def _current(self, position: int) -> NDArray[np.uint8]:
+        """The bytes of a shard, mapped, and checked just now to be those that were indexed.
+
+        Raises:
+            ShardError: The shard is gone, cannot be mapped, or has changed.
+        """
+        # Asked every time: what was cut off a mapped file must not be touched, it would end the process.
+        path, info = self._paths[position], self.catalog.shards[position]
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a quarter of the time that Path.stat takes
+            if (status.st_size, status.st_mtime_ns) != (info.num_bytes, info.mtime_ns):
+                raise ShardError(
+                    self.catalog.folder / info.name,
+                    f"has changed since it was indexed; run `yt8m index {self.catalog.folder}`.",
+                )
+            shard = self._maps.get(position)
+            if shard is None:
+                return self._map(position, info.num_bytes)
+        except OSError as error:
+            raise ShardError(self.catalog.folder / info.name, f"cannot be opened ({error.strerror}).") from None
+        self._maps.move_to_end(position)
         return shard
 
-    def _changed(self, row: int) -> ShardError:
-        message = f"has changed since it was indexed; run `yt8m index {self.catalog.folder}`."
-        return ShardError(self.catalog.shard_path(row), message)
+    def _map(self, position: int, num_bytes: int) -> NDArray[np.uint8]:
+        while self._maps and (
+            self._mapped_bytes + num_bytes > self.max_mapped_bytes or len(self._maps) >= MAX_MAPPED_SHARDS
+        ):
+            self._unmap_oldest()
+        while True:
+            try:
+                shard = _mapped(self._paths[position])
+                break
+            except OSError as error:
+                # There may be a limit to the addresses of a process (ulimit -v): with fewer maps it can go on.
+                if error.errno != errno.ENOMEM or not self._maps:
+                    raise
+                self._unmap_oldest()
+        self._maps[position] = shard
+        self._mapped_bytes += len(shard)
+        return shard
+
+    def _unmap_oldest(self) -> None:
+        self._mapped_bytes -= len(self._maps.popitem(last=False)[1])
+
+
+def _mapped(path: str) -> NDArray[np.uint8]:
+    """Map a file, read-only.
+
+    Arrow's map lives as long as a buffer into it and needs no open file, where Python's own keeps a descriptor.
+    """
+    with pa.memory_map(path) as file:
+        return np.frombuffer(file.read_buffer(), np.uint8)
 
 
 def _output(out: NDArray[np.uint8] | None, num_frames: int) -> NDArray[np.uint8]:

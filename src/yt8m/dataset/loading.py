@@ -5,26 +5,38 @@ epoch visits each item once, batches run across the ends of epochs and are alway
 processes, killed and resumed anywhere, sees the same sequence (DESIGN: the catalog). What is random about one item
 (which frames are sampled) comes from (seed, position) alone.
 
-The datasets here are indexed by *step* and return whole batches, so a loader needs no collation of its own. Frames
-stay uint8 and are padded with zero bytes; `lengths` says what counts.
+The datasets here are indexed by *step* and return whole batches, so a loader needs no collation of its own; each
+takes the memory of its arrays from whoever asks (see `read_ahead`). Frames stay uint8 and are padded with zero bytes;
+`lengths` says what counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
-from yt8m.dataset.sampling import crop, even_frames, sampled_clip, sampled_frames, segment_window
+from yt8m.dataset.sampling import (
+    Chosen,
+    crop,
+    even_frames,
+    fractions,
+    random_keys,
+    sampled_clip,
+    sampled_frames,
+    segment_window,
+)
 from yt8m.errors import UsageError
+from yt8m.shards.example import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 
@@ -41,7 +53,6 @@ class SegmentBatch(NamedTuple):
 
     frames uint8 (B, T, D) and lengths int64 (B,): the segment's window. rows int64 (B,): the video's row in the
     catalog. class_indices int64 (B,), ratings float32 (B,) of 0 and 1. negatives bool (B, C): the mined negatives.
-    context_frames uint8 (B, T', D) and context_lengths: the video around it, or None where no model asks for it.
     """
 
     frames: Tensor
@@ -50,8 +61,6 @@ class SegmentBatch(NamedTuple):
     class_indices: Tensor
     ratings: Tensor
     negatives: Tensor
-    context_frames: Tensor | None
-    context_lengths: Tensor | None
 
 
 class Share(NamedTuple):
@@ -90,46 +99,85 @@ def stream_items(num_items: int, seed: int, start: int, stop: int) -> NDArray[np
     return items
 
 
-def padded(reader: FrameReader, rows: NDArray[np.integer], indices: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+class Allocate(Protocol):
+    """Gives an array whose content does not matter: `np.empty`, or a part of memory that is used again."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Give an array of this shape and type."""
+
+
+def padded(
+    reader: FrameReader, rows: NDArray[np.integer], chosen: Sequence[Chosen], allocate: Allocate = np.empty
+) -> tuple[Tensor, Tensor]:
     """Read chosen frames of several videos into one array, padded with zero bytes to the longest.
 
     Args:
         reader: Where the frames are.
         rows: The videos, integer (B,).
-        indices: The frames of each, increasing.
+        chosen: The frames of each, at least one.
+        allocate: Where the arrays come from.
 
     Returns:
         Frames uint8 (B, T, D) and lengths int64 (B,).
     """
-    lengths = np.array([len(chosen) for chosen in indices], np.int64)
-    frames = np.zeros((len(rows), int(lengths.max()), NUM_FEATURES), np.uint8)
-    for position, (row, chosen) in enumerate(zip(rows.tolist(), indices, strict=True)):
-        target = frames[position, : len(chosen)]
-        if chosen[-1] - chosen[0] + 1 == len(chosen):
-            reader.read(row, int(chosen[0]), int(chosen[-1]) + 1, out=target)
-        else:
-            reader.gather(row, chosen, out=target)
-    return torch.from_numpy(frames), torch.from_numpy(lengths)
+    lengths = allocate((len(rows),), np.int64)
+    lengths[:] = [frames.stop - frames.start if isinstance(frames, slice) else len(frames) for frames in chosen]
+    batch = allocate((len(rows), int(lengths.max()), NUM_FEATURES), np.uint8)
+    reader.fill(batch, rows, chosen)
+    return torch.from_numpy(batch), torch.from_numpy(lengths)
 
 
-class _Batches(Dataset[NamedTuple]):
-    """Shared arithmetic of the two streams of batches."""
+class Batches(Dataset[NamedTuple]):
+    """A stream of batches, indexed by step.
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, share: Share) -> None:
+    Args:
+        vocabulary: The segment classes.
+        num_items: Items in an epoch.
+        batch_size: Items in a global batch.
+        seed: Seed of the order.
+        share: This process's part of each batch.
+
+    Raises:
+        UsageError: The processes cannot share a batch evenly.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, num_items: int, batch_size: int, seed: int, share: Share) -> None:
         if batch_size % share.world_size:
             raise UsageError(
                 f"batch_size {batch_size} cannot be divided among {share.world_size} processes; use a multiple."
             )
+        self.vocabulary = vocabulary
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed
         self.share = share
 
+    @property
+    def share_size(self) -> int:
+        """Examples of a batch that this process takes."""
+        return self.batch_size // self.share.world_size
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames that an example of any batch has."""
+        raise NotImplementedError
+
+    def batch(self, step: int, allocate: Allocate = np.empty) -> NamedTuple:
+        """This process's part of the batch of a step.
+
+        Args:
+            step: The step, from 0.
+            allocate: Where the arrays come from.
+        """
+        raise NotImplementedError
+
+    def __getitem__(self, step: int) -> NamedTuple:
+        return self.batch(step)
+
     def _positions(self, step: int) -> range:
         """Stream positions that this process takes of the batch of a step."""
-        size = self.batch_size // self.share.world_size
-        start = step * self.batch_size + self.share.rank * size
-        return range(start, start + size)
+        start = step * self.batch_size + self.share.rank * self.share_size
+        return range(start, start + self.share_size)
 
     def _items(self, positions: range) -> NDArray[np.int64]:
         return stream_items(self.num_items, self.seed, positions.start, positions.stop)
@@ -142,12 +190,39 @@ def videos_with_classes(catalog: Catalog, vocabulary: Vocabulary) -> NDArray[np.
     return np.flatnonzero(totals[catalog.label_starts[1:]] > totals[catalog.label_starts[:-1]])
 
 
-def label_mask(catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _values_of(starts: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the values of some rows of a table lie in its column of lists.
+
+    Returns:
+        Position in `rows` and index in the column of each value, both int64.
+    """
+    counts = starts[rows + 1] - starts[rows]
+    positions = np.repeat(np.arange(len(rows)), counts)
+    first = np.repeat(starts[rows] - (np.cumsum(counts) - counts), counts)
+    return positions, first + np.arange(len(positions))
+
+
+def _mark(
+    mask: NDArray[np.bool_],
+    value: bool,
+    vocabulary: Vocabulary,
+    positions: NDArray[np.int64],
+    label_ids: NDArray[np.integer],
+) -> None:
+    """Set the columns of some labels, as far as they are segment classes."""
+    columns = vocabulary.class_indices(label_ids)
+    known = columns >= 0
+    mask[positions[known], columns[known]] = value
+
+
+def label_mask(
+    catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
+) -> NDArray[np.bool_]:
     """Video labels as columns of a model: bool (B, C)."""
-    mask = np.zeros((len(rows), len(vocabulary)), np.bool_)
-    for position, row in enumerate(rows.tolist()):
-        columns = vocabulary.class_indices(catalog.labels_of(row))
-        mask[position, columns[columns >= 0]] = True
+    mask = allocate((len(rows), len(vocabulary)), np.bool_)
+    mask[:] = False
+    positions, values = _values_of(catalog.label_starts, rows)
+    _mark(mask, True, vocabulary, positions, catalog.label_values[values])
     return mask
 
 
@@ -163,13 +238,24 @@ class FrameChoice:
     max_frames: int
     clip_share: float = 0.0
 
-    def indices(self, num_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Choose frames of a video of `num_frames`: increasing, int64 (T,)."""
-        is_clip = self.clip_share > 0 and rng.random() < self.clip_share
-        return (sampled_clip if is_clip else sampled_frames)(*crop(num_frames), self.max_frames, rng)
+    def of_videos(self, num_frames: NDArray[np.integer], seed: int, positions: NDArray[np.integer]) -> list[Chosen]:
+        """Choose frames of some videos.
+
+        Args:
+            num_frames: Frames of each video, integer (B,).
+            seed: With the position, decides the choice.
+            positions: Position of each visit in the training stream, integer (B,).
+        """
+        starts, stops = np.array([crop(length) for length in num_frames.tolist()]).T
+        keys = random_keys(seed, positions, 2 + int((stops - starts).max()))
+        chosen = sampled_frames(starts, stops, self.max_frames, keys[:, 2:])
+        is_clip, place = fractions(keys[:, :2]).T
+        for row in np.flatnonzero(is_clip < self.clip_share).tolist():
+            chosen[row] = sampled_clip(int(starts[row]), int(stops[row]), self.max_frames, float(place[row]))
+        return chosen
 
 
-class VideoBatches(_Batches):
+class VideoBatches(Batches):
     """Batches of videos for pre-training, indexed by step.
 
     Frames are cropped to [30, n - 10), then some are chosen, afresh for every visit of a video.
@@ -201,20 +287,22 @@ class VideoBatches(_Batches):
                 f"{reader.catalog.folder}: none of its {len(reader.catalog)} videos carries a label of the segment vocabulary; "
                 "is this the vocabulary of this dataset?"
             )
-        super().__init__(len(self.rows), batch_size, seed, share)
+        super().__init__(vocabulary, len(self.rows), batch_size, seed, share)
         self.reader = reader
-        self.vocabulary = vocabulary
         self.choice = choice
 
-    def __getitem__(self, step: int) -> VideoBatch:
+    @property
+    def max_frames(self) -> int:
+        """Most frames that a video of any batch has: as many as are chosen, or those of the longest video."""
+        return min(self.choice.max_frames, int(self.reader.catalog.num_frames[self.rows].max()))
+
+    def batch(self, step: int, allocate: Allocate = np.empty) -> VideoBatch:
+        """This process's part of the batch of a step."""
         positions = self._positions(step)
         rows = self.rows[self._items(positions)]
-        indices = []
-        for position, row in zip(positions, rows.tolist(), strict=True):
-            rng = np.random.default_rng([self.seed, position])
-            indices.append(self.choice.indices(int(self.reader.catalog.num_frames[row]), rng))
-        labels = label_mask(self.reader.catalog, self.vocabulary, rows)
-        return VideoBatch(*padded(self.reader, rows, indices), torch.from_numpy(labels))
+        chosen = self.choice.of_videos(self.reader.catalog.num_frames[rows], self.seed, np.array(positions))
+        labels = label_mask(self.reader.catalog, self.vocabulary, rows, allocate)
+        return VideoBatch(*padded(self.reader, rows, chosen, allocate), torch.from_numpy(labels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +360,9 @@ def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.
     )
 
 
-def mined_negatives(catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+def mined_negatives(
+    catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
+) -> NDArray[np.bool_]:
     """Classes that a video surely does not show: all but its labels and its positively rated labels.
 
     A label that was rated negative somewhere stays a negative unless the video carries it (SPEC: fine-tuning loss).
@@ -280,15 +370,15 @@ def mined_negatives(catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.i
     Returns:
         bool (B, C).
     """
-    negatives = ~label_mask(catalog, vocabulary, rows)
-    for position, row in enumerate(rows.tolist()):
-        labels, _, values = catalog.ratings_of(row)
-        columns = vocabulary.class_indices(labels[values.astype(np.bool_)])
-        negatives[position, columns[columns >= 0]] = False
+    negatives = label_mask(catalog, vocabulary, rows, allocate)
+    np.logical_not(negatives, out=negatives)
+    positions, values = _values_of(catalog.rating_starts, rows)
+    positive = catalog.rating_values[values].astype(np.bool_)
+    _mark(negatives, False, vocabulary, positions[positive], catalog.rating_labels[values[positive]])
     return negatives
 
 
-class SegmentBatches(_Batches):
+class SegmentBatches(Batches):
     """Batches of rated segments for fine-tuning, indexed by step.
 
     Args:
@@ -297,9 +387,8 @@ class SegmentBatches(_Batches):
         ratings: The rated segments to train on.
         margin: Frames on either side of a segment.
         batch_size: Segments in a global batch.
-        seed: Seed of order and sampling.
+        seed: Seed of the order.
         share: This process's part of each batch.
-        context_frames: L_max of sampled context frames to deliver with each segment; None for no frames.
     """
 
     def __init__(
@@ -311,28 +400,21 @@ class SegmentBatches(_Batches):
         batch_size: int,
         seed: int,
         share: Share = ALONE,
-        context_frames: int | None = None,
     ) -> None:
-        super().__init__(len(ratings), batch_size, seed, share)
+        super().__init__(vocabulary, len(ratings), batch_size, seed, share)
         self.reader = reader
-        self.vocabulary = vocabulary
         self.ratings = ratings
         self.margin = margin
-        self.context_frames = context_frames
 
-    def __getitem__(self, step: int) -> SegmentBatch:
-        positions = self._positions(step)
-        context: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
-        items = self._items(positions)
-        if self.context_frames is not None:
-            rows = self.ratings.rows[items]
-            lengths = self.reader.catalog.num_frames[rows]
-            indices = [
-                sampled_frames(*crop(int(length)), self.context_frames, np.random.default_rng([self.seed, position]))
-                for position, length in zip(positions, lengths, strict=True)
-            ]
-            context = padded(self.reader, rows, indices)
-        return segment_batch(self.reader, self.vocabulary, self.ratings, items, self.margin, context)
+    @property
+    def max_frames(self) -> int:
+        """Frames of a segment's window inside a video."""
+        return SEGMENT_SECONDS + 2 * self.margin
+
+    def batch(self, step: int, allocate: Allocate = np.empty) -> SegmentBatch:
+        """This process's part of the batch of a step."""
+        items = self._items(self._positions(step))
+        return segment_batch(self.reader, self.vocabulary, self.ratings, items, self.margin, allocate)
 
 
 def segment_batch(
@@ -341,22 +423,24 @@ def segment_batch(
     ratings: Ratings,
     items: NDArray[np.integer],
     margin: int,
-    context: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    allocate: Allocate = np.empty,
 ) -> SegmentBatch:
     """Read the windows of some rated segments, with their ratings and mined negatives."""
-    rows, starts = ratings.rows[items], ratings.start_seconds[items]
-    lengths = reader.catalog.num_frames[rows]
+    rows, classes = allocate((len(items),), np.int64), allocate((len(items),), np.int64)
+    values = allocate((len(items),), np.float32)
+    rows[:], classes[:], values[:] = ratings.rows[items], ratings.class_indices[items], ratings.values[items]
     windows = [
-        np.arange(*segment_window(start, int(length), margin))
-        for start, length in zip(starts.tolist(), lengths, strict=True)
+        slice(*segment_window(start, length, margin))
+        for start, length in zip(
+            ratings.start_seconds[items].tolist(), reader.catalog.num_frames[rows].tolist(), strict=True
+        )
     ]
     return SegmentBatch(
-        *padded(reader, rows, windows),
+        *padded(reader, rows, windows, allocate),
         torch.from_numpy(rows),
-        torch.from_numpy(ratings.class_indices[items]),
-        torch.from_numpy(ratings.values[items].astype(np.float32)),
-        torch.from_numpy(mined_negatives(reader.catalog, vocabulary, rows)),
-        *context,
+        torch.from_numpy(classes),
+        torch.from_numpy(values),
+        torch.from_numpy(mined_negatives(reader.catalog, vocabulary, rows, allocate)),
     )
 
 
@@ -366,28 +450,5 @@ def context_frames(reader: FrameReader, rows: NDArray[np.integer], max_frames: i
     Returns:
         Frames uint8 (B, T, D) and lengths int64 (B,).
     """
-    lengths = reader.catalog.num_frames[rows]
-    return padded(reader, rows, [even_frames(*crop(int(length)), max_frames) for length in lengths])
-
-
-def step_loader(
-    batches: Dataset[NamedTuple], start: int, stop: int, num_workers: int, pin_memory: bool
-) -> DataLoader[NamedTuple]:
-    """Deliver the batches of the steps [start, stop) in order, read ahead by worker processes if any.
-
-    Args:
-        batches: A dataset indexed by step.
-        start: First step, so that a resumed run goes on without reading what came before.
-        stop: End.
-        num_workers: Processes that read ahead; 0 reads in this process.
-        pin_memory: Whether batches go to page-locked memory, for quicker transfer to a GPU.
-    """
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        persistent_workers=False,
-    )
+    lengths = reader.catalog.num_frames[rows].tolist()
+    return padded(reader, rows, [even_frames(*crop(length), max_frames) for length in lengths])

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from yt8m.shards.example import SEGMENT_SECONDS
 
+Chosen = slice | NDArray[np.int64]
+"""Frames of a video: consecutive ones, or increasing indices."""
+
 CROP_START_SECONDS = 30
 """The first six segments are never rated (SPEC: the method)."""
 
@@ -30,36 +33,91 @@ def crop(num_frames: int) -> tuple[int, int]:
     return (start, stop) if stop > start else (0, num_frames)
 
 
-def sampled_frames(start: int, stop: int, max_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `max_frames` of the frames [start, stop), without replacement, in temporal order.
+def random_keys(seed: int, positions: NDArray[np.integer], num_keys: int) -> NDArray[np.uint64]:
+    """Random numbers that depend on (seed, position, column) alone, for many positions at once.
+
+    A generator for each position would cost more than the reading of its frames. This is SplitMix64 (Steele, Lea and
+    Flood, "Fast splittable pseudorandom number generators", 2014) as a function of its counter.
+
+    Args:
+        seed: Not negative.
+        positions: Integer (B,), not negative.
+        num_keys: Numbers wanted for each position.
+
+    Returns:
+        uint64 (B, num_keys), uniform.
+    """
+    streams = _mixed(_mixed(np.array([seed % 2**64], np.uint64)) + positions.astype(np.uint64) * _GOLDEN)
+    return _mixed(streams[:, None] + np.arange(1, num_keys + 1, dtype=np.uint64) * _GOLDEN)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's scrambling of its counter."""
+    mixed = counters ^ (counters >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def fractions(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random keys as numbers in [0, 1)."""
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def sampled_frames(
+    starts: NDArray[np.integer], stops: NDArray[np.integer], max_frames: int, keys: NDArray[np.uint64]
+) -> list[Chosen]:
+    """At most `max_frames` of the frames [start, stop) of each video, without replacement, in temporal order.
+
+    The frames with the smallest keys are taken, so every set of frames is as likely as any other.
+
+    Args:
+        starts: First frame of each video, integer (B,).
+        stops: End, after the first.
+        max_frames: Frames wanted; where there are no more, all are taken.
+        keys: Random keys, uint64 (B, at least the longest stop - start); see `random_keys`.
+
+    Returns:
+        For each video a slice (all of its frames) or increasing frame indices, int64 (max_frames,).
+    """
+    chosen: list[Chosen] = [slice(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    lengths = stops - starts
+    longer = np.flatnonzero(lengths > max_frames)
+    if len(longer):
+        columns = np.arange(int(lengths[longer].max()), dtype=np.uint64)
+        # The last bits tell the columns apart, so no two keys of a video are equal.
+        ranked = (keys[longer, : len(columns)] & ~_COLUMN_BITS) | columns
+        ranked[columns >= lengths[longer, None].astype(np.uint64)] = np.iinfo(np.uint64).max
+        largest = np.partition(ranked, max_frames - 1, axis=1)[:, max_frames - 1]
+        places = np.nonzero(ranked <= largest[:, None])[1].reshape(len(longer), max_frames)
+        for row, frames in zip(longer.tolist(), places + starts[longer, None], strict=True):
+            chosen[row] = frames
+    return chosen
+
+
+_COLUMN_BITS = np.uint64(2**20 - 1)
+"""Enough for the frames of any record (`tfrecord.MAX_RECORD_BYTES`)."""
+
+
+def sampled_clip(start: int, stop: int, max_frames: int, fraction: float) -> slice:
+    """At most `max_frames` consecutive frames of [start, stop).
+
+    What a video-level model sees of a video when it is to learn from moments, as a segment classifier will.
 
     Args:
         start: First frame.
         stop: End, after `start`.
-        max_frames: Frames wanted; where there are no more, all are returned.
-        rng: Source of the choice.
-
-    Returns:
-        Increasing frame indices, int64 (T,), T = min(max_frames, stop - start).
-    """
-    if stop - start <= max_frames:
-        return np.arange(start, stop)
-    chosen = rng.choice(stop - start, max_frames, replace=False, shuffle=False)
-    chosen.sort()
-    return chosen.astype(np.int64) + start
-
-
-def sampled_clip(start: int, stop: int, max_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `max_frames` consecutive frames of [start, stop), from a random place.
-
-    What a video-level model sees of a video when it is to learn from moments, as a segment classifier will.
-
-    Returns:
-        Consecutive frame indices, int64 (T,), T = min(max_frames, stop - start).
+        max_frames: Frames wanted.
+        fraction: Where the clip lies between the first possible place (0) and the last (1, excluded): a random number.
     """
     length = min(max_frames, stop - start)
-    first = int(rng.integers(start, stop - length, endpoint=True))
-    return np.arange(first, first + length)
+    first = start + int(fraction * (stop - length - start + 1))
+    return slice(first, first + length)
 
 
 def even_frames(start: int, stop: int, max_frames: int) -> NDArray[np.int64]:

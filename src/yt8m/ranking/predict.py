@@ -123,7 +123,7 @@ def _predict_videos(
     `encoders` tells which context encoder a context-aware model has: those with the same one share its vectors.
     """
     lengths = reader.catalog.num_frames[rows].astype(np.int64)
-    frames, _ = padded(reader, rows, [np.arange(length) for length in lengths])
+    frames, _ = padded(reader, rows, [slice(0, length) for length in lengths.tolist()])
     frames = frames.to(device, non_blocking=True)
     places, starts = evaluated_segments(lengths)
     windows: dict[int, tuple[Tensor, Tensor]] = {}

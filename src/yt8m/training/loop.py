@@ -19,7 +19,8 @@ from lightning_fabric import Fabric
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yt8m.dataset.loading import Share, step_loader
+from yt8m.dataset.loading import Share
+from yt8m.dataset.read_ahead import step_loader
 from yt8m.errors import Yt8mError
 from yt8m.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from yt8m.training.metrics_log import MetricsLog

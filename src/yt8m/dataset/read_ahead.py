@@ -1,0 +1,169 @@
+"""Batches read ahead by worker processes, through shared memory that is used over and over.
+
+A batch of videos is some 22 MB. Memory that is new to a process costs more than reading the frames into it: each page
+has to be cleared and mapped, in the worker and again in the process that trains. So the workers write into a ring of
+slots that all processes share and that is made once, and what goes through the queue is only where things lie. The
+batch of a step is always in slot `step % slots`, and there are two more slots than batches on their way: one for the
+batch in use, one for the batch before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from yt8m.dataset.frames import NUM_FEATURES
+from yt8m.dataset.loading import Batches
+from yt8m.errors import Yt8mError
+
+BATCHES_AHEAD = 2
+"""Batches that each worker has in hand."""
+
+_ALIGNMENT = 64
+
+
+class _Place(NamedTuple):
+    """Where one tensor of a batch lies in its slot."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Delivery(NamedTuple):
+    """What a worker sends: which batch, and where its tensors lie."""
+
+    kind: type[NamedTuple]
+    slot: int
+    places: list[_Place]
+
+
+class _Slot:
+    """Hands out arrays from one slot, one behind the other; an `Allocate`."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self._used = 0
+
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        kind = np.dtype(dtype)
+        start = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+        self._used = start + math.prod(shape) * kind.itemsize
+        if self._used > len(self._memory):
+            raise ValueError(f"a batch needs {self._used:,} bytes, and its slot has {len(self._memory):,}")
+        return self._memory[start : self._used].view(kind).reshape(shape)
+
+
+class _SharedBatches(Dataset[_Delivery | Yt8mError]):
+    """What a worker does: read the batch of a step into its slot.
+
+    An error that is a sentence is delivered like a batch: what DataLoader makes of one that is raised is a traceback.
+    """
+
+    def __init__(self, batches: Batches, ring: Tensor) -> None:
+        self.batches = batches
+        self.ring = ring
+
+    def __getitem__(self, step: int) -> _Delivery | Yt8mError:
+        slot = step % len(self.ring)
+        memory = self.ring[slot]
+        try:
+            batch = self.batches.batch(step, _Slot(memory.numpy()))
+        except Yt8mError as error:
+            return error
+        start = memory.data_ptr()
+        places = [_Place(tensor.data_ptr() - start, tuple(tensor.shape), tensor.dtype) for tensor in batch]
+        return _Delivery(type(batch), slot, places)
+
+
+def step_loader(
+    batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool = False
+) -> Iterator[NamedTuple]:
+    """Deliver the batches of the steps [start, stop) in order, read ahead by worker processes if any.
+
+    With workers, a batch's tensors are good until the next batch but one is asked for; whoever keeps them longer
+    copies them (`Tensor.clone`).
+
+    Args:
+        batches: A dataset indexed by step.
+        start: First step, so that a resumed run goes on without reading what came before.
+        stop: End.
+        num_workers: Processes that read ahead; 0 reads in this process.
+        pin_memory: Whether batches are copied to page-locked memory, for quicker transfer to a GPU.
+
+    Raises:
+        Yt8mError: There is too little shared memory.
+    """
+    if not num_workers:
+        return (_pinned(batches[step]) if pin_memory else batches[step] for step in range(start, stop))
+    delivered = _delivered(batches, start, stop, num_workers)
+    return _one_ahead(map(_pinned, delivered)) if pin_memory else delivered
+
+
+def _delivered(batches: Batches, start: int, stop: int, num_workers: int) -> Iterator[NamedTuple]:
+    if start >= stop:
+        return
+    ring = _ring(batches, num_workers * BATCHES_AHEAD + 2)
+    loader = DataLoader(
+        _SharedBatches(batches, ring),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=num_workers,
+        prefetch_factor=BATCHES_AHEAD,
+        collate_fn=_unchanged,
+    )
+    for delivery in loader:
+        if isinstance(delivery, Yt8mError):
+            raise delivery
+        memory = ring[delivery.slot]
+        yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
+
+
+def _ring(batches: Batches, num_slots: int) -> Tensor:
+    """Shared memory for so many batches: uint8 (slots, bytes)."""
+    # Besides frames, a batch holds a mask of the classes and a few numbers for each example.
+    of_example = batches.max_frames * NUM_FEATURES + len(batches.vocabulary) + 64
+    of_batch = batches.share_size * of_example + 16 * _ALIGNMENT
+    size = (num_slots, -(-of_batch // _ALIGNMENT) * _ALIGNMENT)
+    try:
+        ring = torch.empty(size, dtype=torch.uint8)
+        ring.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise Yt8mError(
+            f"There is too little shared memory for {num_slots} batches of {size[1] / 2**20:,.0f} MiB "
+            f"({' '.join(str(error).split())}); give the container more (docker run --shm-size), or set "
+            "machine.num_workers lower."
+        ) from None
+    return ring
+
+
+def _unchanged(delivery: Any) -> Any:
+    """Take what a worker sends as it is."""
+    return delivery
+
+
+def _tensor_at(memory: Tensor, place: _Place) -> Tensor:
+    num_bytes = math.prod(place.shape) * place.dtype.itemsize
+    return memory[place.offset : place.offset + num_bytes].view(place.dtype).view(place.shape)
+
+
+def _pinned(batch: NamedTuple) -> NamedTuple:
+    """Copy a batch to page-locked memory."""
+    return type(batch)(*(tensor.pin_memory() for tensor in batch))
+
+
+def _one_ahead(batches: Iterator[NamedTuple]) -> Iterator[NamedTuple]:
+    """Make the next batch in a thread while the present one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch

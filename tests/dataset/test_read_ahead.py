@@ -1,0 +1,164 @@
+"""Batches through worker processes: the same ones, in memory that is used again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_shards import random_videos, write_shards
+from yt8m.dataset import read_ahead
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.loading import Batches, FrameChoice, SegmentBatches, VideoBatches, rated_segments
+from yt8m.dataset.read_ahead import step_loader
+from yt8m.errors import ShardError, Yt8mError
+from yt8m.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as it does on a machine of few cores
+
+VOCABULARY = Vocabulary(np.arange(20), ("",) * 20)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> FrameReader:
+    write_shards(tmp_path, random_videos(13, seed=1, num_frames=(36, 64), ratings_per_video=6), num_shards=4)
+    return FrameReader(index_folder(tmp_path))
+
+
+def stream_of(kind: str, reader: FrameReader, batch_size: int = 4) -> Batches:
+    if kind == "videos":
+        return VideoBatches(reader, VOCABULARY, FrameChoice(9, clip_share=0.3), batch_size, 0)
+    return SegmentBatches(reader, VOCABULARY, rated_segments(reader.catalog, VOCABULARY), 3, batch_size, 0)
+
+
+def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
+    assert type(ours) is type(theirs)
+    for name, mine, yours in zip(ours._fields, ours, theirs, strict=True):
+        assert mine.dtype == yours.dtype, name
+        assert torch.equal(mine, yours), name
+
+
+@pytest.mark.parametrize("kind", ["videos", "segments"])
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_are_the_same_with_any_number_of_workers(
+    reader: FrameReader, kind: str, num_workers: int, start: int
+) -> None:
+    stream = stream_of(kind, reader)
+    steps = range(start, 40)
+    seen = 0
+    for step, batch in zip(steps, step_loader(stream, start, 40, num_workers), strict=True):
+        assert_same(batch, stream[step])
+        seen += 1
+    assert seen == len(steps)
+    assert list(step_loader(stream, 7, 7, num_workers)) == []
+
+
+def test_the_batch_before_is_still_whole(reader: FrameReader) -> None:
+    stream = stream_of("videos", reader)
+    before: tuple[int, NamedTuple] | None = None
+    for step, batch in enumerate(step_loader(stream, 0, 60, 2)):
+        if before is not None:
+            assert_same(before[1], stream[before[0]])
+        before = step, batch
+
+
+def test_memory_is_used_again(reader: FrameReader) -> None:
+    stream = stream_of("videos", reader)
+    places = [batch[0].data_ptr() for batch in step_loader(stream, 0, 30, 1)]
+    slots = read_ahead.BATCHES_AHEAD + 2
+    assert len(set(places)) == slots
+    assert places == places[:slots] * (30 // slots) + places[: 30 % slots]
+
+
+def test_longest_batches_fit_their_slots(reader: FrameReader) -> None:
+    """Every visit sees all that a video has, so each batch is as large as one can be."""
+    stream = VideoBatches(reader, VOCABULARY, FrameChoice(10_000), 13, 0)
+    for step, batch in enumerate(step_loader(stream, 0, 4, 1)):
+        assert_same(batch, stream[step])
+        assert batch[0].shape[1] == max(n - 40 if n > 40 else n for n in reader.catalog.num_frames.tolist())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_for_a_gpu_are_copied_one_ahead(
+    reader: FrameReader, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is no page-locked memory without a GPU: a plain copy stands for it.
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    stream = stream_of("videos", reader)
+    kept = list(step_loader(stream, 0, 20, num_workers, pin_memory=True))
+    assert len(kept) == 20
+    for step, batch in enumerate(kept):
+        assert_same(batch, stream[step])
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here(reader: FrameReader) -> None:
+    path = reader.catalog.shard_path(0)
+    for shard in reader.catalog.shards:
+        os.utime(path.with_name(shard.name), ns=(0, 0))
+    with pytest.raises(ShardError, match="has changed since it was indexed"):
+        list(step_loader(stream_of("videos", reader), 0, 9, 1))
+
+
+def test_a_worker_that_dies_ends_the_run(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = stream_of("videos", reader)
+
+    def die(*_: object, **__: object) -> NamedTuple:
+        os._exit(9)
+
+    monkeypatch.setattr(stream, "batch", die)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(step_loader(stream, 0, 9, 1))
+
+
+def test_too_little_shared_memory_is_said_in_words(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Tensor) -> Tensor:
+        raise RuntimeError("unable to resize file\n<filename not specified>")
+
+    monkeypatch.setattr(Tensor, "share_memory_", refuse)
+    with pytest.raises(Yt8mError, match=r"too little shared memory for 6 batches .*--shm-size.*num_workers lower\.$"):
+        list(step_loader(stream_of("videos", reader), 0, 9, 2))
+
+
+LITTLE_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.loading import FrameChoice, VideoBatches
+from yt8m.dataset.read_ahead import step_loader
+from yt8m.errors import Yt8mError
+from yt8m.vocabulary import Vocabulary
+reader = FrameReader(index_folder(Path(sys.argv[1])))
+stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameChoice(20), 64, 0)
+try:
+    print(len(list(step_loader(stream, 0, 9, 1))))
+except Yt8mError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def little_shared_memory() -> list[str]:
+    """A command that runs another one where /dev/shm has one megabyte, as a container may have."""
+    unshare = shutil.which("unshare")
+    command = [unshare or "", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    if unshare is None or subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount a small /dev/shm")
+    return command
+
+
+def test_a_container_of_little_shared_memory(reader: FrameReader, little_shared_memory: list[str]) -> None:
+    code = [sys.executable, "-c", LITTLE_MEMORY, str(reader.catalog.folder)]
+    shown = subprocess.run([*little_shared_memory, *code], capture_output=True, text=True, check=False, timeout=120)
+    assert (shown.returncode, shown.stdout[:40]) == (0, "There is too little shared memory for 4 "), shown.stderr
