@@ -361,7 +361,11 @@ def test_damage_found_on_the_way_stops_the_run_once(
     assert sentence.startswith(
         f"{test}: 2 damaged places were found while indexing, the first: {test / 'test0002.tfrecord'}, record 0"
     )
-    assert f"`yt8m index {test}` lists all; run again to go on without them." in sentence
+    assert f"{test / 'catalog_report.csv'} lists all; run again to go on without them." in sentence
+    report = (test / "catalog_report.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in report[1:]] == [
+        [name, "0", "0", "damage"] for name in ("test0002.tfrecord", "test0005.tfrecord")
+    ]
     catalog = Catalog.load(test)
     assert (len(catalog), catalog.num_problems, catalog.is_current()) == (6, 2, True)
 

@@ -70,37 +70,116 @@ def _common(
 
 
 @app.command()
+def download(
+    data: Annotated[Path, typer.Argument(help="The dataset folder to fill.", show_default=False)],
+    partitions: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[PARTITION]...",
+            help="Of the official dataset: 2/frame/train, 2/frame/validate, 2/frame/test, 2/video/train, "
+            "2/video/validate, 2/video/test, 3/frame/validate, 3/frame/test. Without any: what training and prediction "
+            "take.",
+            show_default=False,
+        ),
+    ] = None,
+    mirror: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The nearest official mirror: us (where none is named), eu or asia.", show_default=False),
+    ] = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--shard", help="Only this part of each partition, like 1/100.", show_default=False),
+    ] = None,
+    listed: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--list",
+            help="Only the shards that this file names, one a line (video/train/train0001.tfrecord).",
+            show_default=False,
+        ),
+    ] = None,
+    connections: Annotated[int, typer.Option(min=1, max=64, help="Shards to fetch at once.")] = 4,
+    indexed: Annotated[bool, typer.Option("--index/--no-index", help="Index the folders of frames afterwards.")] = True,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Read again the shards that were found whole before, and compare their MD5s."),
+    ] = False,
+    server: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Another server with the same layout: URL/2/download_plans/frame_train.json, URL/2/frame/train/NAME, "
+            "URL/csv/2/vocabulary.csv.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Fetch the official dataset, or a part of it, into a dataset folder.
+
+    The frames of the four default partitions go to video/train, video/valid, segment/train and segment/test (1.5 TB),
+    those of 2/frame/test to video/test, and video-level features to video_level, as sources for `yt8m splice`. A shard
+    gets its name only when its MD5 is the official one. However a download is stopped, the same command goes on: what
+    is whole is not fetched again, and half a shard is completed.
+
+        yt8m download data --mirror eu
+        yt8m download data 3/frame/validate 3/frame/test
+        yt8m download data --shard 1/100
+        yt8m download data 2/video/validate --connections 8
+    """
+    from yt8m.dataset.catalog import current_catalog
+    from yt8m.display import err, out, shard_bar
+    from yt8m.shards.download import download as fetch
+    from yt8m.shards.plan import DEFAULT_PARTITIONS, Fraction, official_server, other_server
+    from yt8m.shards.transfer import Patience, in_words
+
+    if server is not None and mirror is not None:
+        raise UsageError("--mirror names an official server, and --server another one; give one of them.")
+    reports = fetch(
+        data,
+        partitions or DEFAULT_PARTITIONS,
+        official_server(mirror or "us") if server is None else other_server(server),
+        fraction=None if shard is None else Fraction.parse(shard),
+        listed=listed,
+        connections=connections,
+        check=check,
+        patience=Patience(seed=os.getpid()),
+        bar=shard_bar,
+        say=lambda sentence: err.print(sentence, markup=False),
+    )
+    folders = []
+    for report in reports:
+        lacking = f" of {report.num_shards:,}" if report.num_whole < report.num_shards else ""
+        out.print(
+            f"{report.folder}: {report.num_whole:,}{lacking} shards, {in_words(report.num_bytes)}, "
+            f"{report.num_before:,} of them there before",
+            markup=False,
+        )
+        if report.is_frame_level:
+            folders.append(report.folder)
+    if indexed:
+        _index_parts(data, [folder for folder in folders if current_catalog(folder) is None], verify=True)
+
+
+@app.command()
 def index(
     folder: Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.", show_default=False)],
     verify: Annotated[bool, typer.Option(help="Check the checksum of every record.")] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail at the first problem, be it damage or an oddity.")
+    ] = False,
 ) -> None:
     """Write the catalog of each folder of shards.
 
     A catalog (`catalog.parquet`, beside the shards) has a row a video: where its frames lie, its labels and ratings.
-    Damaged records are left out and named, one line each; the exit status is then 1.
+    Damaged records are left out and named, one line each; the exit status is then 1. What is merely odd is mended.
+    Where anything was found, `catalog_report.csv` lists it: shard, record, byte, what was found, what was done.
+
+    A `shards.txt` in a folder of shards, one name a line, says which of them to use; in a dataset folder its lines are
+    paths (video/train/train0001.tfrecord), and parts that it does not name are used whole.
 
         yt8m index data
+        yt8m index data/video/train --strict
     """
-    from yt8m.dataset.catalog import index_folder
-    from yt8m.display import byte_bar, out
-
-    damaged = 0
-    for part in _parts(folder):
-        with byte_bar(f"index {part}") as progress:
-            catalog = index_folder(part, verify=verify, progress=progress)
-        path = catalog.save()
-        out.print(
-            f"{path}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
-            f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards",
-            markup=False,
-        )
-        for oddity, count in catalog.oddities.items():
-            out.print(f"    {count:,} {oddity}", markup=False)
-        _print_problems(catalog)
-        damaged += catalog.num_problems
-    if damaged:
-        places = "1 damaged place was" if damaged == 1 else f"{damaged:,} damaged places were"
-        raise Yt8mError(f"{folder}: {places} left out of the catalogs, as listed above.")
+    _index_parts(folder, _parts(folder), verify, strict)
 
 
 @app.command()
@@ -377,6 +456,32 @@ def _parts(folder: Path) -> list[Path]:
     return dataset_parts(folder)
 
 
+def _index_parts(folder: Path, parts: Sequence[Path], verify: bool, strict: bool = False) -> None:
+    """Index some folders of shards, and print what each holds and what is wrong with it."""
+    from yt8m.dataset.catalog import FILE_NAME, REPORT_NAME, damaged_places, index_and_save, shard_list
+    from yt8m.display import byte_bar, out
+
+    damaged = 0
+    for part in parts:
+        with byte_bar(f"index {part}") as progress:
+            catalog = index_and_save(part, verify=verify, strict=strict, progress=progress)
+        listed = shard_list(part)
+        out.print(
+            f"{part / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
+            f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards"
+            + (f" (those of {listed.path})" if listed else ""),
+            markup=False,
+        )
+        for oddity, count in catalog.oddities.items():
+            out.print(f"    {count:,} {oddity}", markup=False)
+        if (part / REPORT_NAME).is_file():
+            out.print(f"    all of it, with its place: {part / REPORT_NAME}", markup=False)
+        _print_problems(catalog)
+        damaged += catalog.num_problems
+    if damaged:
+        raise Yt8mError(f"{folder}: {damaged_places(damaged)} left out of the catalogs, as listed above.")
+
+
 def _indexed(folder: Path) -> Catalog:
     from yt8m.dataset.catalog import load_or_index
     from yt8m.display import byte_bar
@@ -482,7 +587,9 @@ def _sentences() -> Iterator[None]:
         if left.code != INTERRUPTED:
             raise
         _leave(
-            "Interrupted; the same command starts again, and training goes on from its last checkpoint.", INTERRUPTED
+            "Interrupted; the same command starts again: a download goes on with what it has, and training from its "
+            "last checkpoint.",
+            INTERRUPTED,
         )
     except BrokenPipeError:
         # Whoever read the output has enough of it; standard output must not be flushed again at exit.

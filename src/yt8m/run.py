@@ -23,7 +23,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from yt8m.comparison import Comparison, Truths, merges, predict_and_score
-from yt8m.dataset.catalog import PARTS, Catalog, current_catalog, index_folder
+from yt8m.dataset.catalog import PARTS, REPORT_NAME, Catalog, current_catalog, damaged_places, index_and_save
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, fold_of_videos
 from yt8m.display import byte_bar, err, step_bar
@@ -425,13 +425,11 @@ class Run:
 def _indexed(folder: Path) -> Catalog:
     """Index a folder of shards and save its catalog; damage stops the run once, so that nobody trains on less unawares."""
     with byte_bar(f"index {folder}") as progress:
-        catalog = index_folder(folder, progress=progress)
-    catalog.save()
+        catalog = index_and_save(folder, progress=progress)
     if catalog.num_problems:
-        places = "1 damaged place was" if catalog.num_problems == 1 else f"{catalog.num_problems:,} damaged places were"
         raise Yt8mError(
-            f"{folder}: {places} found while indexing, the first: {catalog.problems[0].removesuffix('.')}. "
-            f"`yt8m index {folder}` lists all; run again to go on without them."
+            f"{folder}: {damaged_places(catalog.num_problems)} found while indexing, the first: {catalog.problems[0].removesuffix('.')}. "
+            f"{folder / REPORT_NAME} lists all; run again to go on without them."
         )
     return catalog
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +25,7 @@ from tests.tiny_shards import (
     write_video_level_shard,
 )
 from yt8m.dataset import catalog as catalog_module
-from yt8m.dataset.catalog import Catalog, Oddity, find_shards, index_folder, load_or_index
+from yt8m.dataset.catalog import Catalog, Oddity, find_shards, index_and_save, index_folder, load_or_index
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.shards.tfrecord import frame_record
 from yt8m.shards.writer import encode_video
@@ -234,6 +236,203 @@ def test_shorter_of_rgb_and_audio_decides(tmp_path: Path) -> None:
     assert catalog.oddities == {Oddity.LENGTHS_DIFFER: 1}
 
 
+# --- The report
+
+
+def report_of(folder: Path) -> list[list[str]]:
+    with (folder / "catalog_report.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["shard", "record", "byte", "kind", "found", "done"]
+    return rows
+
+
+def places(folder: Path) -> dict[tuple[str, int], int]:
+    """First byte of each record's payload, found the slow way."""
+    found = {}
+    for path in folder.glob("*.tfrecord"):
+        data, at, number = path.read_bytes(), 0, 0
+        while at < len(data):
+            found[path.name, number] = at + 12
+            at, number = at + 16 + int.from_bytes(data[at : at + 8], "little"), number + 1
+    return found
+
+
+def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
+    lists = entry("rgb", frame_list([bytes(1024)] * 12)) + entry("audio", frame_list([bytes(128)] * 10))
+    ratings = (
+        (3, 40, 1.0), (3, 12, 1.0), (4000, 10, 1.0), (3, 10, 0.5), (3, 20, 1.0), (3, 20, 1.0), (9, 5, 1.0), (9, 5, 0.0),
+    )  # fmt: skip
+    payloads = [
+        TinyVideo("a", FRAMES, (1, 1, 5000, -1), ratings).encoded(),
+        record(entry("id", bytes_feature(b"b")) + entry("labels", packed_integers(1)), lists),
+        b"\xff garbage",
+        with_lists([1, 2], [5, 10], [10, 15], [1.0]),
+        with_lists([1], [5], [9], [1.0]),
+    ]
+    write_records(tmp_path / "one.tfrecord", payloads)
+    write_records(tmp_path / "two.tfrecord", [TinyVideo("a", FRAMES, (2,)).encoded(), TinyVideo("c", FRAMES).encoded()])
+    (tmp_path / "zero.tfrecord").touch()
+    with (tmp_path / "two.tfrecord").open("ab") as file:
+        file.write(b"tail")
+    size = (tmp_path / "two.tfrecord").stat().st_size
+    # Two records of one.tfrecord are called abcd, so the second of them goes.
+    catalog = index_and_save(tmp_path)
+    at = places(tmp_path)
+    one, rows = "one.tfrecord", report_of(tmp_path)
+    expected = [
+        (one, 0, "oddity", "2 labels outside the vocabulary, the first 5000", "dropped"),
+        (one, 0, "oddity", "1 repeated label", "kept once"),
+        (one, 0, "oddity", "a rating of label 3 at second 40 of a video of 40 frames", "dropped"),
+        (one, 0, "oddity", "a rating of label 3 at second 12, which is no multiple of 5", "dropped"),
+        (one, 0, "oddity", "a rating of label 4000 at second 10, and the vocabulary has no such label", "dropped"),
+        (one, 0, "oddity", "a rating of label 3 at second 10 is 0.5, neither 0 nor 1", "dropped"),
+        (one, 0, "oddity", "2 ratings of label 9 at second 5 contradict each other", "all dropped"),
+        (one, 0, "oddity", "2 ratings of label 3 at second 20 say the same", "kept once"),
+        (one, 1, "oddity", "12 rgb frames and 10 audio frames", "cut to the shorter"),
+        (one, 2, "damage", "", "the record was skipped"),
+        (one, 3, "oddity", "2 labels, 2 starts, 2 ends and 1 scores of ratings", "their ratings dropped"),
+        (one, 4, "oddity", "a rating of label 1 at second 5 ends at second 9", "kept"),
+        ("two.tfrecord", 2, "damage", "", "the rest of the shard was skipped"),
+        ("zero.tfrecord", "", "damage", "the file is empty", "the shard was skipped"),
+        (one, 4, "oddity", "the id 'abcd' was that of record 3 of one.tfrecord", "dropped"),
+        ("two.tfrecord", 0, "oddity", "the id 'a' was that of record 0 of one.tfrecord", "dropped"),
+    ]
+    assert len(rows) == len(expected)
+    for (shard, number, kind, found, done), row in zip(expected, rows, strict=True):
+        assert (row[0], row[1], row[3], row[5]) == (shard, str(number), kind, done), row
+        assert found in row[4]
+        if kind == "oddity":
+            assert int(row[2]) == at[shard, int(number)]
+    garbage, tail = rows[9], rows[12]
+    assert at[one, 2] <= int(garbage[2]) <= at[one, 3]
+    assert (int(tail[2]), tail[4]) == (size - 4, "the shard ends inside a record's header (4 of 12 bytes)")
+    assert catalog.num_problems == sum(row[3] == "damage" for row in rows) == 3
+    counted = sum(count for oddity, count in catalog.oddities.items() if oddity != Oddity.NO_LABELS)
+    # Labels and repeated or contradictory ratings are counted one by one, and listed together.
+    assert counted == sum(row[3] == "oddity" for row in rows) + 1 + 1
+
+
+def test_a_clean_folder_has_no_report_and_an_old_one_goes(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "a.tfrecord", [random_videos(1)[0].encoded(), b"garbage"])
+    index_and_save(tmp_path)
+    assert len(report_of(tmp_path)) == 1
+    write_shard(path, random_videos(2))
+    index_and_save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tfrecord", "catalog.parquet"]
+
+
+def test_the_report_of_one_shard_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "MAX_REPORTED", 5)
+    for name in ("a", "b"):
+        write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 8)
+    write_shard(tmp_path / "c.tfrecord", [TinyVideo("same", FRAMES, (1,))] * 9)
+    index_and_save(tmp_path)
+    rows = report_of(tmp_path)
+    assert [row[0][:1] for row in rows] == ["a"] * 6 + ["b"] * 6 + ["c"] * 5 + [""]
+    assert rows[5][4:] == ["3 more problems", "not listed"]
+    assert rows[-1][4:] == ["3 more videos with such ids", "dropped"]
+
+
+@pytest.mark.parametrize(
+    ("payloads", "sentence"),
+    [
+        ([b"garbage"], r"a\.tfrecord, record 1, byte \d+: .*"),
+        (
+            [TinyVideo("x", FRAMES, (5000,)).encoded()],
+            r"a\.tfrecord, record 1, byte \d+: 1 label outside the vocabulary",
+        ),
+        ([rated((3, 40, 1.0)).encoded()], r"a\.tfrecord, record 1, .*second 40 of a video of 40 frames\.$"),
+        ([rated(), rated()], r"a\.tfrecord, record 2, byte \d+: the id 'abcd' was that of record 1 of a\.tfrecord\.$"),
+    ],
+)
+def test_strict_makes_the_first_problem_an_error(tmp_path: Path, payloads: list[Any], sentence: str) -> None:
+    given = [payload if isinstance(payload, bytes) else payload.encoded() for payload in payloads]
+    write_records(tmp_path / "a.tfrecord", [random_videos(1)[0].encoded(), *given])
+    with pytest.raises(ShardError, match=sentence):
+        index_and_save(tmp_path, strict=True)
+    write_records(tmp_path / "b.tfrecord", [b"more garbage"])
+    with pytest.raises(ShardError):
+        index_and_save(tmp_path, strict=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tfrecord", "b.tfrecord"]
+    assert len(index_and_save(tmp_path)) >= 1
+
+
+def test_strict_has_nothing_against_videos_without_labels(tmp_path: Path) -> None:
+    write_shards(tmp_path, random_videos(3, labeled=False))
+    assert len(index_and_save(tmp_path, strict=True)) == 3
+
+
+# --- Lists of shards
+
+
+def test_a_list_beside_the_shards_says_which_are_used(tmp_path: Path) -> None:
+    write_shards(tmp_path, random_videos(6), num_shards=3)
+    whole = index_and_save(tmp_path)
+    (tmp_path / "shards.txt").write_text(
+        "# those of 2019\n\ntiny0002.tfrecord\n  tiny0000.tfrecord  \ntiny0002.tfrecord\n"
+    )
+    assert not whole.is_current()
+    catalog = load_or_index(tmp_path)
+    assert [shard.name for shard in catalog.shards] == ["tiny0000.tfrecord", "tiny0002.tfrecord"]
+    assert len(catalog) == 4
+    assert catalog.is_current()
+    assert catalog.digest != whole.digest
+    (tmp_path / "shards.txt").unlink()
+    assert not catalog.is_current()
+
+
+def test_a_list_of_the_dataset_folder_names_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, valid = tmp_path / "video/train", tmp_path / "video/valid"
+    for part in (train, valid):
+        write_shards(part, random_videos(6), num_shards=3)
+    (tmp_path / "shards.txt").write_text("video/train/tiny0001.tfrecord\nvideo/train/tiny0000.tfrecord\n")
+    assert [path.name for path in find_shards(train)] == ["tiny0000.tfrecord", "tiny0001.tfrecord"]
+    assert len(find_shards(valid)) == 3
+    monkeypatch.chdir(train)
+    assert len(find_shards(Path())) == 2
+    # The list beside the shards is nearer.
+    (train / "shards.txt").write_text("tiny0002.tfrecord\n")
+    assert [path.name for path in find_shards(train)] == ["tiny0002.tfrecord"]
+
+
+def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, random_videos(6), num_shards=3)
+    catalog = index_and_save(tmp_path)
+    names = [f"tiny{number:04d}.tfrecord" for number in range(10)]
+    (tmp_path / "shards.txt").write_text("\n".join(names))
+    with pytest.raises(UsageError) as raised:
+        load_or_index(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path / 'shards.txt'}: 7 of the 10 shards that it names are not in {tmp_path} "
+        f"({', '.join(names[3:8])}, ...); fetch them, or take them off the list."
+    )
+    assert not catalog.is_current()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# nothing\n\n", "names no shard; write one name a line"),
+        ("../tiny0000.tfrecord", r"'../tiny0000.tfrecord' is no shard; expected names such as"),
+        ("/etc/passwd", "'/etc/passwd' is no shard"),
+        ("tiny0000.csv", "'tiny0000.csv' is no shard"),
+        (b"\xff\xfe", "cannot be read as a list of shards"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+    write_shards(tmp_path, random_videos(2))
+    (tmp_path / "shards.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=sentence):
+        find_shards(tmp_path)
+
+
+def test_a_list_of_the_dataset_folder_with_something_else_in_it(tmp_path: Path) -> None:
+    write_shards(tmp_path / "segment/test", random_videos(2))
+    (tmp_path / "shards.txt").write_text("holiday/a.tfrecord")
+    with pytest.raises(UsageError, match=r"'holiday/a.tfrecord' is no shard; expected paths such as video/train/"):
+        find_shards(tmp_path / "segment/test")
+
+
 # --- Damage
 
 GOOD = [frame_record(video.encoded()) for video in random_videos(3, num_frames=(2, 3))]
@@ -385,6 +584,24 @@ def test_catalog_of_another_format_is_refused_in_words(tmp_path: Path, monkeypat
         Catalog.load(tmp_path)
     assert len(load_or_index(tmp_path)) == 2
     assert len(Catalog.load(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_frames": 0}, {"num_frames": 2**31 - 1}, {"shard_index": 2}, {"rgb_offset": -1}, {"rgb_offset": 2**40},
+        {"audio_offset": 2**62}, {"rgb_stride": 2**31 - 1}, {"record_length": -1}, {"record_offset": 2**63 - 1},
+    ],
+)  # fmt: skip
+def test_a_catalog_that_points_outside_its_shards_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    write_shards(tmp_path, random_videos(4))
+    catalog = index_folder(tmp_path)
+    [(name, value)] = change.items()
+    column = getattr(catalog, name).copy()
+    column[1] = value
+    replace(catalog, **{name: column}).save()
+    with pytest.raises(Yt8mError, match="is no catalog, or a damaged one"):
+        Catalog.load(tmp_path)
 
 
 def test_load_or_index_reads_shards_only_when_they_changed(tmp_path: Path) -> None:
