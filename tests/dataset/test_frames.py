@@ -15,7 +15,7 @@ from tests.shards.wire import bytes_feature, delimited, entry, frame_list, recor
 from tests.tiny_shards import TinyVideo, random_videos, write_records, write_shards
 from yt8m.dataset import frames as frames_module
 from yt8m.dataset.catalog import index_folder
-from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.sampling import Chosen
 from yt8m.errors import ShardError
 
@@ -120,18 +120,21 @@ def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, video
     chosen: list[Chosen] = [
         slice(2, 9), np.array([0, 3, 4, 11]), np.array([5]), np.arange(1, 8), slice(0, len(videos[1].frames)),
     ]  # fmt: skip
-    batch = np.full((5, 21, NUM_FEATURES), 77, np.uint8)
-    reader.fill(batch, rows, chosen)
-    for example, row, frames in zip(batch, rows.tolist(), chosen, strict=True):
+    rgb, audio = np.full((5, 21, RGB_ROW), 77, np.uint8), np.full((5, 21, AUDIO_ROW), 77, np.uint8)
+    reader.fill(rgb, audio, rows, chosen)
+    for of_rgb, of_audio, row, frames in zip(rgb, audio, rows.tolist(), chosen, strict=True):
         wanted = videos[row].frames[frames]
-        np.testing.assert_array_equal(example[: len(wanted)], wanted)
-        assert not example[len(wanted) :].any()
+        length = len(wanted)
+        np.testing.assert_array_equal(of_rgb[:length, -1024:], wanted[:, :1024])
+        np.testing.assert_array_equal(of_audio[:length, -128:], wanted[:, 1024:])
+        assert not of_rgb[length:].any()
+        assert not of_audio[length:].any()
 
 
 @pytest.mark.parametrize("frames", [slice(-1, 3), slice(4, 4), slice(0, 21), np.array([-1, 3]), np.array([0, 20])])
 def test_a_batch_of_frames_that_do_not_exist_is_refused(reader: FrameReader, frames: Chosen) -> None:
     with pytest.raises(IndexError, match="of row 0, which has"):
-        reader.fill(np.zeros((1, 30, NUM_FEATURES), np.uint8), np.array([0]), [frames])
+        reader.fill(*(np.zeros((1, 30, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)), np.array([0]), [frames])
 
 
 def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:

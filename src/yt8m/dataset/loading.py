@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from yt8m.dataset.catalog import Catalog
-from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW, FrameReader
 from yt8m.dataset.sampling import (
     Chosen,
     crop,
@@ -36,31 +36,69 @@ from yt8m.dataset.sampling import (
     segment_window,
 )
 from yt8m.errors import UsageError
-from yt8m.shards.example import SEGMENT_SECONDS
+from yt8m.shards.example import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 
-class VideoBatch(NamedTuple):
-    """Videos with their labels: frames uint8 (B, T, D), lengths int64 (B,), labels bool (B, C)."""
+def joined(rgb: Tensor, audio: Tensor) -> Tensor:
+    """Cut the headers off the rows of a batch (see `frames`).
 
-    frames: Tensor
+    Args:
+        rgb: uint8 (B, T, 1034), on any device.
+        audio: uint8 (B, T, 137).
+
+    Returns:
+        Frames, uint8 (B, T, D), on the same device.
+    """
+    return torch.cat((rgb[..., -NUM_RGB:], audio[..., -NUM_AUDIO:]), -1)
+
+
+class PaddedFrames(NamedTuple):
+    """Frames of several videos: rows rgb uint8 (B, T, 1034) and audio uint8 (B, T, 137), lengths int64 (B,)."""
+
+    rgb: Tensor
+    audio: Tensor
+    lengths: Tensor
+
+    @property
+    def frames(self) -> Tensor:
+        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
+        return joined(self.rgb, self.audio)
+
+
+class VideoBatch(NamedTuple):
+    """Videos with their labels: rows and lengths as `PaddedFrames`, labels bool (B, C)."""
+
+    rgb: Tensor
+    audio: Tensor
     lengths: Tensor
     labels: Tensor
+
+    @property
+    def frames(self) -> Tensor:
+        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
+        return joined(self.rgb, self.audio)
 
 
 class SegmentBatch(NamedTuple):
     """Rated segments.
 
-    frames uint8 (B, T, D) and lengths int64 (B,): the segment's window. rows int64 (B,): the video's row in the
-    catalog. class_indices int64 (B,), ratings float32 (B,) of 0 and 1. negatives bool (B, C): the mined negatives.
+    Rows and lengths as `PaddedFrames`: the segment's window. rows int64 (B,): the video's row in the catalog.
+    class_indices int64 (B,), ratings float32 (B,) of 0 and 1. negatives bool (B, C): the mined negatives.
     """
 
-    frames: Tensor
+    rgb: Tensor
+    audio: Tensor
     lengths: Tensor
     rows: Tensor
     class_indices: Tensor
     ratings: Tensor
     negatives: Tensor
+
+    @property
+    def frames(self) -> Tensor:
+        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
+        return joined(self.rgb, self.audio)
 
 
 class Share(NamedTuple):
@@ -108,23 +146,21 @@ class Allocate(Protocol):
 
 def padded(
     reader: FrameReader, rows: NDArray[np.integer], chosen: Sequence[Chosen], allocate: Allocate = np.empty
-) -> tuple[Tensor, Tensor]:
-    """Read chosen frames of several videos into one array, padded with zero bytes to the longest.
+) -> PaddedFrames:
+    """Read chosen frames of several videos, padded with zero bytes to the longest.
 
     Args:
         reader: Where the frames are.
         rows: The videos, integer (B,).
         chosen: The frames of each, at least one.
         allocate: Where the arrays come from.
-
-    Returns:
-        Frames uint8 (B, T, D) and lengths int64 (B,).
     """
     lengths = allocate((len(rows),), np.int64)
     lengths[:] = [frames.stop - frames.start if isinstance(frames, slice) else len(frames) for frames in chosen]
-    batch = allocate((len(rows), int(lengths.max()), NUM_FEATURES), np.uint8)
-    reader.fill(batch, rows, chosen)
-    return torch.from_numpy(batch), torch.from_numpy(lengths)
+    shape = (len(rows), int(lengths.max()))
+    rgb, audio = allocate((*shape, RGB_ROW), np.uint8), allocate((*shape, AUDIO_ROW), np.uint8)
+    reader.fill(rgb, audio, rows, chosen)
+    return PaddedFrames(torch.from_numpy(rgb), torch.from_numpy(audio), torch.from_numpy(lengths))
 
 
 class Batches(Dataset[NamedTuple]):
@@ -444,11 +480,7 @@ def segment_batch(
     )
 
 
-def context_frames(reader: FrameReader, rows: NDArray[np.integer], max_frames: int) -> tuple[Tensor, Tensor]:
-    """Read the context of videos as inference sees it: cropped, then at most `max_frames` evenly spaced frames.
-
-    Returns:
-        Frames uint8 (B, T, D) and lengths int64 (B,).
-    """
+def context_frames(reader: FrameReader, rows: NDArray[np.integer], max_frames: int) -> PaddedFrames:
+    """Read the context of videos as inference sees it: cropped, then at most `max_frames` evenly spaced frames."""
     lengths = reader.catalog.num_frames[rows].tolist()
     return padded(reader, rows, [even_frames(*crop(length), max_frames) for length in lengths])

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from yt8m.dataset.frames import NUM_FEATURES
+from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.dataset.loading import Batches
 from yt8m.errors import Yt8mError
 
@@ -130,7 +130,7 @@ def _delivered(batches: Batches, start: int, stop: int, num_workers: int) -> Ite
 def _ring(batches: Batches, num_slots: int) -> Tensor:
     """Shared memory for so many batches: uint8 (slots, bytes)."""
     # Besides frames, a batch holds a mask of the classes and a few numbers for each example.
-    of_example = batches.max_frames * NUM_FEATURES + len(batches.vocabulary) + 64
+    of_example = batches.max_frames * (RGB_ROW + AUDIO_ROW) + len(batches.vocabulary) + 64
     of_batch = batches.share_size * of_example + 16 * _ALIGNMENT
     size = (num_slots, -(-of_batch // _ALIGNMENT) * _ALIGNMENT)
     try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import padded
+from yt8m.dataset.loading import joined, padded
 from yt8m.dataset.sampling import crop, evaluated_segments, even_frames, num_evaluated_segments
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
@@ -123,8 +123,8 @@ def _predict_videos(
     `encoders` tells which context encoder a context-aware model has: those with the same one share its vectors.
     """
     lengths = reader.catalog.num_frames[rows].astype(np.int64)
-    frames, _ = padded(reader, rows, [slice(0, length) for length in lengths.tolist()])
-    frames = frames.to(device, non_blocking=True)
+    rgb, audio, _ = padded(reader, rows, [slice(0, length) for length in lengths.tolist()])
+    frames = joined(rgb.to(device, non_blocking=True), audio.to(device, non_blocking=True))
     places, starts = evaluated_segments(lengths)
     windows: dict[int, tuple[Tensor, Tensor]] = {}
     vectors: dict[str, Tensor] = {}

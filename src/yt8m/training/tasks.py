@@ -109,10 +109,10 @@ class VideoTask:
         probabilities, labels, losses = [np.zeros((0, len(self.vocabulary)), np.float32)], [], [np.zeros(0)]
         labels.append(np.zeros((0, len(self.vocabulary)), np.bool_))
         for rows in _share_of(fabric, self.valid_rows):
-            frames, lengths = fabric.to_device(context_frames(self.valid, rows, self.max_frames))
+            videos = fabric.to_device(context_frames(self.valid, rows, self.max_frames))
             truth = label_mask(self.valid.catalog, self.vocabulary, rows)
             with fabric.autocast():
-                logits = model(frames, lengths).float().cpu()
+                logits = model(videos.frames, videos.lengths).float().cpu()
             targets = torch.from_numpy(truth).float()
             losses.append(
                 F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).double().numpy()
@@ -169,9 +169,9 @@ class ContextVectors:
         parts = []
         for start in range(0, len(rows), EVALUATION_BATCH // 4):
             chosen = rows[start : start + EVALUATION_BATCH // 4]
-            frames, lengths = fabric.to_device(context_frames(reader, chosen, model.config.context_encoder.max_frames))
+            context = fabric.to_device(context_frames(reader, chosen, model.config.context_encoder.max_frames))
             with fabric.autocast():
-                parts.append(model.encode_context(frames, lengths).float())
+                parts.append(model.encode_context(context.frames, context.lengths).float())
         self._vectors = torch.cat(parts)
 
     def of(self, rows: Tensor) -> Tensor:

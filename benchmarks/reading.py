@@ -1,0 +1,422 @@
+"""Measure how fast frames leave the disk cache: against TensorFlow's reader and a plain copy of memory, in one run.
+
+One core each, page cache warm. TensorFlow parses every record of the same shards (TFRecordDataset, SequenceExample,
+decode_raw) into the same uint8 arrays, rgb and audio; "memory copy" copies as many bytes from one array to another,
+which nothing that fills an array can beat. Every way runs in a process of its own, and the ways take turns, so that a
+busy machine is busy for all; figures are medians over the rounds, of the ratios too. Then batches of 128 through worker
+processes, against torch's DataLoader as it comes (new shared memory for each batch), and indexing.
+
+    python benchmarks/reading.py                    # makes 1.1 GB of spliced shards in build/reading, once
+    python benchmarks/reading.py --rounds 9 --data build/reading --videos 4800
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.dataset.catalog import Catalog, index_folder, load_or_index
+from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
+from yt8m.dataset.loading import FrameChoice
+from yt8m.dataset.sampling import crop, even_frames
+
+BATCH = 128
+SAMPLED = 150
+WINDOW = 11
+FULL_SET_BYTES = 1.53e12
+"""The frame-level training, validation and test shards (SPEC: sizes)."""
+
+
+# ------------------------------------------------------------------------------------------------------ one process
+
+
+@cache
+def one_core() -> None:
+    """Keep this process, and the threads it makes later, on one core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+@cache
+def reader_of(folder: Path) -> FrameReader:
+    """The reader of a folder, which stays open between the rounds."""
+    return FrameReader(Catalog.load(folder))
+
+
+@cache
+def tensorflow() -> Any:
+    """TensorFlow on one thread."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return tf
+
+
+def tensorflow_videos(
+    folder: Path, choose: Callable[[Any, Any], Any] | None = None
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Rgb and audio of every video as TensorFlow reads them; `choose` picks frames, given TensorFlow and their number."""
+    tf = tensorflow()
+    context = {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)}
+    lists = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in ("rgb", "audio")}
+
+    def parse(record: Any) -> Any:
+        features = tf.io.parse_single_sequence_example(record, context, lists)[1]
+        rgb, audio = features["rgb"], features["audio"]
+        if choose is not None:
+            frames = choose(tf, tf.shape(rgb)[0])
+            rgb, audio = tf.gather(rgb, frames), tf.gather(audio, frames)
+        return tf.io.decode_raw(rgb, tf.uint8), tf.io.decode_raw(audio, tf.uint8)
+
+    shards = [str(folder / shard.name) for shard in Catalog.load(folder).shards]
+    yield from tf.data.TFRecordDataset(shards).map(parse).as_numpy_iterator()
+
+
+def sample_in_tensorflow(tf: Any, num_frames: Any) -> Any:
+    """Choose frames without replacement, in order, of those left by the crop."""
+    inside = tf.cond(num_frames > 40, lambda: tf.range(30, num_frames - 10), lambda: tf.range(num_frames))
+    return tf.sort(tf.random.shuffle(inside)[:SAMPLED])
+
+
+def even_in_tensorflow(tf: Any, num_frames: Any) -> Any:
+    """Choose evenly spaced frames of those left by the crop, to compare what both sides read."""
+    start, stop = tf.where(num_frames > 40, 30, 0), tf.where(num_frames > 40, num_frames - 10, num_frames)
+    length = stop - start
+    wanted = tf.minimum(length, SAMPLED)
+    return start + ((2 * tf.range(wanted) + 1) * length) // (2 * wanted)
+
+
+# ------------------------------------------------------------------------------- the ways, each (folder, round) -> rate
+
+
+def copy_whole(folder: Path, _: int) -> float:
+    """Copy as many bytes as each video has."""
+    return _copies_a_second(reader_of(folder).catalog.num_frames.tolist())
+
+
+def copy_sampled(folder: Path, _: int) -> float:
+    """Copy as many bytes as the sampled frames have."""
+    return _copies_a_second([min(SAMPLED, _cropped(n)) for n in reader_of(folder).catalog.num_frames.tolist()])
+
+
+def _cropped(num_frames: int) -> int:
+    start, stop = crop(num_frames)
+    return stop - start
+
+
+@cache
+def _gigabyte() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, 2**30, np.uint8)
+
+
+def _copies_a_second(frames: list[int]) -> float:
+    source, target, at = _gigabyte(), np.empty(2**20, np.uint8), 0
+    started = time.perf_counter()
+    for count in frames:
+        size = count * NUM_FEATURES
+        if at + size > len(source):
+            at = 0
+        target[:size] = source[at : at + size]
+        at += size
+    return len(frames) / (time.perf_counter() - started)
+
+
+def ours_whole(folder: Path, _: int) -> float:
+    """Every video whole, in the order of the catalog, eight at a time."""
+    reader = reader_of(folder)
+    lengths = reader.catalog.num_frames
+    rgb, audio = (np.empty(8 * int(lengths.max()) * row, np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    started = time.perf_counter()
+    for begin in range(0, len(lengths), 8):
+        rows = np.arange(begin, min(begin + 8, len(lengths)))
+        frames = lengths[rows].tolist()
+        count, longest = len(frames), max(frames)
+        reader.fill(
+            rgb[: count * longest * RGB_ROW].reshape(count, longest, RGB_ROW),
+            audio[: count * longest * AUDIO_ROW].reshape(count, longest, AUDIO_ROW),
+            rows,
+            [slice(0, length) for length in frames],
+        )
+    return len(lengths) / (time.perf_counter() - started)
+
+
+def tensorflow_whole(folder: Path, _: int) -> float:
+    """Every video whole, by TensorFlow."""
+    started = time.perf_counter()
+    count = sum(1 for _ in tensorflow_videos(folder))
+    return count / (time.perf_counter() - started)
+
+
+def ours_sampled(folder: Path, number: int) -> float:
+    """150 frames of every video, chosen anew, in the order of a permutation, a batch of 32 at a time."""
+    reader = reader_of(folder)
+    choice = FrameChoice(SAMPLED)
+    order = np.random.default_rng(number).permutation(len(reader.catalog))
+    rgb, audio = (np.empty((32, SAMPLED, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    started = time.perf_counter()
+    for begin in range(0, len(order), 32):
+        rows = order[begin : begin + 32]
+        chosen = choice.of_videos(reader.catalog.num_frames[rows], number, np.arange(begin, begin + len(rows)))
+        reader.fill(rgb[: len(rows)], audio[: len(rows)], rows, chosen)
+    return len(order) / (time.perf_counter() - started)
+
+
+def tensorflow_sampled(folder: Path, _: int) -> float:
+    """150 frames of every video, chosen anew, by TensorFlow."""
+    started = time.perf_counter()
+    count = sum(1 for _ in tensorflow_videos(folder, sample_in_tensorflow))
+    return count / (time.perf_counter() - started)
+
+
+def ours_segments(folder: Path, number: int) -> float:
+    """Windows of 11 frames from anywhere, a batch of 128 at a time."""
+    reader = reader_of(folder)
+    lengths = reader.catalog.num_frames
+    rng = np.random.default_rng(number)
+    rows = rng.integers(0, len(lengths), 50_000 // BATCH * BATCH)
+    starts = (rng.random(len(rows)) * (lengths[rows] - WINDOW)).astype(np.int64)
+    rgb, audio = (np.empty((BATCH, WINDOW, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    started = time.perf_counter()
+    for begin in range(0, len(rows), BATCH):
+        chosen = [slice(start, start + WINDOW) for start in starts[begin : begin + BATCH].tolist()]
+        reader.fill(rgb, audio, rows[begin : begin + BATCH], chosen)
+    return len(rows) / (time.perf_counter() - started)
+
+
+def parsed_segments(folder: Path, number: int) -> float:
+    """The same windows, each from its record read and parsed by protobuf: the plain way with an index."""
+    from yt8m.shards.writer import message_class
+
+    catalog = reader_of(folder).catalog
+    rng = np.random.default_rng(number)
+    rows = rng.integers(0, len(catalog), 1000)
+    starts = (rng.random(len(rows)) * (catalog.num_frames[rows] - WINDOW)).astype(np.int64)
+    message = message_class("SequenceExample")
+    started = time.perf_counter()
+    for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+        with catalog.shard_path(row).open("rb") as file:
+            file.seek(int(catalog.record_offset[row]))
+            video: Any = message.FromString(file.read(int(catalog.record_length[row])))
+        parts = [video.feature_lists.feature_list[name].feature[start : start + WINDOW] for name in ("rgb", "audio")]
+        both = [b"".join(frame.bytes_list.value[0] for frame in part) for part in parts]
+        np.concatenate([np.frombuffer(part, np.uint8).reshape(WINDOW, -1) for part in both], 1)
+    return len(rows) / (time.perf_counter() - started)
+
+
+def index_verified(folder: Path, _: int) -> float:
+    """Index, every checksum computed: bytes a second."""
+    return _indexed_bytes_a_second(folder, verify=True)
+
+
+def index_unverified(folder: Path, _: int) -> float:
+    """Index without the checksums of payloads: bytes a second."""
+    return _indexed_bytes_a_second(folder, verify=False)
+
+
+def _indexed_bytes_a_second(folder: Path, verify: bool) -> float:
+    started = time.perf_counter()
+    catalog = index_folder(folder, verify=verify)
+    return sum(shard.num_bytes for shard in catalog.shards) / (time.perf_counter() - started)
+
+
+def measure(way: Callable[[Path, int], float], folder: Path, number: int) -> tuple[float, float]:
+    """One round on one core: the rate, and the memory of this process in MiB (pages of the page cache left out)."""
+    one_core()
+    return way(folder, number), resident("RssAnon")
+
+
+def resident(field: str) -> float:
+    """Memory of this process in MiB, as Linux counts it; not a number elsewhere."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return float("nan")
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+
+def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) -> float:
+    """Examples a second that arrive in this process, batches of 128, after a warm-up; every batch is touched."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from yt8m.dataset.loading import Batches, SegmentBatches, VideoBatches, rated_segments
+    from yt8m.dataset.read_ahead import BATCHES_AHEAD, step_loader
+    from yt8m.vocabulary import Vocabulary
+
+    torch.set_num_threads(1)
+    classes = Vocabulary.load(folder.parents[1])
+    reader = FrameReader(Catalog.load(folder))
+    stream: Batches
+    if kind == "videos":
+        stream = VideoBatches(reader, classes, FrameChoice(SAMPLED), BATCH, 0)
+    else:
+        stream = SegmentBatches(reader, classes, rated_segments(reader.catalog, classes), 3, BATCH, 0)
+    warm_up = 4 * num_workers + 12
+    stop = warm_up + steps
+    if plain and num_workers:
+        loader: Any = DataLoader(
+            stream,
+            batch_size=None,
+            sampler=range(stop),
+            num_workers=num_workers,
+            prefetch_factor=BATCHES_AHEAD,
+        )
+    else:
+        loader = step_loader(stream, 0, stop, num_workers)
+    started = 0.0
+    for step, batch in enumerate(loader):
+        if step == warm_up:
+            started = time.perf_counter()
+        int(batch.rgb[0, 0, -1])
+    return (steps - 1) * BATCH / (time.perf_counter() - started)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def check(folder: Path) -> str:
+    """Compare what both sides read: all videos whole, and evenly spaced frames of each; the digest of the whole ones."""
+    reader = reader_of(folder)
+    ours, theirs = hashlib.blake2b(), hashlib.blake2b()
+    for row, video in enumerate(tensorflow_videos(folder)):
+        theirs.update(np.concatenate(video, 1).data)
+        ours.update(reader.read(row).data)
+    if row + 1 != len(reader.catalog) or ours.digest() != theirs.digest():
+        raise SystemExit("TensorFlow and yt8m do not read the same frames")
+    for row, video in enumerate(tensorflow_videos(folder, even_in_tensorflow)):
+        frames = even_frames(*crop(reader.num_frames(row)), SAMPLED)
+        if not np.array_equal(np.concatenate(video, 1), reader.gather(row, frames)):
+            raise SystemExit(f"TensorFlow and yt8m do not read the same chosen frames of row {row}")
+    return ours.hexdigest()[:16]
+
+
+def make_data(folder: Path, num_videos: int) -> Path:
+    """Splice a dataset, unless it is there; the folder of its training shards, indexed."""
+    from yt8m.dataset.invented import invented_sources, invented_vocabulary
+    from yt8m.dataset.splice import Sizes, write_dataset
+
+    if not folder.is_dir():
+        classes = invented_vocabulary()
+        write_dataset(folder, invented_sources(6000, classes), classes, Sizes(num_videos, 40, 400, 40), 0)
+    for part in ("video/train", "segment/train"):
+        load_or_index(folder / part)
+    return folder / "video/train"
+
+
+def machine() -> str:
+    """Processor, cores and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {name}, Python {platform.python_version()}, "
+        f"numpy {np.__version__}"
+    )
+
+
+def in_turns(folder: Path, ways: dict[str, Callable[[Path, int], float]], rounds: int) -> dict[str, list[float]]:
+    """Rates of each way in each round; the last element is its memory. A first round, not counted, warms up."""
+    context = multiprocessing.get_context("spawn")
+    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    memory = dict.fromkeys(ways, 0.0)
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            rate, memory[name] = pools[name].submit(measure, way, folder, number).result()
+            if number:
+                found[name].append(rate)
+    for name, pool in pools.items():
+        pool.shutdown()
+        found[name].append(memory[name])
+    return found
+
+
+def show(title: str, found: dict[str, list[float]], frames: float, against: list[str], ours: str) -> None:
+    """Print a table: rates, bytes a second, and how many times faster ours is."""
+    print(f"\n| {title} | a second | GB/s | {' | '.join(f'ours / {name}' for name in against)} | memory |")
+    print("|---|---|---|" + "---|" * len(against) + "---|")
+    for name, (*rates, memory) in found.items():
+        rate = statistics.median(rates)
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(found[ours][:-1], found[other][:-1], strict=True)):.2f}"
+            if name == ours
+            else ""
+            for other in against
+        ]
+        print(
+            f"| {name} | {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {rate * frames * NUM_FEATURES / 1e9:.2f} "
+            f"| {' | '.join(ratios)} | {memory:,.0f} MiB |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Parse, measure, print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/reading"), help="spliced data, made where missing")
+    parser.add_argument("--videos", type=int, default=4800, help="training videos to splice")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=150, help="batches that each loader delivers")
+    options = parser.parse_args()
+    folder = make_data(options.data, options.videos)
+    catalog = Catalog.load(folder)
+    size = sum(shard.num_bytes for shard in catalog.shards)
+    frames = float(catalog.num_frames.mean())
+    print(machine())
+    print(f"{len(catalog):,} videos of {frames:.0f} frames, {size / 1e9:.2f} GB, {len(catalog.shards)} shards")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        print(f"TensorFlow and yt8m read the same frames: {pool.submit(check, folder).result()}")
+
+    whole = {"memory copy": copy_whole, "yt8m": ours_whole, "TensorFlow": tensorflow_whole}
+    show("whole videos", in_turns(folder, whole, options.rounds), frames, ["TensorFlow", "memory copy"], "yt8m")
+    sampled = {"memory copy": copy_sampled, "yt8m": ours_sampled, "TensorFlow": tensorflow_sampled}
+    seen = float(np.mean([min(SAMPLED, _cropped(n)) for n in catalog.num_frames.tolist()]))
+    show(f"{SAMPLED} frames", in_turns(folder, sampled, options.rounds), seen, ["TensorFlow", "memory copy"], "yt8m")
+    segments = {"yt8m": ours_segments, "record parsed": parsed_segments}
+    show(f"{WINDOW} frames", in_turns(folder, segments, options.rounds), WINDOW, ["record parsed"], "yt8m")
+
+    print(
+        f"\n| delivered to one process, batches of {BATCH} | workers | yt8m a second | DataLoader as it comes | ratio |"
+    )
+    print("|---|---|---|---|---|")
+    for kind, part in (("videos", folder), ("segments", options.data / "segment/train")):
+        for num_workers in (0, 1, 2, 4):
+            rates: dict[bool, list[float]] = {False: [], True: []}
+            for _ in range(max(1, options.rounds // 2)):
+                for plain in (False, True):
+                    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                        job = pool.submit(deliver, part, kind, num_workers, plain, options.steps)
+                        rates[plain].append(job.result())
+            ours, theirs = (statistics.median(rates[plain]) for plain in (False, True))
+            other = (f"{theirs:,.0f}", f"{ours / theirs:.1f}") if num_workers else ("", "")
+            print(f"| {kind} | {num_workers} | {ours:,.0f} | {other[0]} | {other[1]} |", flush=True)
+
+    ways = {"every checksum": index_verified, "no checksums": index_unverified}
+    print("\n| indexing, one core | GB/s | the 1.53 TB set |")
+    print("|---|---|---|")
+    for name, (*speeds, _) in in_turns(folder, ways, options.rounds).items():
+        speed = statistics.median(speeds)
+        print(f"| {name} | {speed / 1e9:.2f} | {FULL_SET_BYTES / speed / 60:.0f} minutes |")
+
+
+if __name__ == "__main__":
+    main()
