@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,9 +227,11 @@ def test_malformed_records_are_named_as_what_they_are(case: str) -> None:
     ("payload", "message"),
     [
         (b"\x80", "breaks off inside a number"),
-        (b"\xff" * 11, "longer than ten bytes"),
+        (b"\xff" * 11, "longer than 5 bytes"),
+        (varint(8 * 9) + b"\xff" * 11, "longer than 10 bytes"),
         (delimited(1, b"abc")[:-1], "1 bytes beyond the end"),
-        (varint(2) + varint(2**63), "beyond the end"),
+        (varint(2) + varint(2**63), "longer than 5 bytes"),
+        (varint(2) + varint(2**35 - 1), "beyond the end"),
         (varint(8 * 3 + 3), "wire type 3"),
         (varint(7), "wire type 7"),
         (varint(2) + varint(0), "impossible number 0"),
@@ -239,6 +242,21 @@ def test_malformed_records_are_named_as_what_they_are(case: str) -> None:
 def test_bytes_that_are_no_message(payload: bytes, message: str) -> None:
     with pytest.raises(MalformedRecordError, match=message):
         read_video(payload)
+
+
+@pytest.mark.parametrize("num_bytes", range(2, 12))
+def test_keys_and_lengths_padded_with_zeros_are_taken_as_far_as_protobuf_takes_them(num_bytes: int) -> None:
+    """A padded number is legal, but a key or a length has at most five bytes."""
+    padding = b"\x80" * (num_bytes - 2) + b"\0"
+    for padded in (b"\xca" + padding + b"\1z", b"\x4a\x81" + padding + b"z"):
+        payload = padded + record(ID, LISTS)
+        if num_bytes <= 5:
+            assert read_video(payload).id == protobuf(payload).context.feature["id"].bytes_list.value[0].decode()
+            continue
+        with pytest.raises(DecodeError):
+            protobuf(payload)
+        with pytest.raises(MalformedRecordError, match="longer than 5 bytes"):
+            read_video(payload)
 
 
 def test_truncated_records_are_malformed_at_every_length() -> None:

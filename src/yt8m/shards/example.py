@@ -37,6 +37,9 @@ MAX_PARTS = 1000
 
 MAX_ID_BYTES = 64
 
+MAX_KEY_BYTES = 5
+"""Most bytes of a field's key, and of its length: protobuf reads no more, even of one padded with zeros."""
+
 Payload = bytes | memoryview
 Span = tuple[int, int]
 """First byte and end of a piece of a payload."""
@@ -252,10 +255,10 @@ def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
             raise ShardError(path, error.message, record=record.number, offset=record.offset + error.offset) from None
 
 
-def _varint(data: Payload, at: int, stop: int) -> tuple[int, int]:
+def _varint(data: Payload, at: int, stop: int, max_bytes: int = 10) -> tuple[int, int]:
     """Read an unsigned number of up to 64 bits; return it and where it ends."""
     number = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, 7 * max_bytes, 7):
         if at == stop:
             raise MalformedRecordError("the record breaks off inside a number.", at)
         byte = data[at]
@@ -263,7 +266,7 @@ def _varint(data: Payload, at: int, stop: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number & 0xFFFFFFFFFFFFFFFF, at
-    raise MalformedRecordError("a number is longer than ten bytes.", at)
+    raise MalformedRecordError(f"a number is longer than {max_bytes} bytes.", at)
 
 
 def _packed_varints(data: Payload, start: int, stop: int) -> list[int]:
@@ -279,7 +282,7 @@ def _packed_varints(data: Payload, start: int, stop: int) -> list[int]:
         else:
             shift += 7
             if shift == 70:
-                raise MalformedRecordError("a number is longer than ten bytes.", start)
+                raise MalformedRecordError("a number is longer than 10 bytes.", start)
     if shift:
         raise MalformedRecordError("the record breaks off inside a number.", stop)
     return numbers
@@ -301,14 +304,14 @@ def _fields(data: Payload, start: int, stop: int) -> Iterator[tuple[int, int, in
         key = data[at]
         at += 1
         if key >= 0x80:
-            key, at = _varint(data, field_start, stop)
+            key, at = _varint(data, field_start, stop, MAX_KEY_BYTES)
         wire_type = key & 7
         if wire_type == LENGTH_DELIMITED:
             if at < stop and data[at] < 0x80:
                 begin = at + 1
                 at = begin + data[at]
             else:
-                length, begin = _varint(data, at, stop)
+                length, begin = _varint(data, at, stop, MAX_KEY_BYTES)
                 at = begin + length
         elif wire_type == VARINT:
             begin = at

@@ -1,0 +1,524 @@
+"""What must hold for any record and any shard, whatever their bytes.
+
+A reader returns or raises `MalformedRecordError`, soon and in little memory. What it returns is what protobuf's own
+parser finds in the same bytes. And it refuses nothing that is sound: `video_fault` and `video_level_fault` say in plain
+words, from protobuf's message, when a record is.
+
+Protobuf parses everything, the readers only what they need: a record whose only damage lies in features that nobody
+reads is accepted. So where protobuf refuses, it is asked again with the unread fields given a number that no message
+knows, nothing else changed (`hide`).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import google_crc32c
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from tests.fuzz.fields import Field, every_field, tree
+from tests.shards.wire import delimited
+from yt8m.dataset.catalog import Catalog, index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.errors import Yt8mError
+from yt8m.shards import example
+from yt8m.shards.example import FrameLayout, MalformedRecordError, VideoRecord, WrongDatasetError
+from yt8m.shards.writer import message_class
+
+SIZES = {"rgb": 1024, "audio": 128}
+INTEGERS = ("labels", "segment_labels", "segment_start_times", "segment_end_times")
+CONTEXT_READ = frozenset(["id", "video_id", "segment_scores", *INTEGERS])
+MEANS = {"mean_rgb": 1024, "mean_audio": 128}
+MEANS_READ = frozenset(["id", "video_id", "labels", *MEANS])
+WRONG = "another dataset"
+
+MAX_SECONDS = (0.1, 20e-6)
+"""Most time that a reader may take: for any record, and for each of its bytes."""
+MAX_PEAK_BYTES = (2**16, 64)
+"""Most memory, likewise. A number of two bytes is a Python object of 32 and two or three pointers for a while."""
+
+T = TypeVar("T")
+
+
+class DefectError(Exception):
+    """Something that must not happen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the readers took a record.
+
+    Args:
+        kinds: A line or two for each reader: what it accepted, or why it refused, without numbers and quoted bytes.
+        seconds: Processor time of the slowest reader.
+        peak_bytes: Memory of the greediest.
+    """
+
+    kinds: tuple[str, ...]
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    found: Any
+    error: MalformedRecordError | None
+    seconds: float
+    peak_bytes: int
+
+
+def check_record(payload: bytes) -> Outcome:
+    """Let every reader read a record.
+
+    Raises:
+        DefectError: Something did not hold.
+    """
+    video = _ask(example.read_video, payload)
+    offsets = _ask(example.frame_offsets, payload)
+    video_level = _ask(example.read_video_level, payload)
+    message = _understood(payload)
+    if message is not None and _is_within_limits(tree(payload)):
+        _agree("read_video", video, video_fault(message))
+        _agree("frame_offsets", offsets, lists_fault(message))
+        _agree("read_video_level", video_level, video_level_fault(message))
+    if video.found is not None:
+        _same_video(payload, video.found, read_message(payload, CONTEXT_READ, frozenset(SIZES)))
+        if offsets.found is None:
+            raise DefectError("read_video accepts what frame_offsets refuses")
+    if offsets.found is not None:
+        _same_frames(payload, offsets.found, read_message(payload, None, frozenset(SIZES)))
+    if video_level.found is not None:
+        _same_means(video_level.found, read_message(payload, MEANS_READ, None))
+    answers = (video, offsets, video_level)
+    return Outcome(
+        (
+            *(f"read_video: {kind}" for kind in _kinds(video, _video_shapes)),
+            *(f"read_video_level: {kind}" for kind in _kinds(video_level, _video_level_shapes)),
+        ),
+        max(answer.seconds for answer in answers),
+        max(answer.peak_bytes for answer in answers),
+    )
+
+
+# --- The rules ------------------------------------------------------------------------------------------------------
+
+
+def video_fault(message: Any) -> str | None:
+    """What keeps a SequenceExample from being a frame-level record, as example.py writes the rules; None if nothing."""
+    context, lists = message.context.feature, message.feature_lists.feature_list
+    if "rgb" not in lists and ("audio_embedding" in lists or any(name in context for name in MEANS)):
+        return WRONG
+    if context_fault := _id_fault(context) or _integers_fault(context, INTEGERS):
+        return context_fault
+    if _kind_of(context, "segment_scores") not in (None, "float_list"):
+        return "scores that are no floats"
+    return lists_fault(message)
+
+
+def lists_fault(message: Any) -> str | None:
+    """What is wrong with the frames of a SequenceExample: each is one string of its size, and there is at least one."""
+    lists = message.feature_lists.feature_list
+    for name, size in SIZES.items():
+        if name not in lists or not lists[name].feature:
+            return f"no {name}"
+        if any([len(value) for value in feature.bytes_list.value] != [size] for feature in lists[name].feature):
+            return f"a frame of {name} of the wrong size"
+    return None
+
+
+def video_level_fault(message: Any) -> str | None:
+    """What keeps an Example (a SequenceExample without lists) from being a video-level record."""
+    context, lists = message.context.feature, message.feature_lists.feature_list
+    if "mean_rgb" not in context and ("rgb" in lists or "audio_embedding" in lists):
+        return WRONG
+    for name, size in MEANS.items():
+        if name not in context or len(context[name].float_list.value) != size:
+            return f"{name} of the wrong size"
+    return _id_fault(context) or _integers_fault(context, ("labels",))
+
+
+def _id_fault(context: Any) -> str | None:
+    name = "id" if "id" in context else "video_id"
+    if name not in context or len(context[name].bytes_list.value) != 1:
+        return "not one id"
+    raw = context[name].bytes_list.value[0]
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return "an id that is no UTF-8"
+    return None if 1 <= len(raw) <= 64 and all(c.isprintable() and c != " " for c in text) else "an odd id"
+
+
+def _integers_fault(context: Any, names: Iterable[str]) -> str | None:
+    wrong = [name for name in names if _kind_of(context, name) not in (None, "int64_list")]
+    long = [name for name in names if name in context and len(context[name].int64_list.value) > 2**20]
+    return f"{wrong + long} are no list of whole numbers that is short enough" if wrong or long else None
+
+
+def _kind_of(context: Any, name: str) -> str | None:
+    return context[name].WhichOneof("kind") if name in context else None
+
+
+def _is_within_limits(record: Field) -> bool:
+    """Whether a record surely keeps what example.py asks of the wire: no groups, no message in more than 1,000 parts."""
+    every = list(every_field(record))
+    return all(field.wire_type != 3 for field in every) and sum(field.is_message for field in every) <= 1000
+
+
+# --- What protobuf finds --------------------------------------------------------------------------------------------
+
+
+def read_message(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> Any:
+    """A record as protobuf understands it, those features that are not named aside; None for a whole unread section.
+
+    Raises:
+        DefectError: It is damaged in what is read.
+    """
+    message = _understood(payload)
+    if message is None:
+        message = _understood(hide(payload, context_names, list_names))
+    if message is None:
+        raise DefectError("a reader accepts what protobuf refuses")
+    return message
+
+
+def hide(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> bytes:
+    """Make unknown fields of all that protobuf reads and then drops, and of features that are not named."""
+    hidden = bytearray(payload)
+    for field in _unread(payload, tree(payload), {1: context_names, 2: list_names}):
+        # Field 15 with the same wire type; a key of several bytes stays as long as it is.
+        hidden[field.start] = hidden[field.start] & 0x80 | 8 * 15 + 2
+    return bytes(hidden)
+
+
+def _unread(payload: bytes, record: Field, names: dict[int, frozenset[str] | None]) -> Iterator[Field]:
+    for number, wanted in names.items():
+        sections = [field for field in record.children if field.is_message and field.number == number]
+        if wanted is None:
+            yield from sections
+            continue
+        # An entry that is no message stays: readers look for the name in each.
+        sound = [entry for entry in _messages(sections, 1) if entry.children or entry.begin == entry.end]
+        entries = {_name(payload, entry): entry for entry in sound}
+        for entry in sound:
+            name = _name(payload, entry)
+            preferred = name == b"video_id" and b"id" in entries
+            if entry is not entries[name] or name not in {want.encode() for want in wanted} or preferred:
+                yield entry
+                continue
+            yield from [field for field in entry.children if _is_name(field)][:-1]
+            values = list(_messages([entry], 2))
+            for feature in [[value] for value in _messages(values, 1)] if number == 2 else [values]:
+                yield from _overridden(feature)
+
+
+def _messages(holders: Iterable[Field], number: int) -> Iterator[Field]:
+    return (field for holder in holders for field in holder.children if field.is_message and field.number == number)
+
+
+def _is_name(field: Field) -> bool:
+    return field.number == 1 and field.wire_type == 2
+
+
+def _name(payload: bytes, entry: Field) -> bytes:
+    return b"".join([payload[field.begin : field.end] for field in entry.children if _is_name(field)][-1:])
+
+
+def _overridden(parts: list[Field]) -> list[Field]:
+    """The lists of a Feature, itself in parts, that come before a list of another kind: the last kind is what it holds."""
+    lists = [field for part in parts for field in part.children if field.is_message]
+    runs = [list(run) for _, run in groupby(lists, key=lambda field: field.number)]
+    return [field for run in runs[:-1] for field in run]
+
+
+def _understood(payload: bytes) -> Any:
+    """A record as protobuf understands it, None where it refuses.
+
+    A map is documented to be the same on the wire as repeated entries, of which unknown fields are skipped. The parser
+    behind Python's protobuf leaves out an entry with unknown fields, so it is asked without those fields.
+    """
+    message = _parsed(payload)
+    plainer = payload if message is None else _without_unknown_in_entries(payload, tree(payload))
+    return message if plainer == payload else _parsed(plainer)
+
+
+def _parsed(payload: bytes) -> Any:
+    try:
+        return message_class("SequenceExample").FromString(payload)
+    except DecodeError:
+        return None
+
+
+def _without_unknown_in_entries(payload: bytes, record: Field) -> bytes:
+    def raw(field: Field) -> bytes:
+        return payload[field.start : field.end]
+
+    def plainer_section(section: Field) -> bytes:
+        return delimited(section.number, b"".join(map(plainer_entry, section.children)))
+
+    def plainer_entry(entry: Field) -> bytes:
+        known = [child for child in entry.children if child.number in (1, 2) and child.wire_type == 2]
+        return raw(entry) if len(known) == len(entry.children) else delimited(1, b"".join(map(raw, known)))
+
+    # Fields without children, unknown ones among them, stay as they are.
+    return b"".join(plainer_section(field) if field.children else raw(field) for field in record.children)
+
+
+# --- Asking a reader and comparing ----------------------------------------------------------------------------------
+
+
+def _ask(reader: Callable[[bytes], Any], payload: bytes) -> _Answer:
+    """Let a reader read, and see what it costs.
+
+    Raises:
+        DefectError: It raised something else than `MalformedRecordError`, took too long or too much.
+    """
+    answer = _ask_once(reader, payload)
+    allowed = MAX_SECONDS[0] + MAX_SECONDS[1] * len(payload)
+    if answer.seconds > allowed:
+        # The machine may have been busy with something else.
+        answer = min(answer, _ask_once(reader, payload), key=lambda answer: answer.seconds)
+        if answer.seconds > allowed:
+            raise DefectError(f"{reader.__name__} takes {answer.seconds:.2f} s for {len(payload):,} bytes")
+    if answer.peak_bytes > MAX_PEAK_BYTES[0] + MAX_PEAK_BYTES[1] * len(payload):
+        raise DefectError(f"{reader.__name__} takes {answer.peak_bytes:,} bytes of memory for {len(payload):,}")
+    error = answer.error
+    if error is not None:
+        if not 0 <= error.offset <= len(payload):
+            raise DefectError(f"an error at byte {error.offset} of {len(payload)}")
+        if not (error.message.isprintable() and error.message.endswith(".") and len(error.message) < 500):
+            raise DefectError(f"an error that is no sentence: {error.message!r}")
+    return answer
+
+
+def _ask_once(reader: Callable[[bytes], Any], payload: bytes) -> _Answer:
+    found = error = None
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        found = reader(payload)
+    except MalformedRecordError as malformed:
+        error = malformed
+    except Exception as other:
+        raise DefectError(f"{reader.__name__} raises {type(other).__name__}: {other}") from other
+    finally:
+        seconds = time.process_time() - start
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return _Answer(found, error, seconds, peak_bytes)
+
+
+def _agree(reader: str, answer: _Answer, fault: str | None) -> None:
+    """See that a reader refuses what has a fault, and nothing else."""
+    if (answer.error is None) != (fault is None):
+        said = "accepts it" if answer.error is None else f"says: {answer.error.message}"
+        raise DefectError(f"the record has {fault or 'no fault'}, and {reader} {said}")
+    if isinstance(answer.error, WrongDatasetError) != (fault == WRONG):
+        raise DefectError(f"the record has {fault}, and {reader} takes it for {answer.error}")
+
+
+def _same(what: str, found: T, expected: T) -> None:
+    if found != expected:
+        raise DefectError(f"{what}: {found!r:.200}, and protobuf finds {expected!r:.200}")
+
+
+def _same_video(payload: bytes, found: VideoRecord, message: Any) -> None:
+    _same("fault", None, video_fault(message))
+    context = message.context.feature
+    _same("id", found.id, _protobuf_id(context))
+    for name in INTEGERS:
+        _same(name, getattr(found, name), _protobuf_integers(context, name))
+    # As bytes, where NaN equals itself.
+    scores = list(context["segment_scores"].float_list.value)
+    _same("segment_scores", np.array(found.segment_scores, float).tobytes(), np.array(scores, float).tobytes())
+    for name, layout in (("rgb", found.rgb), ("audio", found.audio)):
+        frames = protobuf_frames(message, name)
+        _same(f"number of frames of {name}", layout.num_frames, len(frames))
+        if layout.stride:
+            starts = range(layout.offset, layout.offset + layout.num_frames * layout.stride, layout.stride)
+            _same(name, [payload[at : at + SIZES[name]] for at in starts], frames)
+
+
+def _same_frames(payload: bytes, found: tuple[Any, Any], message: Any) -> None:
+    _same("fault", None, lists_fault(message))
+    for (name, size), offsets in zip(SIZES.items(), found, strict=True):
+        _same(name, [payload[at : at + size] for at in offsets.tolist()], protobuf_frames(message, name))
+
+
+def _same_means(found: example.VideoLevelRecord, message: Any) -> None:
+    _same("fault", None, video_level_fault(message))
+    context = message.context.feature
+    _same("id", found.id, _protobuf_id(context))
+    _same("labels", found.labels, _protobuf_integers(context, "labels"))
+    for name in MEANS:
+        values = getattr(found, name).astype(float)
+        _same(name, values.tobytes(), np.array(context[name].float_list.value, float).tobytes())
+
+
+def _protobuf_id(context: Any) -> str:
+    text: str = context["id" if "id" in context else "video_id"].bytes_list.value[0].decode()
+    return text
+
+
+def _protobuf_integers(context: Any, name: str) -> tuple[int, ...]:
+    return tuple(context[name].int64_list.value)
+
+
+def protobuf_frames(message: Any, name: str) -> list[bytes]:
+    return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
+
+
+def _kinds(answer: _Answer, shapes: Callable[[Any], Iterable[str]]) -> list[str]:
+    if answer.error is None:
+        return [f"accepted, {shape}" for shape in shapes(answer.found)]
+    return [f"rejected: {without_particulars(answer.error.message)}"]
+
+
+def without_particulars(message: str) -> str:
+    """A message with its numbers, names of files and quoted bytes taken out, so that equal reasons are equal."""
+    message = re.sub(r"""b?'(\\.|[^'])*'|b?"(\\.|[^"])*"|(?<!\w)/[^\s:,]+""", "...", message)
+    return re.sub(r"\d[\d,]*", "N", message)
+
+
+def _video_shapes(found: VideoRecord) -> Iterator[str]:
+    counts = {len(column) for column in (found.segment_labels, found.segment_start_times, found.segment_scores)}
+    ratings = "uneven ratings" if len(counts) > 1 else "no ratings" if counts == {0} else "ratings"
+    yield f"{'labels' if found.labels else 'no labels'}, {ratings}"
+    lengths = "equally many" if found.rgb.num_frames == found.audio.num_frames else "not equally many"
+    yield f"{_spacing(found.rgb, 1033)} rgb, {_spacing(found.audio, 137)} audio, {lengths}"
+
+
+def _video_level_shapes(found: example.VideoLevelRecord) -> Iterator[str]:
+    yield "labels" if found.labels else "no labels"
+
+
+def _spacing(layout: FrameLayout, usual: int) -> str:
+    return "unequally spaced" if not layout.stride else "usual" if layout.stride == usual else "widely spaced"
+
+
+# --- Shards ---------------------------------------------------------------------------------------------------------
+
+
+def plain_records(shard: bytes) -> tuple[list[bytes | None], bool]:
+    """The payloads of a shard, None where a checksum is wrong, and whether it ends where a record does."""
+    payloads: list[bytes | None] = []
+    at = 0
+    while at < len(shard):
+        header = shard[at : at + 12]
+        if len(header) < 12 or _masked(header[:8]) != header[8:]:
+            return payloads, False
+        end = at + 12 + int.from_bytes(header[:8], "little")
+        if end + 4 > len(shard):
+            return payloads, False
+        payload = shard[at + 12 : end]
+        payloads.append(payload if _masked(payload) == shard[end : end + 4] else None)
+        at = end + 4
+    return payloads, True
+
+
+def _masked(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+
+def check_shard(shard: bytes, path: Path) -> str:
+    """Index a folder with one shard and read all of its videos.
+
+    Args:
+        shard: What to write.
+        path: Where, a name that was not used before (`*.tfrecord` in an empty folder). It is removed.
+
+    Returns:
+        What came out, without numbers.
+
+    Raises:
+        DefectError: Something did not hold.
+    """
+    path.write_bytes(shard)
+    try:
+        return _check_written(shard, path)
+    finally:
+        path.unlink()
+
+
+def _check_written(shard: bytes, path: Path) -> str:
+    payloads, is_whole = plain_records(shard)
+    rows: dict[int, VideoRecord] = {}
+    num_problems = 0 if is_whole else 1
+    other_dataset = False
+    for number, payload in enumerate(payloads):
+        try:
+            if payload is None:
+                num_problems += 1
+            else:
+                rows[number] = example.read_video(payload)
+        except MalformedRecordError as error:
+            num_problems += 1
+            other_dataset |= isinstance(error, WrongDatasetError) and not rows
+    try:
+        catalog = index_folder(path.parent)
+    except Yt8mError as error:
+        if rows and not other_dataset:
+            raise DefectError(f"{len(rows)} records are sound, and: {error}") from error
+        return f"index_folder: rejected: {without_particulars(str(error))}"
+    except Exception as error:
+        raise DefectError(f"index_folder raises {type(error).__name__}: {error}") from error
+    if other_dataset:
+        raise DefectError("a shard that begins with another dataset's record is accepted")
+    firsts = {row.id: number for number, row in reversed(rows.items())}
+    kept = sorted(firsts.values())
+    _same("records that are rows", catalog.record_number.tolist(), kept)
+    _same("problems", catalog.num_problems, num_problems)
+    for row, number in enumerate(kept):
+        payload = payloads[number]
+        if payload is not None:
+            _same_row(catalog, row, payload)
+    parts = ["some records" if num_problems else "all records"]
+    parts += ["repeated ids"] if len(kept) < len(rows) else []
+    parts += [] if is_whole else ["the rest of the shard lost"]
+    return f"index_folder: accepted, {', '.join(parts)}"
+
+
+def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
+    message = read_message(payload, CONTEXT_READ, frozenset(SIZES))
+    context = message.context.feature
+    rgb, audio = (protobuf_frames(message, name) for name in SIZES)
+    # The longer list is cut.
+    frames = [first + second for first, second in zip(rgb, audio, strict=False)]
+    _same("id", catalog.id_of(row), _protobuf_id(context))
+    _same("num_frames", int(catalog.num_frames[row]), len(frames))
+    labels = sorted({label for label in _protobuf_integers(context, "labels") if 0 <= label < 3862})
+    _same("labels", catalog.labels_of(row).tolist(), labels)
+    ratings = catalog.ratings_of(row)
+    columns = (ratings.start_seconds.tolist(), ratings.label_ids.tolist(), ratings.values.tolist())
+    _same("ratings", list(zip(*columns, strict=True)), plain_ratings(context, len(frames)))
+    try:
+        read = FrameReader(catalog).read(row)
+    except Exception as error:
+        raise DefectError(f"FrameReader.read raises {type(error).__name__}: {error}") from error
+    _same("frames", [bytes(frame) for frame in read], frames)
+
+
+def plain_ratings(context: Any, num_frames: int) -> list[tuple[int, int, int]]:
+    """The ratings (start, label, value) that can be used: inside the video, on the grid, 0 or 1, not contradictory."""
+    labels, starts, ends = (_protobuf_integers(context, name) for name in INTEGERS[1:])
+    scores = tuple(context["segment_scores"].float_list.value)
+    if not len(labels) == len(starts) == len(scores) or len(ends) not in (0, len(starts)):
+        return []
+    usable = {
+        (start, label, score)
+        for label, start, score in zip(labels, starts, scores, strict=True)
+        if 0 <= label < 3862 and 0 <= start < num_frames and start % 5 == 0 and score in (0, 1)
+    }
+    return sorted(
+        (start, label, int(score)) for start, label, score in usable if (start, label, 1 - score) not in usable
+    )

@@ -1,0 +1,174 @@
+"""The corpus again, fresh records, and proof that the checker would see a broken reader."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fuzz.check import check_record
+from tests.fuzz.mutations import mutated_record
+from tests.fuzz.runner import CORPUS, fuzz, replay
+from tests.shards.wire import bytes_feature, delimited, entry, frame_list, packed_integers, record
+from yt8m.dataset import catalog, frames
+from yt8m.shards import example
+from yt8m.shards.example import MalformedRecordError
+
+FILES = sorted(path for path in CORPUS.iterdir() if path.suffix in (".record", ".shard"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_that_was_found_comes_back(path: Path, tmp_path: Path) -> None:
+    """A file that once failed needs only to hold; one kept for its outcome is still accepted, or still refused."""
+    kinds = replay(path, tmp_path)
+    reader, outcome, _ = path.name.split("-", 2)
+    assert reader == "failed" or any(kind.startswith(f"{reader}: {outcome}") for kind in kinds)
+
+
+def test_corpus_is_small() -> None:
+    assert FILES
+    assert max(path.stat().st_size for path in FILES) < 20_000
+    assert sum(path.stat().st_size for path in FILES) < 2**20
+
+
+def test_fresh_records_and_shards(tmp_path: Path) -> None:
+    tally = fuzz(3000, 20190, tmp_path)
+    assert tally.failures == []
+    assert tally.num_shards > 20
+    # Fuzzing that is refused at the first byte finds nothing: most outcomes have to occur.
+    for reader in ("read_video", "read_video_level", "index_folder"):
+        assert sum(count for kind, count in tally.kinds.items() if kind.startswith(f"{reader}: accepted")) > 20
+    assert len([kind for kind in tally.kinds if ": rejected" in kind]) > 40
+
+
+@pytest.mark.slow
+def test_hundred_thousand_records(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--records", "100000", "--seed", "8", "--save", str(tmp_path)]
+    done = subprocess.run(command, cwd=CORPUS.parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_same_seed_gives_the_same_records() -> None:
+    assert [mutated_record(3, number) for number in range(50)] == [mutated_record(3, number) for number in range(50)]
+    assert mutated_record(3, 0) != mutated_record(4, 0)
+
+
+def test_rules_are_those_of_the_reader_at_their_edges() -> None:
+    """Sound and unsound by one step: the rules of the checker must say the same, or it raises."""
+    lists = entry("rgb", frame_list([bytes(1024)])) + entry("audio", frame_list([bytes(128)]))
+    for size in (0, 1, 64, 65):
+        refused = size in (0, 65)
+        kinds = check_record(record(entry("id", bytes_feature(b"a" * size)), lists)).kinds
+        assert kinds[0].startswith("read_video: rejected" if refused else "read_video: accepted")
+    # What lies between two entries of one name, and what nobody reads, may be damaged.
+    unread = delimited(1, delimited(1, b"\xff") + delimited(2, b"\xff")) + entry("labels", b"\xff\xff")
+    context = unread + entry("id", bytes_feature(b"a")) + entry("labels", packed_integers(5))
+    assert check_record(record(context, lists)).kinds[0] == "read_video: accepted, labels, no ratings"
+
+
+# --- The checker can fail -------------------------------------------------------------------------------------------
+
+
+def one_byte_late(layout: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(*args: Any) -> Any:
+        right = layout(*args)
+        return replace(right, offset=right.offset + 1)
+
+    return broken
+
+
+def without_last(integers: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda payload, context, name: integers(payload, context, name)[: -1 if name == b"labels" else None]
+
+
+def of_any_size(walk: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(payload: bytes, lists: Any, name: bytes, size: int) -> Any:
+        try:
+            return walk(payload, lists, name, size)
+        except MalformedRecordError:
+            return walk(payload, lists, name, size - 1)
+
+    return broken
+
+
+def endless(varint: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(*args: Any) -> Any:
+        number, at = varint(*args)
+        while number == 2**21:
+            at += 0
+        return number, at
+
+    return broken
+
+
+def allocating(varint: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(*args: Any) -> Any:
+        number, at = varint(*args)
+        # At most 64 MiB, for the sake of the machine that runs the tests.
+        return number + 0 * len(bytearray(min(number, 2**26))), at
+
+    return broken
+
+
+def first_of_a_name(entries: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(payload: bytes, parts: Any, names: Any) -> Any:
+        found: dict[bytes, Any] = {}
+        for part in parts:
+            found = entries(payload, [part], names) | found
+        return found
+
+    return broken
+
+
+def without_numbers_of_ten_bytes(numbers: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(*args: Any) -> Any:
+        if any(number < 0 for number in numbers(*args)):
+            raise OverflowError("negative")
+        return numbers(*args)
+
+    return broken
+
+
+def of_the_next_video(read: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda reader, row: read(reader, (row + 1) % len(reader.catalog))
+
+
+def unverified(records: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda data, path, verify: records(data, path, verify=False)
+
+
+BROKEN = {
+    "an offset off by one": (example, "_layout", one_byte_late, "rgb: "),
+    "the last label dropped": (example, "_integers", without_last, "labels: "),
+    "frames of any size": (example, "_walk_frames", of_any_size, "of the wrong size, and"),
+    "an endless loop": (example, "_varint", endless, "TimeoutError: still busy after"),
+    "memory by an untrusted length": (example, "_varint", allocating, "bytes of memory for"),
+    "the first of repeated entries": (example, "_map", first_of_a_name, ", and read_video "),
+    "another exception": (example, "_packed_varints", without_numbers_of_ten_bytes, "raises OverflowError"),
+    "another video's frames": (frames.FrameReader, "read", of_the_next_video, "frames: "),
+    "checksums that nobody looks at": (catalog, "iterate_records", unverified, "records that are rows: |problems: "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_readers_are_seen(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    holder, name, breaking, failure = BROKEN[case]
+    monkeypatch.setattr("tests.fuzz.runner.MAX_SECONDS_EACH", 0.5)
+    monkeypatch.setattr(holder, name, breaking(getattr(holder, name)))
+    tally = fuzz(6000, 1, tmp_path, save=tmp_path, max_failures=1)
+    assert len(tally.failures) == 1
+    assert any(part in tally.failures[0] for part in failure.split("|"))
+    assert (tmp_path / tally.failures[0].partition(":")[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("constant", "value"), [("MAX_ID_BYTES", 3), ("MAX_ID_BYTES", 100), ("MAX_KEY_BYTES", 10), ("MAX_PARTS", 1)]
+)
+def test_wrong_limits_are_seen(constant: str, value: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(example, constant, value)
+    assert fuzz(6000, 1, tmp_path, max_failures=1).failures
