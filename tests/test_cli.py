@@ -25,7 +25,19 @@ from yt8m.dataset.catalog import FILE_NAME, PARTS, Catalog
 from yt8m.ranking.submission import read_submission
 from yt8m.vocabulary import Vocabulary
 
-COMMANDS = ["index", "describe", "splice", "run", "pretrain", "finetune", "predict", "submit", "evaluate", "demo"]
+COMMANDS = [
+    "download",
+    "index",
+    "describe",
+    "splice",
+    "run",
+    "pretrain",
+    "finetune",
+    "predict",
+    "submit",
+    "evaluate",
+    "demo",
+]
 
 
 def in_a_shell(*arguments: str | Path) -> Outcome:

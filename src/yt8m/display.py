@@ -83,3 +83,25 @@ def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def shard_bar(description: str) -> Iterator[Callable[[int, int, int, int | None], None]]:
+    """Show a bar for shards on their way.
+
+    Yields:
+        A function to call with the shards done, the shards in all, the bytes done, and the bytes in all where known.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[note]}"),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(description, total=None, note="")
+        yield lambda done, total, num_bytes, all_bytes: bar.update(
+            task, completed=num_bytes, total=all_bytes, note=f"{done:,}/{total:,} shards"
+        )

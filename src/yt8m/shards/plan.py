@@ -1,0 +1,269 @@
+"""What there is to download: partitions, the servers that have them, and the plans that name their shards.
+
+A plan gives the MD5 of each shard. It comes from elsewhere and its names become files here, so it is believed only in
+what a plan may say. All here are pure functions; `download` asks the servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from yt8m.errors import UsageError, Yt8mError
+
+PARTITIONS = {
+    "2/frame/train": "video/train",
+    "2/frame/validate": "video/valid",
+    "2/frame/test": "video/test",
+    "2/video/train": "video_level/train",
+    "2/video/validate": "video_level/validate",
+    "2/video/test": "video_level/test",
+    "3/frame/validate": "segment/train",
+    "3/frame/test": "segment/test",
+}
+"""Partitions of the official dataset (version/level/split), and the folder of each in a dataset folder."""
+
+DEFAULT_PARTITIONS = ("2/frame/train", "2/frame/validate", "3/frame/validate", "3/frame/test")
+"""Those that training and prediction take."""
+
+MIRRORS = ("us", "eu", "asia")
+
+_ALPHABET = string.ascii_lowercase + string.ascii_uppercase + string.digits
+_PLAN_NAME = re.compile(r"\w[\w.-]{0,199}\.tfrecord", re.ASCII)
+_MD5 = re.compile(r"[0-9a-fA-F]{32}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a plan.
+
+    Args:
+        name: Its file in the folder.
+        plan_name: Its name on the server.
+        md5: MD5 of its bytes, in lower-case hexadecimal digits.
+    """
+
+    name: str
+    plan_name: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a download comes from: what stands before the paths of its plans, its shards and its vocabularies."""
+
+    plans: str
+    shards: str
+    vocabularies: str
+
+    def plan_url(self, partition: str) -> str:
+        """Where the plan of a partition is."""
+        version, level, split = partition.split("/")
+        return f"{self.plans}/{version}/download_plans/{level}_{split}.json"
+
+    def shard_url(self, partition: str, shard: Shard) -> str:
+        """Where a shard is."""
+        return f"{self.shards}/{partition}/{shard.plan_name}"
+
+
+def official_server(mirror: str = "us") -> Server:
+    """The official servers.
+
+    They are public buckets of Google Cloud Storage, named like the hosts that serve them by plain HTTP
+    (`us.data.yt8m.org`). Here they are asked through the storage's own host, which has TLS: an MD5 that comes from the
+    same place as the shard shows damage, but would not show that both were tampered with on the way.
+
+    Args:
+        mirror: us, eu or asia.
+
+    Raises:
+        UsageError: There is no such mirror.
+    """
+    if mirror not in MIRRORS:
+        raise UsageError(f"--mirror {mirror}: expected one of {', '.join(MIRRORS)}.")
+    storage = "https://storage.googleapis.com"
+    return Server(
+        f"{storage}/data.yt8m.org", f"{storage}/{mirror}.data.yt8m.org", "https://research.google.com/youtube8m/csv"
+    )
+
+
+def other_server(url: str) -> Server:
+    """A server with the official layout, such as a mirror in the house.
+
+    Args:
+        url: Below it are 2/download_plans/frame_train.json, 2/frame/train/NAME, csv/2/vocabulary.csv, and so on.
+
+    Raises:
+        UsageError: That is no http or https address.
+    """
+    base = url.rstrip("/")
+    try:
+        parts = urlsplit(base)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.query or parts.fragment:
+        raise UsageError(f"--server {url}: expected an address like https://host/path.")
+    return Server(base, base, f"{base}/csv")
+
+
+def local_name(plan_name: str) -> str:
+    """The file name of a shard: as the official script stores it, so that names differ in more than case.
+
+    The plan's names end in two characters of a-z, A-Z, 0-9, which count the shards: `trainaa.tfrecord` becomes
+    `train0000.tfrecord`, `train00.tfrecord` becomes `train3276.tfrecord`. Other names stay as they are.
+    """
+    stem = plan_name.removesuffix(".tfrecord")
+    first, second = (_ALPHABET.find(character) for character in stem[-2:].rjust(2))
+    if first < 0 or second < 0:
+        return plan_name
+    return f"{stem[:-2]}{first * len(_ALPHABET) + second:04d}.tfrecord"
+
+
+def read_plan(content: bytes, source: str) -> tuple[Shard, ...]:
+    """Read a download plan, which is not trusted: its names become files here.
+
+    Args:
+        content: JSON, `{"files": {NAME: MD5, ...}}`.
+        source: Where it comes from, for messages.
+
+    Returns:
+        The shards, sorted by name.
+
+    Raises:
+        Yt8mError: It is no plan, or names something that a plan must not.
+    """
+    try:
+        plan = json.loads(content, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise Yt8mError(f"{source}: is no download plan ({error or 'nested too deeply'}).") from None
+    files = plan.get("files") if isinstance(plan, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise Yt8mError(f'{source}: is no download plan; expected JSON with an object "files" of names and MD5s.')
+    shards: dict[str, Shard] = {}
+    for plan_name, md5 in files.items():
+        if not _PLAN_NAME.fullmatch(plan_name):
+            raise Yt8mError(
+                f"{source}: names {plan_name[:200]!r}, which is no name of a shard (like train00.tfrecord)."
+            )
+        if not isinstance(md5, str) or not _MD5.fullmatch(md5):
+            raise Yt8mError(f"{source}: gives {plan_name} the MD5 {md5!r:.60}, expected 32 hexadecimal digits.")
+        shard = Shard(local_name(plan_name), plan_name, md5.lower())
+        # A file system may take names that differ in case for the same.
+        other = shards.setdefault(shard.name.lower(), shard)
+        if other is not shard:
+            raise Yt8mError(f"{source}: {other.plan_name} and {plan_name} would be the same file, {shard.name}.")
+    return tuple(sorted(shards.values(), key=lambda shard: shard.name))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice in it")
+    return found
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """A part of a plan: the names whose MD5 leaves the remainder `number - 1` when divided by `count`.
+
+    The same names as the official script's `shard=number,count`.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Fraction:
+        """Read `NUMBER/COUNT`.
+
+        Raises:
+            UsageError: It is something else, or the number is not in 1 to count.
+        """
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"--shard {text}: expected NUMBER/COUNT with NUMBER from 1 to COUNT, like 1/100.")
+        return cls(int(match[1]), int(match[2]))
+
+    def holds(self, plan_name: str) -> bool:
+        """Say whether a shard belongs to the part, by its name in the plan."""
+        digest = hashlib.md5(plan_name.encode(), usedforsecurity=False).hexdigest()
+        return int(digest, 16) % self.count == self.number - 1
+
+
+def read_list(path: Path) -> list[PurePosixPath]:
+    """Read a list of shards: one a line, with or without its folder; `#` begins a comment.
+
+    Raises:
+        UsageError: The file cannot be read, or names nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: cannot be read as a list of shards ({reason}).") from None
+    entries = [PurePosixPath(text) for line in lines if (text := line.partition("#")[0].strip())]
+    if not entries:
+        raise UsageError(f"{path}: names no shard; expected one a line, like video/train/train0001.tfrecord.")
+    return entries
+
+
+def select(
+    plans: Mapping[str, Sequence[Shard]], fraction: Fraction | None, listed: Path | None
+) -> dict[str, list[Shard]]:
+    """Choose what to fetch of the plans of some partitions.
+
+    Args:
+        plans: The shards of each partition.
+        fraction: Only this part of each plan, or all.
+        listed: Only what this file names (see `read_list`), or all. A name without a folder is taken from every
+            partition that has it.
+
+    Returns:
+        The chosen shards of each partition of which any were chosen, in the order of the plan.
+
+    Raises:
+        UsageError: The list cannot be read or names what no plan has, or nothing is chosen.
+    """
+    chosen = {partition: list(shards) for partition, shards in plans.items()}
+    if listed is not None:
+        chosen = _listed(plans, listed)
+    if fraction is not None:
+        chosen = {
+            name: [shard for shard in shards if fraction.holds(shard.plan_name)] for name, shards in chosen.items()
+        }
+    chosen = {partition: shards for partition, shards in chosen.items() if shards}
+    if not chosen:
+        total = sum(len(shards) for shards in plans.values())
+        raise UsageError(f"None of the {total:,} shards of {', '.join(plans)} is chosen by --shard and --list.")
+    return chosen
+
+
+def _listed(plans: Mapping[str, Sequence[Shard]], path: Path) -> dict[str, list[Shard]]:
+    wanted: dict[str, set[Shard]] = {partition: set() for partition in plans}
+    tables = {
+        partition: {shard.plan_name: shard for shard in shards} | {shard.name: shard for shard in shards}
+        for partition, shards in plans.items()
+    }
+    unknown = []
+    for entry in read_list(path):
+        folder, found = str(entry.parent), False
+        for partition, table in tables.items():
+            if entry.name in table and folder in (".", partition, PARTITIONS[partition]):
+                wanted[partition].add(table[entry.name])
+                found = True
+        if not found:
+            unknown.append(str(entry))
+    if unknown:
+        more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
+        raise UsageError(
+            f"{path}: names what is not in the plans of {', '.join(plans)}: {', '.join(unknown[:3])}{more}."
+        )
+    return {partition: [shard for shard in shards if shard in wanted[partition]] for partition, shards in plans.items()}
