@@ -162,3 +162,31 @@ def test_a_container_of_little_shared_memory(reader: FrameReader, little_shared_
     code = [sys.executable, "-c", LITTLE_MEMORY, str(reader.catalog.folder)]
     shown = subprocess.run([*little_shared_memory, *code], capture_output=True, text=True, check=False, timeout=120)
     assert (shown.returncode, shown.stdout[:40]) == (0, "There is too little shared memory for 4 "), shown.stderr
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import numpy as np
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.loading import FrameChoice, VideoBatches
+from yt8m.dataset.read_ahead import step_loader
+from yt8m.vocabulary import Vocabulary
+reader = FrameReader(index_folder(Path(sys.argv[1])))
+stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameChoice(20), 50, 0)
+print(sum(len(batch.lengths) for batch in step_loader(stream, 0, 24, 4)))
+for row in range(len(reader.catalog)):
+    reader.read(row)
+print(len(reader._maps), len(list(Path("/proc/self/fd").iterdir())) < 100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+@pytest.mark.parametrize("num_shards", [300, pytest.param(3844, marks=pytest.mark.slow)])
+def test_more_shards_than_files_may_be_open(tmp_path: Path, num_shards: int) -> None:
+    write_shards(tmp_path, random_videos(num_shards, num_frames=(2, 3)), num_shards=num_shards)
+    code = [sys.executable, "-W", "ignore", "-c", FEW_FILES, str(tmp_path)]
+    shown = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)
+    assert (shown.returncode, shown.stdout.split()) == (0, ["1200", str(num_shards), "True"]), shown.stderr
