@@ -175,24 +175,30 @@ class FrameReader:
             ShardError: A shard is gone or has changed since it was indexed.
             IndexError: A video has no such frames.
         """
+        num_rows = rgb.shape[1]
+        flat_rgb, flat_audio = rgb.reshape(len(rgb), -1), audio.reshape(len(audio), -1)
         current: dict[int, NDArray[np.uint8]] = {}
-        for rgb_rows, audio_rows, row, layout, frames in zip(
-            rgb, audio, rows.tolist(), self._layouts(rows), chosen, strict=True
-        ):
+        for place, (row, layout, frames) in enumerate(zip(rows.tolist(), self._layouts(rows), chosen, strict=True)):
             if isinstance(frames, slice):
                 first, stop, length = frames.start, frames.stop, frames.stop - frames.start
             else:
                 first, stop, length = int(frames[0]), int(frames[-1]) + 1, len(frames)
-                if stop - first == length:
-                    frames = slice(first, stop)  # noqa: PLW2901
             if not 0 <= first < stop <= layout.num_frames:
                 raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
             shard = current.get(layout.shard_index)
             if shard is None:
                 shard = current[layout.shard_index] = self._current(layout.shard_index)
-            self._copy(row, layout, shard, frames, rgb_rows[:length], audio_rows[:length])
-            rgb_rows[length:] = 0
-            audio_rows[length:] = 0
+            if stop - first == length and layout.rgb_stride == RGB_ROW and layout.audio_stride == AUDIO_ROW:
+                # By far the most common case, without a needless view.
+                begin = layout.rgb_offset - (RGB_ROW - NUM_RGB) + first * RGB_ROW
+                flat_rgb[place, : length * RGB_ROW] = shard[begin : begin + length * RGB_ROW]
+                begin = layout.audio_offset - (AUDIO_ROW - NUM_AUDIO) + first * AUDIO_ROW
+                flat_audio[place, : length * AUDIO_ROW] = shard[begin : begin + length * AUDIO_ROW]
+            else:
+                self._copy(row, layout, shard, frames, rgb[place, :length], audio[place, :length])
+            if length < num_rows:
+                flat_rgb[place, length * RGB_ROW :] = 0
+                flat_audio[place, length * AUDIO_ROW :] = 0
 
     def _layout(self, row: int) -> _Layout:
         return _Layout(*[column.item(row) for column in self._columns])
