@@ -216,6 +216,7 @@ GOOD = "0123456789abcdef0123456789ABCDEF"
         ({"aa.tfrecord.exe": GOOD}, "is no name of a shard"),
         ({".tfrecord": GOOD}, "is no name of a shard"),
         ({"": GOOD}, "is no name of a shard"),
+        ({"träinaa.tfrecord": GOOD}, "is no name of a shard"),
         ({"x" * 300 + ".tfrecord": GOOD}, "is no name of a shard"),
         ({"aa.tfrecord": GOOD[1:]}, "expected 32 hexadecimal digits"),
         ({"aa.tfrecord": "g" * 32}, "expected 32 hexadecimal digits"),
@@ -329,6 +330,13 @@ def test_a_later_run_asks_for_what_is_missing(server: HostileServer, data: Path)
     assert asked == [["bytes=1-"], ["bytes=59999-"], [], [None], [None], [None]]
 
 
+def test_after_a_wrong_range_all_is_asked_for(server: HostileServer, data: Path) -> None:
+    server.holdings.faults[url_path(0)] = deque([Fault.TRUNCATE, Fault.WRONG_RANGE])
+    fetch(server, data)
+    assert content(data / FOLDER) == EXPECTED
+    assert [request.range for request in server.holdings.asked(among=url_path(0))] == [None, "bytes=30000-", None]
+
+
 @pytest.mark.parametrize("size", [30_000, 60_000, 70_000])
 def test_a_part_of_something_else(server: HostileServer, data: Path, size: int) -> None:
     (data / FOLDER).mkdir(parents=True)
@@ -419,6 +427,14 @@ def test_a_server_out_of_reach_is_given_up(server: HostileServer, data: Path) ->
         sentence,
     )
     assert len({request.path for request in server.holdings.asked(among=PARTITION)}) <= 10
+
+
+def test_what_a_server_lacks_is_no_outage(server: HostileServer, data: Path) -> None:
+    shards = some_shards(20)
+    server.holdings.hold(PARTITION, shards)
+    server.holdings.always = {f"/{PARTITION}/{name}": Fault.MISSING for name in list(shards)[:19]}
+    assert failed(server, data).startswith(f"{data}: 19 of 22 files could not be fetched, ")
+    assert set(content(data / FOLDER).values()) == {list(shards.values())[19]}
 
 
 def test_no_server_at_all(data: Path) -> None:
@@ -539,6 +555,8 @@ def test_check_finds_what_changed_in_silence(server: HostileServer, data: Path) 
         "/3/download_plans/frame_validate.json",
         url_path(3),
     ]
+    # One line a shard, and one more for the shard that came anew.
+    assert len((data / FOLDER / LEDGER_FILE).read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize("damage", ["torn", "gone", "binary", "of another plan"])
@@ -786,9 +804,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, which heeds Ctrl-C even where these tests run in the background."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from yt8m.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", "from yt8m.cli import main; main()", "download", *map(str, arguments)],
+        [sys.executable, "-c", code, "download", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

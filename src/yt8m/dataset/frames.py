@@ -13,7 +13,6 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +40,9 @@ AUDIO_ROW = len(frame_header(NUM_AUDIO)) + NUM_AUDIO
 """Bytes of a frame with its header, in shards as every known writer makes them and in a batch."""
 
 
-@lru_cache(maxsize=64)
-def _row_type(num_bytes: int) -> np.dtype[np.void]:
-    """A row as one element: numpy then copies row by row, not byte by byte."""
-    return np.dtype((np.void, num_bytes))
+# A row as one element: numpy then copies row by row, not byte by byte.
+_RGB_ITEM = np.dtype((np.void, RGB_ROW))
+_AUDIO_ITEM = np.dtype((np.void, AUDIO_ROW))
 
 
 class _Layout(NamedTuple):
@@ -146,14 +144,15 @@ class FrameReader:
         self, row: int, layout: _Layout, chosen: slice | NDArray[np.integer], out: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         if len(out):
-            count, split = len(out), len(out) * RGB_ROW
+            count = len(out)
             if len(self._scratch) < count * (RGB_ROW + AUDIO_ROW):
                 self._scratch = np.empty(count * (RGB_ROW + AUDIO_ROW), np.uint8)
-            rgb = self._scratch[:split].reshape(count, RGB_ROW)
-            audio = self._scratch[split : split + count * AUDIO_ROW].reshape(count, AUDIO_ROW)
-            self._copy(row, layout, self._current(layout.shard_index), chosen, rgb, audio)
-            out[:, :NUM_RGB] = rgb[:, -NUM_RGB:]
-            out[:, NUM_RGB:] = audio[:, -NUM_AUDIO:]
+            rgb = self._scratch[: count * RGB_ROW]
+            audio = self._scratch[count * RGB_ROW : count * (RGB_ROW + AUDIO_ROW)]
+            shard = self._current(layout.shard_index)
+            self._copy(row, layout, shard, chosen, rgb.view(_RGB_ITEM), audio.view(_AUDIO_ITEM))
+            out[:, :NUM_RGB] = rgb.reshape(count, RGB_ROW)[:, -NUM_RGB:]
+            out[:, NUM_RGB:] = audio.reshape(count, AUDIO_ROW)[:, -NUM_AUDIO:]
         return out
 
     def fill(
@@ -176,29 +175,24 @@ class FrameReader:
             IndexError: A video has no such frames.
         """
         num_rows = rgb.shape[1]
-        flat_rgb, flat_audio = rgb.reshape(len(rgb), -1), audio.reshape(len(audio), -1)
+        rgb_items, audio_items = rgb.view(_RGB_ITEM)[..., 0], audio.view(_AUDIO_ITEM)[..., 0]
         current: dict[int, NDArray[np.uint8]] = {}
         for place, (row, layout, frames) in enumerate(zip(rows.tolist(), self._layouts(rows), chosen, strict=True)):
             if isinstance(frames, slice):
                 first, stop, length = frames.start, frames.stop, frames.stop - frames.start
             else:
                 first, stop, length = int(frames[0]), int(frames[-1]) + 1, len(frames)
+                if stop - first == length:
+                    frames = slice(first, stop)  # noqa: PLW2901
             if not 0 <= first < stop <= layout.num_frames:
                 raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
             shard = current.get(layout.shard_index)
             if shard is None:
                 shard = current[layout.shard_index] = self._current(layout.shard_index)
-            if stop - first == length and layout.rgb_stride == RGB_ROW and layout.audio_stride == AUDIO_ROW:
-                # By far the most common case, without a needless view.
-                begin = layout.rgb_offset - (RGB_ROW - NUM_RGB) + first * RGB_ROW
-                flat_rgb[place, : length * RGB_ROW] = shard[begin : begin + length * RGB_ROW]
-                begin = layout.audio_offset - (AUDIO_ROW - NUM_AUDIO) + first * AUDIO_ROW
-                flat_audio[place, : length * AUDIO_ROW] = shard[begin : begin + length * AUDIO_ROW]
-            else:
-                self._copy(row, layout, shard, frames, rgb[place, :length], audio[place, :length])
+            self._copy(row, layout, shard, frames, rgb_items[place, :length], audio_items[place, :length])
             if length < num_rows:
-                flat_rgb[place, length * RGB_ROW :] = 0
-                flat_audio[place, length * AUDIO_ROW :] = 0
+                rgb[place, length:] = 0
+                audio[place, length:] = 0
 
     def _layout(self, row: int) -> _Layout:
         return _Layout(*[column.item(row) for column in self._columns])
@@ -212,14 +206,14 @@ class FrameReader:
         layout: _Layout,
         shard: NDArray[np.uint8],
         chosen: slice | NDArray[np.integer],
-        rgb: NDArray[np.uint8],
-        audio: NDArray[np.uint8],
+        rgb: NDArray[np.void],
+        audio: NDArray[np.void],
     ) -> None:
         if not (layout.rgb_stride and layout.audio_stride):
             self._copy_unequally_spaced(row, layout, shard, chosen, rgb, audio)
             return
-        _copy_rows(shard, layout.num_frames, layout.rgb_offset, layout.rgb_stride, NUM_RGB, chosen, rgb)
-        _copy_rows(shard, layout.num_frames, layout.audio_offset, layout.audio_stride, NUM_AUDIO, chosen, audio)
+        _copy_items(shard, layout.num_frames, layout.rgb_offset, layout.rgb_stride, NUM_RGB, chosen, rgb)
+        _copy_items(shard, layout.num_frames, layout.audio_offset, layout.audio_stride, NUM_AUDIO, chosen, audio)
 
     def _copy_unequally_spaced(
         self,
@@ -227,8 +221,8 @@ class FrameReader:
         layout: _Layout,
         shard: NDArray[np.uint8],
         chosen: slice | NDArray[np.integer],
-        rgb: NDArray[np.uint8],
-        audio: NDArray[np.uint8],
+        rgb: NDArray[np.void],
+        audio: NDArray[np.void],
     ) -> None:
         """Parse the record for where its frames lie: legal, but no known writer makes such records."""
         begin = int(self.catalog.record_offset[row])
@@ -241,7 +235,8 @@ class FrameReader:
             raise ShardError(path, error.message, record=number, offset=begin + error.offset) from None
         # The longer list is cut where rgb and audio differ in length.
         length = layout.num_frames
-        for target, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
+        for items, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
+            target = _bytes_of(items)
             target[:, :-size] = 0
             for frame, at in zip(target, of_feature[:length][chosen].tolist(), strict=True):
                 frame[-size:] = np.frombuffer(payload, np.uint8, size, at)
@@ -291,30 +286,35 @@ class FrameReader:
         self._mapped_bytes -= len(self._maps.popitem(last=False)[1])
 
 
-def _copy_rows(
+def _copy_items(
     shard: NDArray[np.uint8],
     num_frames: int,
     offset: int,
     stride: int,
     size: int,
     chosen: slice | NDArray[np.integer],
-    out: NDArray[np.uint8],
+    out: NDArray[np.void],
 ) -> None:
-    """Copy equally spaced frames of one feature into rows, uint8 (T, row), of which the last `size` bytes count."""
-    row = out.shape[1]
-    if stride != row:
+    """Copy equally spaced frames of one feature into rows (T,), contiguous, of which the last `size` bytes count."""
+    kind = out.dtype
+    if stride != kind.itemsize:
         # Another writer's spacing: the frames alone.
         frames: NDArray[np.uint8] = np.ndarray((num_frames, size), np.uint8, shard, offset, (stride, 1))
-        out[:, :-size] = 0
-        out[:, -size:] = frames[chosen]
+        target = _bytes_of(out)
+        target[:, :-size] = 0
+        target[:, -size:] = frames[chosen]
         return
-    first = offset - (row - size)
+    first = offset - (stride - size)
     if isinstance(chosen, slice):
-        out.reshape(-1)[:] = shard[first + chosen.start * row : first + chosen.stop * row]
+        out[:] = np.ndarray(len(out), kind, shard, first + chosen.start * stride)
     else:
         # `clip` spares numpy a copy; the indices are known to be right.
-        kind = _row_type(row)
-        np.ndarray(num_frames, kind, shard, first).take(chosen, out=out.view(kind)[:, 0], mode="clip")
+        np.ndarray(num_frames, kind, shard, first).take(chosen, out=out, mode="clip")
+
+
+def _bytes_of(items: NDArray[np.void]) -> NDArray[np.uint8]:
+    """Rows as bytes, (T, row)."""
+    return items.view(np.uint8).reshape(len(items), -1)
 
 
 def _mapped(path: str) -> NDArray[np.uint8]:
