@@ -1,6 +1,7 @@
 """Measure how fast frames leave the disk cache: against TensorFlow's reader and a plain copy of memory, in one run.
 
-One core each, page cache warm. TensorFlow parses every record of the same shards (TFRecordDataset, SequenceExample,
+One core each, page cache warm; seconds are of the processor, since threads that take turns on one core also wait for
+each other. TensorFlow parses every record of the same shards (TFRecordDataset, SequenceExample,
 decode_raw) into the same uint8 arrays, rgb and audio; "memory copy" copies as many bytes from one array to another,
 which nothing that fills an array can beat. Every way runs in a process of its own, and the ways take turns, so that a
 busy machine is busy for all; figures are medians over the rounds, of the ratios too. Then batches of 128 through worker
@@ -127,14 +128,14 @@ def _gigabyte() -> NDArray[np.uint8]:
 
 def _copies_a_second(frames: list[int]) -> float:
     source, target, at = _gigabyte(), np.empty(2**20, np.uint8), 0
-    started = time.perf_counter()
+    started = time.process_time()
     for count in frames:
         size = count * NUM_FEATURES
         if at + size > len(source):
             at = 0
         target[:size] = source[at : at + size]
         at += size
-    return len(frames) / (time.perf_counter() - started)
+    return len(frames) / (time.process_time() - started)
 
 
 def ours_whole(folder: Path, _: int) -> float:
@@ -142,7 +143,7 @@ def ours_whole(folder: Path, _: int) -> float:
     reader = reader_of(folder)
     lengths = reader.catalog.num_frames
     rgb, audio = (np.empty(8 * int(lengths.max()) * row, np.uint8) for row in (RGB_ROW, AUDIO_ROW))
-    started = time.perf_counter()
+    started = time.process_time()
     for begin in range(0, len(lengths), 8):
         rows = np.arange(begin, min(begin + 8, len(lengths)))
         frames = lengths[rows].tolist()
@@ -153,14 +154,14 @@ def ours_whole(folder: Path, _: int) -> float:
             rows,
             [slice(0, length) for length in frames],
         )
-    return len(lengths) / (time.perf_counter() - started)
+    return len(lengths) / (time.process_time() - started)
 
 
 def tensorflow_whole(folder: Path, _: int) -> float:
     """Every video whole, by TensorFlow."""
-    started = time.perf_counter()
+    started = time.process_time()
     count = sum(1 for _ in tensorflow_videos(folder))
-    return count / (time.perf_counter() - started)
+    return count / (time.process_time() - started)
 
 
 def ours_sampled(folder: Path, number: int) -> float:
@@ -169,21 +170,21 @@ def ours_sampled(folder: Path, number: int) -> float:
     choice = FrameChoice(SAMPLED)
     order = np.random.default_rng(number).permutation(len(reader.catalog))
     rgb, audio = (np.empty((16, SAMPLED, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
-    started = time.perf_counter()
+    started = time.process_time()
     for begin in range(0, len(order), BATCH):
         rows = order[begin : begin + BATCH]
         chosen = choice.of_videos(reader.catalog.num_frames[rows], number, np.arange(begin, begin + len(rows)))
         for first in range(0, len(rows), 16):
             some = rows[first : first + 16]
             reader.fill(rgb[: len(some)], audio[: len(some)], some, chosen[first : first + 16])
-    return len(order) / (time.perf_counter() - started)
+    return len(order) / (time.process_time() - started)
 
 
 def tensorflow_sampled(folder: Path, _: int) -> float:
     """150 frames of every video, chosen anew, by TensorFlow."""
-    started = time.perf_counter()
+    started = time.process_time()
     count = sum(1 for _ in tensorflow_videos(folder, sample_in_tensorflow))
-    return count / (time.perf_counter() - started)
+    return count / (time.process_time() - started)
 
 
 def ours_segments(folder: Path, number: int) -> float:
@@ -194,11 +195,11 @@ def ours_segments(folder: Path, number: int) -> float:
     rows = rng.integers(0, len(lengths), 50_000 // BATCH * BATCH)
     starts = (rng.random(len(rows)) * (lengths[rows] - WINDOW)).astype(np.int64)
     rgb, audio = (np.empty((BATCH, WINDOW, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
-    started = time.perf_counter()
+    started = time.process_time()
     for begin in range(0, len(rows), BATCH):
         chosen = [slice(start, start + WINDOW) for start in starts[begin : begin + BATCH].tolist()]
         reader.fill(rgb, audio, rows[begin : begin + BATCH], chosen)
-    return len(rows) / (time.perf_counter() - started)
+    return len(rows) / (time.process_time() - started)
 
 
 def parsed_segments(folder: Path, number: int) -> float:
@@ -210,7 +211,7 @@ def parsed_segments(folder: Path, number: int) -> float:
     rows = rng.integers(0, len(catalog), 1000)
     starts = (rng.random(len(rows)) * (catalog.num_frames[rows] - WINDOW)).astype(np.int64)
     message = message_class("SequenceExample")
-    started = time.perf_counter()
+    started = time.process_time()
     for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
         with catalog.shard_path(row).open("rb") as file:
             file.seek(int(catalog.record_offset[row]))
@@ -218,7 +219,7 @@ def parsed_segments(folder: Path, number: int) -> float:
         parts = [video.feature_lists.feature_list[name].feature[start : start + WINDOW] for name in ("rgb", "audio")]
         both = [b"".join(frame.bytes_list.value[0] for frame in part) for part in parts]
         np.concatenate([np.frombuffer(part, np.uint8).reshape(WINDOW, -1) for part in both], 1)
-    return len(rows) / (time.perf_counter() - started)
+    return len(rows) / (time.process_time() - started)
 
 
 def index_verified(folder: Path, _: int) -> float:
@@ -232,9 +233,9 @@ def index_unverified(folder: Path, _: int) -> float:
 
 
 def _indexed_bytes_a_second(folder: Path, verify: bool) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     catalog = index_folder(folder, verify=verify)
-    return sum(shard.num_bytes for shard in catalog.shards) / (time.perf_counter() - started)
+    return sum(shard.num_bytes for shard in catalog.shards) / (time.process_time() - started)
 
 
 def measure(way: Callable[[Path, int], float], folder: Path, number: int) -> tuple[float, float]:
@@ -272,7 +273,8 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
         stream = VideoBatches(reader, classes, FrameChoice(SAMPLED), BATCH, 0)
     else:
         stream = SegmentBatches(reader, classes, rated_segments(reader.catalog, classes), 3, BATCH, 0)
-    warm_up = 4 * num_workers + 12
+    # Each worker has to touch all shards once: the first touch of a page costs more than its bytes.
+    warm_up = max(1, num_workers) * -(-stream.num_items // BATCH) + 12
     stop = warm_up + steps
     if plain and num_workers:
         loader: Any = DataLoader(
