@@ -38,6 +38,7 @@ from yt8m.dataset.sampling import crop, even_frames
 BATCH = 128
 SAMPLED = 150
 WINDOW = 11
+PARTS = ("whole", "sampled", "segments", "loader", "index")
 FULL_SET_BYTES = 1.53e12
 """The frame-level training, validation and test shards (SPEC: sizes)."""
 
@@ -139,13 +140,13 @@ def _copies_a_second(frames: list[int]) -> float:
 
 
 def ours_whole(folder: Path, _: int) -> float:
-    """Every video whole, in the order of the catalog, eight at a time."""
+    """Every video whole, in the order of the catalog, four at a time."""
     reader = reader_of(folder)
     lengths = reader.catalog.num_frames
-    rgb, audio = (np.empty(8 * int(lengths.max()) * row, np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    rgb, audio = (np.empty(4 * int(lengths.max()) * row, np.uint8) for row in (RGB_ROW, AUDIO_ROW))
     started = time.process_time()
-    for begin in range(0, len(lengths), 8):
-        rows = np.arange(begin, min(begin + 8, len(lengths)))
+    for begin in range(0, len(lengths), 4):
+        rows = np.arange(begin, min(begin + 4, len(lengths)))
         frames = lengths[rows].tolist()
         count, longest = len(frames), max(frames)
         reader.fill(
@@ -286,12 +287,13 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
         )
     else:
         loader = step_loader(stream, 0, stop, num_workers)
-    started = 0.0
+    started = ended = 0.0
     for step, batch in enumerate(loader):
         if step == warm_up:
             started = time.perf_counter()
         int(batch.rgb[0, 0, -1])
-    return (steps - 1) * BATCH / (time.perf_counter() - started)
+        ended = time.perf_counter()  # before the workers are sent home
+    return (steps - 1) * BATCH / (ended - started)
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -379,6 +381,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/reading"), help="spliced data, made where missing")
     parser.add_argument("--videos", type=int, default=4800, help="training videos to splice")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--steps", type=int, default=150, help="batches that each loader delivers")
     options = parser.parse_args()
     folder = make_data(options.data, options.videos)
@@ -390,36 +393,46 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         print(f"TensorFlow and yt8m read the same frames: {pool.submit(check, folder).result()}")
 
-    whole = {"memory copy": copy_whole, "yt8m": ours_whole, "TensorFlow": tensorflow_whole}
-    show("whole videos", in_turns(folder, whole, options.rounds), frames, ["TensorFlow", "memory copy"], "yt8m")
-    sampled = {"memory copy": copy_sampled, "yt8m": ours_sampled, "TensorFlow": tensorflow_sampled}
-    seen = float(np.mean([min(SAMPLED, _cropped(n)) for n in catalog.num_frames.tolist()]))
-    show(f"{SAMPLED} frames", in_turns(folder, sampled, options.rounds), seen, ["TensorFlow", "memory copy"], "yt8m")
-    segments = {"yt8m": ours_segments, "record parsed": parsed_segments}
-    show(f"{WINDOW} frames", in_turns(folder, segments, options.rounds), WINDOW, ["record parsed"], "yt8m")
+    if "whole" in options.parts:
+        whole = {"memory copy": copy_whole, "yt8m": ours_whole, "TensorFlow": tensorflow_whole}
+        show("whole videos", in_turns(folder, whole, options.rounds), frames, ["TensorFlow", "memory copy"], "yt8m")
+    if "sampled" in options.parts:
+        sampled = {"memory copy": copy_sampled, "yt8m": ours_sampled, "TensorFlow": tensorflow_sampled}
+        seen = float(np.mean([min(SAMPLED, _cropped(n)) for n in catalog.num_frames.tolist()]))
+        found = in_turns(folder, sampled, options.rounds)
+        show(f"{SAMPLED} frames", found, seen, ["TensorFlow", "memory copy"], "yt8m")
+    if "segments" in options.parts:
+        segments = {"yt8m": ours_segments, "record parsed": parsed_segments}
+        show(f"{WINDOW} frames", in_turns(folder, segments, options.rounds), WINDOW, ["record parsed"], "yt8m")
+    if "loader" in options.parts:
+        show_loaders(options.data, options.rounds, options.steps)
+    if "index" in options.parts:
+        ways = {"every checksum": index_verified, "no checksums": index_unverified}
+        print("\n| indexing, one core | GB/s | the 1.53 TB set |")
+        print("|---|---|---|")
+        for name, (*speeds, _) in in_turns(folder, ways, options.rounds).items():
+            speed = statistics.median(speeds)
+            print(f"| {name} | {speed / 1e9:.2f} | {FULL_SET_BYTES / speed / 60:.0f} minutes |")
 
+
+def show_loaders(data: Path, rounds: int, steps: int) -> None:
+    """Print what arrives in one process through workers, ours and DataLoader's, each run in a process of its own."""
     print(
         f"\n| delivered to one process, batches of {BATCH} | workers | yt8m a second | DataLoader as it comes | ratio |"
     )
     print("|---|---|---|---|---|")
-    for kind, part in (("videos", folder), ("segments", options.data / "segment/train")):
+    for kind, part in (("videos", "video/train"), ("segments", "segment/train")):
         for num_workers in (0, 1, 2, 4):
             rates: dict[bool, list[float]] = {False: [], True: []}
-            for _ in range(max(1, options.rounds // 2)):
-                for plain in (False, True):
+            for _ in range(max(1, rounds // 2)):
+                for plain in (False, True) if num_workers else (False,):
                     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                        job = pool.submit(deliver, part, kind, num_workers, plain, options.steps)
+                        job = pool.submit(deliver, data / part, kind, num_workers, plain, steps)
                         rates[plain].append(job.result())
-            ours, theirs = (statistics.median(rates[plain]) for plain in (False, True))
+            ours = statistics.median(rates[False])
+            theirs = statistics.median(rates[True]) if num_workers else 0.0
             other = (f"{theirs:,.0f}", f"{ours / theirs:.1f}") if num_workers else ("", "")
             print(f"| {kind} | {num_workers} | {ours:,.0f} | {other[0]} | {other[1]} |", flush=True)
-
-    ways = {"every checksum": index_verified, "no checksums": index_unverified}
-    print("\n| indexing, one core | GB/s | the 1.53 TB set |")
-    print("|---|---|---|")
-    for name, (*speeds, _) in in_turns(folder, ways, options.rounds).items():
-        speed = statistics.median(speeds)
-        print(f"| {name} | {speed / 1e9:.2f} | {FULL_SET_BYTES / speed / 60:.0f} minutes |")
 
 
 if __name__ == "__main__":
