@@ -15,11 +15,11 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from measuring import in_new_process, memory
 from yt8m.dataset.catalog import Catalog, ShardInfo, index_and_save
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
 from yt8m.dataset.loading import FrameChoice, VideoBatches, videos_with_classes
@@ -41,12 +41,6 @@ def write_many_shards(folder: Path, num_shards: int) -> None:
                 writer.write(encode_video(f"{number:04d}{video}", frames, [int(rng.integers(0, 1000))]))
 
 
-def memory(process: int | str, field: str) -> float:
-    """Memory of a process in MiB, as Linux counts it."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def read_epochs(folder: Path, num_epochs: int, num_workers: int, max_files: int) -> list[tuple[float, float, int]]:
     """Read epochs under a limit of open files; MiB of this process, of its largest worker, and open files, after each."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
@@ -57,8 +51,8 @@ def read_epochs(folder: Path, num_epochs: int, num_workers: int, max_files: int)
         if step % steps == steps - 1:
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]
             files = sum(1 for _ in Path("/proc/self/fd").iterdir())
-            largest = max(memory(pid, "RssAnon") for pid in workers)
-            found.append((memory("self", "RssAnon"), largest, files))
+            largest = max(memory("RssAnon", pid) for pid in workers)
+            found.append((memory("RssAnon"), largest, files))
     return found
 
 
@@ -111,11 +105,11 @@ def load_large_catalog(folder: Path) -> dict[str, float]:
     def timed(name: str, started: float) -> None:
         found[name] = time.perf_counter() - started
 
-    before = memory("self", "VmRSS")
+    before = memory("VmRSS")
     started = time.perf_counter()
     catalog = Catalog.load(folder)
     timed("load", started)
-    found["peak after loading"] = memory("self", "VmHWM")
+    found["peak after loading"] = memory("VmHWM")
     started = time.perf_counter()
     str(catalog.digest)
     timed("digest", started)
@@ -128,7 +122,7 @@ def load_large_catalog(folder: Path) -> dict[str, float]:
         stream._items(stream._positions(step))
     timed("order of two epochs", started)
     found["videos"], found["with a class"] = len(catalog), len(rows)
-    found["peak in all"], found["before"] = memory("self", "VmHWM"), before
+    found["peak in all"], found["before"] = memory("VmHWM"), before
     return found
 
 
@@ -141,23 +135,19 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=256, help="files that the reading process may open")
     parser.add_argument("--videos", type=int, default=4_000_000)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
         write_many_shards(folder, options.shards)
         index_and_save(folder)
         print(f"{options.shards:,} shards, {options.workers} workers, at most {options.files} open files")
         print("\n| epoch | this process | largest worker | open files here |\n|---|---|---|---|")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            job = pool.submit(read_epochs, folder, options.epochs, options.workers, options.files)
-            for epoch, (here, worker, files) in enumerate(job.result(), start=1):
-                print(f"| {epoch} | {here:.0f} MiB | {worker:.0f} MiB | {files} |")
+        epochs = in_new_process(read_epochs, folder, options.epochs, options.workers, options.files)
+        for epoch, (here, worker, files) in enumerate(epochs, start=1):
+            print(f"| {epoch} | {here:.0f} MiB | {worker:.0f} MiB | {files} |")
         folder = Path(name) / "catalog"
         folder.mkdir()
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            size = pool.submit(write_large_catalog, folder, options.videos).result()
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            found = pool.submit(load_large_catalog, folder).result()
+        size = in_new_process(write_large_catalog, folder, options.videos)
+        found = in_new_process(load_large_catalog, folder)
         print(f"\nA catalog of {found['videos']:,.0f} videos, {size / 1e6:,.0f} MB as Parquet\n\n| | |\n|---|---|")
         for step in ("load", "digest", "videos with a class", "order of two epochs"):
             print(f"| {step} | {found[step]:.2f} s |")

@@ -13,29 +13,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import heapq
-import multiprocessing
 import platform
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from measuring import in_new_process
 from yt8m.ranking.submission import write_submission
 from yt8m.ranking.topk import Segments, TopK
 from yt8m.scoring.map_at_k import Truth, map_at_k
 from yt8m.vocabulary import Vocabulary
 
 SEGMENTS_OF_A_VIDEO = 40
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -194,13 +190,6 @@ def measure_scoring(size: Size, path: Path) -> tuple[float, int, float]:
     started = time.perf_counter()
     score = map_at_k(path, truth, vocabulary=make_vocabulary(size.num_classes))
     return time.perf_counter() - started, peak_bytes(), score.mean_average_precision
-
-
-def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Run a function in a fresh process and wait."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:

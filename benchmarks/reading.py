@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from measuring import in_new_process, memory, new_process
 from yt8m.dataset.catalog import Catalog, index_folder, load_or_index
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.loading import FrameChoice
@@ -242,16 +241,7 @@ def _indexed_bytes_a_second(folder: Path, verify: bool) -> float:
 def measure(way: Callable[[Path, int], float], folder: Path, number: int) -> tuple[float, float]:
     """One round on one core: the rate, and the memory of this process in MiB (pages of the page cache left out)."""
     one_core()
-    return way(folder, number), resident("RssAnon")
-
-
-def resident(field: str) -> float:
-    """Memory of this process in MiB, as Linux counts it; not a number elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return float("nan")
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
+    return way(folder, number), memory("RssAnon")
 
 
 # ------------------------------------------------------------------------------------------------- several processes
@@ -341,18 +331,17 @@ def machine() -> str:
 
 def in_turns(folder: Path, ways: dict[str, Callable[[Path, int], float]], rounds: int) -> dict[str, list[float]]:
     """Rates of each way in each round; the last element is its memory. A first round, not counted, warms up."""
-    context = multiprocessing.get_context("spawn")
-    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in ways}
+    pools = {name: new_process() for name in ways}
     found: dict[str, list[float]] = {name: [] for name in ways}
-    memory = dict.fromkeys(ways, 0.0)
+    taken = dict.fromkeys(ways, 0.0)
     for number in range(rounds + 1):
         for name, way in ways.items():
-            rate, memory[name] = pools[name].submit(measure, way, folder, number).result()
+            rate, taken[name] = pools[name].submit(measure, way, folder, number).result()
             if number:
                 found[name].append(rate)
     for name, pool in pools.items():
         pool.shutdown()
-        found[name].append(memory[name])
+        found[name].append(taken[name])
     return found
 
 
@@ -360,7 +349,7 @@ def show(title: str, found: dict[str, list[float]], frames: float, against: list
     """Print a table: rates, bytes a second, and how many times faster ours is."""
     print(f"\n| {title} | a second | GB/s | {' | '.join(f'ours / {name}' for name in against)} | memory |")
     print("|---|---|---|" + "---|" * len(against) + "---|")
-    for name, (*rates, memory) in found.items():
+    for name, (*rates, taken) in found.items():
         rate = statistics.median(rates)
         ratios = [
             f"{statistics.median(a / b for a, b in zip(found[ours][:-1], found[other][:-1], strict=True)):.2f}"
@@ -370,7 +359,7 @@ def show(title: str, found: dict[str, list[float]], frames: float, against: list
         ]
         print(
             f"| {name} | {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {rate * frames * NUM_FEATURES / 1e9:.2f} "
-            f"| {' | '.join(ratios)} | {memory:,.0f} MiB |",
+            f"| {' | '.join(ratios)} | {taken:,.0f} MiB |",
             flush=True,
         )
 
@@ -390,8 +379,7 @@ def main() -> None:
     frames = float(catalog.num_frames.mean())
     print(machine())
     print(f"{len(catalog):,} videos of {frames:.0f} frames, {size / 1e9:.2f} GB, {len(catalog.shards)} shards")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        print(f"TensorFlow and yt8m read the same frames: {pool.submit(check, folder).result()}")
+    print(f"TensorFlow and yt8m read the same frames: {in_new_process(check, folder)}")
 
     if "whole" in options.parts:
         whole = {"memory copy": copy_whole, "yt8m": ours_whole, "TensorFlow": tensorflow_whole}
@@ -426,9 +414,7 @@ def show_loaders(data: Path, rounds: int, steps: int) -> None:
             rates: dict[bool, list[float]] = {False: [], True: []}
             for _ in range(max(1, rounds // 2)):
                 for plain in (False, True) if num_workers else (False,):
-                    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                        job = pool.submit(deliver, data / part, kind, num_workers, plain, steps)
-                        rates[plain].append(job.result())
+                    rates[plain].append(in_new_process(deliver, data / part, kind, num_workers, plain, steps))
             ours = statistics.median(rates[False])
             theirs = statistics.median(rates[True]) if num_workers else 0.0
             other = (f"{theirs:,.0f}", f"{ours / theirs:.1f}") if num_workers else ("", "")

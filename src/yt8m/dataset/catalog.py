@@ -36,6 +36,7 @@ from yt8m.shards.example import (
     WrongDatasetError,
     read_video,
 )
+from yt8m.shards.plan import list_lines
 from yt8m.shards.tfrecord import Record, iterate_records, map_shard
 
 FILE_NAME = "catalog.parquet"
@@ -334,11 +335,7 @@ def shard_list(folder: Path) -> ShardList | None:
         path, prefix = folder.resolve().parents[part.count("/")] / LIST_NAME, f"{part}/"
         if not path.is_file():
             return None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a list of shards ({error}).") from None
-    named = {line.removeprefix("./") for line in lines if line and not line.startswith("#")}
+    named = {line.removeprefix("./") for line in list_lines(path) if line and not line.startswith("#")}
     if not named:
         raise UsageError(f"{path}: names no shard; write one name a line, or remove it to use all shards.")
     for name in sorted(named):

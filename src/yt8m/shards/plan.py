@@ -198,18 +198,26 @@ class Fraction:
         return int(digest, 16) % self.count == self.number - 1
 
 
+def list_lines(path: Path) -> list[str]:
+    """Lines of a list of shards, without the blanks around them.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: cannot be read as a list of shards ({reason}).") from None
+
+
 def read_list(path: Path) -> list[PurePosixPath]:
     """Read a list of shards: one a line, with or without its folder; `#` begins a comment.
 
     Raises:
         UsageError: The file cannot be read, or names nothing.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{path}: cannot be read as a list of shards ({reason}).") from None
-    entries = [PurePosixPath(text) for line in lines if (text := line.partition("#")[0].strip())]
+    entries = [PurePosixPath(text) for line in list_lines(path) if (text := line.partition("#")[0].strip())]
     if not entries:
         raise UsageError(f"{path}: names no shard; expected one a line, like video/train/train0001.tfrecord.")
     return entries

@@ -1,0 +1,31 @@
+"""What the benchmarks share: processes of their own, and the memory that a process takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def new_process() -> ProcessPoolExecutor:
+    """A fresh process that takes one job after the other."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Run a function in a fresh process and wait."""
+    with new_process() as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory(field: str, process: int | str = "self") -> float:
+    """Memory of a process in MiB, as Linux counts it (a field of /proc/PID/status); not a number elsewhere."""
+    status = Path(f"/proc/{process}/status")
+    if not status.is_file():
+        return float("nan")
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
