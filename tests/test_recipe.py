@@ -199,7 +199,6 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         ((*TRAINING, "peak_rate"), True, "'base_models.dbof.training.peak_rate': expected a valid number, found True"),
         ((*TRAINING, "warmup"), 1.5, "'base_models.dbof.training.warmup': expected less than or equal to 1, found 1.5"),
         ((*TRAINING, "choose_by"), "acu", "'base_models.dbof.training.choose_by': expected 'loss', 'auc' or 'map', found 'acu'"),
-        ((*TRAINING, "checkpoint_every"), 3, "'base_models.dbof.training': checkpoint_every 3 must be a multiple of log_every 2"),
         ((*ENCODER, "type"), "dboff", "'base_models.dbof.classifier.encoder.type': expected one of 'dbof', 'nextvlad', found 'dboff'"),
         ((*ENCODER, "hidden_siez"), 3, "unknown key 'base_models.dbof.classifier.encoder.hidden_siez' (did you mean 'hidden_size'?)"),
         ((*ENCODER, "num_clusters"), 3, "unknown key 'base_models.dbof.classifier.encoder.num_clusters'"),

@@ -28,7 +28,7 @@ from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.models.saved import load_model, read_description
 from yt8m.ranking.submission import read_submission
 from yt8m.run import StageRecord, fingerprint, read_stage
-from yt8m.training.checkpoint import save_checkpoint
+from yt8m.training.loop import _Training
 from yt8m.vocabulary import Vocabulary
 
 STAGES = ["pretrain/dbof", "pretrain/nextvlad", "finetune/bare", "finetune/aware", "predict"]
@@ -403,8 +403,8 @@ def stop_at(place: str, number: int) -> Callable[..., object]:
     """Make a function that works until its call of this number, and then is killed right after it, or in front of it."""
     calls = 0
     functions: dict[str, Callable[..., object]] = {
-        "checkpoint": save_checkpoint,
-        "evaluation": yt8m.training.loop._evaluate,
+        "checkpoint": _Training._save,
+        "evaluation": _Training._evaluate,
         "end": yt8m.run._write_stage,
         "table": predict_and_score,
     }
@@ -423,8 +423,8 @@ def stop_at(place: str, number: int) -> Callable[..., object]:
 
 
 TARGETS = {
-    "checkpoint": "yt8m.training.loop.save_checkpoint",
-    "evaluation": "yt8m.training.loop._evaluate",
+    "checkpoint": "yt8m.training.loop._Training._save",
+    "evaluation": "yt8m.training.loop._Training._evaluate",
     "end": "yt8m.run._write_stage",
     "table": "yt8m.run.predict_and_score",
 }
@@ -481,17 +481,17 @@ def test_prediction_that_was_stopped_is_made_again(
 
 KILLED_AFTER_A_CHECKPOINT = """
 import os, signal
-import yt8m.training.loop as loop
 from yt8m.cli import main
+from yt8m.training.checkpoint import CheckpointWriter
 
-save = loop.save_checkpoint
+write = CheckpointWriter._write
 
-def save_and_die(fabric, path, *rest):
-    save(fabric, path, *rest)
-    if path.parent.name == "nextvlad":
+def write_and_die(self, state):
+    write(self, state)
+    if self.path.parent.name == "nextvlad":
         os.kill(os.getpid(), signal.SIGKILL)
 
-loop.save_checkpoint = save_and_die
+CheckpointWriter._write = write_and_die
 main()
 """
 

@@ -53,23 +53,33 @@ def tracked(items: Iterable[T], description: str) -> Iterator[T]:
 
 
 @contextmanager
-def step_bar(description: str, total: int, shown: bool = True) -> Iterator[Callable[[int, float], None]]:
+def step_bar(
+    description: str, total: int, unit: str, shown: bool = True
+) -> Iterator[Callable[[tuple[int, float, float, float]], None]]:
     """Show a bar for a run of training steps.
 
     Args:
         description: What is trained.
         total: Steps in all.
+        unit: What a step has a batch of, in the plural.
         shown: Whether this process shows anything.
 
     Yields:
-        A function to call with the steps done and the current loss.
+        A function to call with the steps done, the current loss, examples a second, and the share of the time spent
+        waiting for data.
     """
     if not shown:
-        yield lambda _step, _loss: None
+        yield lambda _: None
         return
     with _bar() as bar:
         task = bar.add_task(description, total=total, note="")
-        yield lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4g}")
+
+        def show(pace: tuple[int, float, float, float]) -> None:
+            step, loss, speed, waiting = pace
+            late = f", {waiting:.0%} waiting for data" if waiting >= 0.05 else ""
+            bar.update(task, completed=step, note=f"loss {loss:.4g}, {speed:,.0f} {unit}/s{late}")
+
+        yield show
 
 
 @contextmanager

@@ -21,6 +21,13 @@ class UsageError(Yt8mError):
     exit_code = 2
 
 
+class Interrupted(Yt8mError):  # noqa: N818 - asked for, no error
+    """The work was asked to stop, has saved where it stands, and goes on with the same command."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: not done, try again."""
+
+
 class ShardError(Yt8mError):
     """A shard that cannot be read as what it should be.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,25 @@ def written_atomically(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what kills left of former tries to write `path`; a folder that was being replaced gets its name back.
+
+    Not to be called while something else may be writing `path`.
+
+    Args:
+        path: A final name given to `written_atomically` before.
+    """
+    ours = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}(\.old)?")
+    for leftover in path.parent.glob(".*"):
+        match = ours.fullmatch(leftover.name)
+        if match and match[1] and not path.exists():
+            leftover.replace(path)
+        elif match and leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif match:
+            leftover.unlink(missing_ok=True)
 
 
 def _replace_folder(new: Path, path: Path) -> None:

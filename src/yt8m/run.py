@@ -394,17 +394,14 @@ class Run:
                 self._say(f"{title}: goes on where it was stopped")
             _write_stage(folder, StageRecord(mark, "started", 0.0, {}), self._settings(stage))
         self.fabric.barrier()
-        with step_bar(title, stage.training.steps, self.fabric.is_global_zero) as on_step:
-            fitted = fit(
-                self.fabric, model, task, stage.training, folder, seed, self.recipe.machine.num_workers, on_step
-            )
+        unit = "videos" if kind == "pretrain" else "segments"
+        with step_bar(title, stage.training.steps, unit, self.fabric.is_global_zero) as on_log:
+            fitted = fit(self.fabric, model, task, stage.training, folder, seed, self.recipe.machine, on_log)
         if self.fabric.is_global_zero:
             _write_stage(folder, StageRecord(mark, "finished", fitted.seconds, fitted.metrics), self._settings(stage))
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
             metrics = ", ".join(f"{metric} {value:.4f}" for metric, value in fitted.metrics.items())
-            self._say(
-                f"{title}: {metrics} at step {fitted.best_step} of {stage.training.steps}, {fitted.seconds:.0f} s"
-            )
+            self._say(f"{title}: {metrics} at step {fitted.best_step} of {fitted.last_step}, {fitted.seconds:.0f} s")
         self.fabric.barrier()
 
     def _say(self, sentence: str) -> None:

@@ -187,10 +187,9 @@ def test_aware_classifier_is_its_parts_in_order() -> None:
     model = aware_classifier().double().eval()
     frames, lengths = random_frames(3, 11), torch.tensor([11, 8, 11])
     videos, video_lengths = random_frames(3, 20), torch.tensor([20, 13, 9])
-    logits = model(frames, lengths, videos, video_lengths)
     context = model.encode_context(videos, video_lengths)
     assert torch.equal(context, model.context_encoder(videos, video_lengths))
-    assert torch.equal(logits, model.forward_with_context(frames, lengths, context))
+    logits = model(frames, lengths, context)
     joint = torch.cat([context, model.segment_encoder(frames, lengths)], 1)
     norm = model.fusion_norm
     joint = (joint - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias
@@ -206,9 +205,8 @@ def test_context_encoder_is_frozen_and_stays_in_eval_mode() -> None:
     before = {name: tensor.clone() for name, tensor in model.context_encoder.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     moving = model.segment_encoder.projection.weight.clone()
-    model(
-        random_frames(3, 11), torch.tensor([11, 8, 9]), random_frames(3, 20), torch.tensor([20, 9, 3])
-    ).sum().backward()
+    context = model.encode_context(random_frames(3, 20), torch.tensor([20, 9, 3]))
+    model(random_frames(3, 11), torch.tensor([11, 8, 9]), context).sum().backward()
     optimizer.step()
     for name, tensor in model.context_encoder.state_dict().items():
         assert torch.equal(tensor, before[name]), name

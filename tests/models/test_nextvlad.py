@@ -110,12 +110,12 @@ def test_whole_clusters_are_dropped_and_the_others_scaled() -> None:
     vlad = ModalityVLAD(128, 8, 4, 2, 0.25)
     features, mask = torch.randn(50, 3, 128), torch.ones(50, 3, dtype=torch.bool)
     dropped = vlad.train()(features, mask).view(50, 8, 64)
-    vlad.cluster_dropout = 0.0
+    vlad.cluster_dropout.p = 0.0
     whole = vlad(features, mask).view(50, 8, 64)
     gone = dropped.abs().amax(2) == 0
     assert 0.15 < gone.float().mean() < 0.35
     torch.testing.assert_close(dropped[~gone], whole[~gone] / 0.75)
-    vlad.cluster_dropout = 0.25
+    vlad.cluster_dropout.p = 0.25
     assert (vlad.eval()(features, mask).view(50, 8, 64).abs().amax(2) > 0).all()
 
 

@@ -26,7 +26,7 @@ def logits(model: Classifier) -> torch.Tensor:
     torch.manual_seed(3)
     inputs = [random_frames(3, 11), torch.tensor([11, 8, 9])]
     if isinstance(model, ContextAwareClassifier):
-        inputs += [random_frames(3, 20), torch.tensor([20, 9, 3])]
+        inputs += [model.encode_context(random_frames(3, 20), torch.tensor([20, 9, 3])).detach()]
     with torch.no_grad():
         return model(*inputs)
 

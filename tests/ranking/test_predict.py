@@ -118,7 +118,7 @@ def slow_predictions(
                     if len(inside) > wanted:
                         # The frames in the middles of equal intervals.
                         inside = inside[[int((i + 0.5) * len(inside) / wanted) for i in range(wanted)]]
-                    logits = model(*one(window), *one(inside))
+                    logits = model(*one(window), model.encode_context(*one(inside)))
                 else:
                     logits = model(*one(window))
             found[video.id, 5 * segment] = torch.sigmoid(logits)[0].numpy()

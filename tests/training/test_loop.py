@@ -28,6 +28,7 @@ from yt8m.models.saved import load_model, read_description
 from yt8m.settings import validated
 from yt8m.training import checkpoint
 from yt8m.training.loop import CHECKPOINT_FILE, TrainingConfig, fit, step_seed
+from yt8m.training.machine import MachineConfig
 from yt8m.training.metrics_log import read_metrics
 from yt8m.training.tasks import SegmentTask, VideoTask
 
@@ -83,7 +84,7 @@ def test_a_run_stopped_between_its_log_and_its_checkpoint_goes_on_to_the_same_en
     step: int, tmp_path: Path, undisturbed: tuple[Path, str]
 ) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, on_step=stopping_at(step))
+        fit_linear(tmp_path, on_log=lambda pace: stopping_at(step)(pace.step))
     _, model = fit_linear(tmp_path)
     assert_ends_alike(tmp_path, model, undisturbed)
 
@@ -98,11 +99,11 @@ def test_a_run_stopped_at_an_evaluation_goes_on_to_the_same_end(
     class Stopped(LinearTask):
         number = 0
 
-        def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+        def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None]) -> dict[str, float]:
             self.number += 1
             if place == "before evaluating" and self.number == evaluation:
                 raise StoppedError
-            return super().evaluate(fabric, model)
+            return super().evaluate(fabric, model, check)
 
         def save(self, folder: Path, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
             if place == "before saving" and step == steps[evaluation - 1]:
@@ -149,8 +150,6 @@ def test_a_killed_process_goes_on_to_the_same_end(when: str, tmp_path: Path, und
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
     assert state["progress"]["step"] == (4 if when == "stepping" else 2)
-    for leftover in tmp_path.glob(".*"):
-        leftover.unlink()
     _, model = fit_linear(tmp_path)
     assert_ends_alike(tmp_path, model, undisturbed)
 
@@ -173,7 +172,7 @@ def test_real_models_go_on_to_the_same_end_with_any_number_of_workers(
             with pytest.raises(StoppedError):
                 fit(fabric, model, task, config, tmp_path / name, 3)
         model, task = real_case(tiny_dataset, kind)
-        fitted = fit(fabric, model, task, config, tmp_path / name, 3, num_workers)
+        fitted = fit(fabric, model, task, config, tmp_path / name, 3, MachineConfig(num_workers=num_workers))
         folder = tmp_path / name
         files = [folder / "metrics.csv", folder / "model" / "config.yaml", folder / "model" / "model.safetensors"]
         ends.append((digest(model), fitted.best_step, fitted.metrics, [file.read_bytes() for file in files]))
@@ -263,7 +262,7 @@ def test_the_log_has_averages_rates_and_every_evaluation(tmp_path: Path) -> None
             return loss
 
     config = CONFIG.model_copy(update={"steps": 9, "log_every": 2, "evaluate_every": 4})
-    fit_linear(tmp_path, Told(), config, on_step=lambda *done: told.append(done))
+    fit_linear(tmp_path, Told(), config, on_log=lambda pace: told.append((pace.step, pace.loss)))
     rows = read_metrics(tmp_path / "metrics.csv")
     logged = {(step, name): value for split, step, name, value in rows if split == "train"}
     assert [step for step, _ in told] == [2, 4, 6, 8, 9]
@@ -300,7 +299,7 @@ def test_another_seed_drops_other_units(tmp_path: Path) -> None:
     assert len(weights) == 3 - 1
 
 
-def test_each_step_process_and_seed_has_random_numbers_of_its_own() -> None:
+def test_each_step_part_and_seed_has_random_numbers_of_its_own() -> None:
     seeds = [step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert step_seed(1, 2, 3) == seeds[4 * 50 + 2 * 4 + 3]
@@ -405,8 +404,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
 
 def test_impossible_intervals_are_refused() -> None:
     values = {"steps": 3, "peak_rate": 1.0, "weight_decay": 0.0}
-    with pytest.raises(Yt8mError, match=r"^a: checkpoint_every 50 must be a multiple of log_every 20\.$"):
-        validated(TrainingConfig, {**values, "checkpoint_every": 50}, "a")
     for key in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
         with pytest.raises(Yt8mError, match=rf"^a: '{key}': expected greater than 0, found 0"):
             validated(TrainingConfig, {**values, key: 0}, "a")

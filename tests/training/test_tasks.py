@@ -97,7 +97,7 @@ def test_metrics_of_segments_are_those_of_scikit_learn(kind: str, tiny_dataset: 
                 continue
             inputs = alone(task.reader, row, np.arange(start - 3, min(start + 8, length)))
             if isinstance(model, ContextAwareClassifier):
-                inputs += alone(task.reader, row, context_seconds(length))
+                inputs += (model.encode_context(*alone(task.reader, row, context_seconds(length))),)
             with torch.no_grad():
                 logits = model(*inputs)[0]
             p.append(torch.sigmoid(logits[classes.index(label)]).item())
@@ -149,7 +149,7 @@ def test_the_loss_of_segments_is_that_of_the_whole_model(kind: str, tiny_dataset
         context = [
             alone(task.reader, row, context_seconds(task.reader.catalog.num_frames[row])) for row in batch.rows.tolist()
         ]
-        inputs += [torch.cat([frames for frames, _ in context]), torch.cat([lengths for _, lengths in context])]
+        inputs += [torch.cat([model.encode_context(*video) for video in context])]
     expected = segment_loss(model(*inputs), batch.class_indices, batch.ratings, batch.negatives)
     assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     assert task.batches(Share(1, 2))[0].rows.tolist() == batch.rows.tolist()[4:]

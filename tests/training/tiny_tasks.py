@@ -35,7 +35,7 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.training import checkpoint
-from yt8m.training.loop import Fitted, TrainingConfig, fit
+from yt8m.training.loop import Fitted, Pace, TrainingConfig, fit
 from yt8m.training.machine import MachineConfig, make_fabric
 from yt8m.training.tasks import SegmentLossConfig, SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
@@ -61,6 +61,8 @@ class Numbers(NamedTuple):
 
 class NumberBatches(Dataset[Numbers]):
     """Batches of a linear problem, indexed by step."""
+
+    share_size, max_frames = 8, 1
 
     def __getitem__(self, step: int) -> Numbers:
         inputs = torch.from_numpy(np.random.default_rng([7, step]).standard_normal((8, 4), dtype=np.float32))
@@ -89,7 +91,8 @@ class LinearTask:
         self.before_loss(step + 1)
         return (model(batch.inputs).squeeze(1) - batch.targets).square().mean()
 
-    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None]) -> dict[str, float]:
+        check()
         if self.metrics:
             return self.metrics.pop(0)
         batch = NumberBatches()[100]
@@ -125,13 +128,13 @@ def fit_linear(
     folder: Path,
     task: LinearTask | None = None,
     config: TrainingConfig = CONFIG,
-    on_step: Callable[[int, float], None] | None = None,
+    on_log: Callable[[Pace], None] | None = None,
     seed: int = 3,
 ) -> tuple[Fitted, nn.Module]:
     """Train the linear model in a folder, from where a former call stopped."""
     model = linear_model()
     fabric = Fabric(accelerator="cpu", devices=1)
-    return fit(fabric, model, task or LinearTask(), config, folder, seed, on_step=on_step), model
+    return fit(fabric, model, task or LinearTask(), config, folder, seed, on_log=on_log), model
 
 
 # --- The real tasks --------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ batch in use, one for the batch before it.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -119,12 +121,19 @@ def _delivered(batches: Batches, start: int, stop: int, num_workers: int) -> Ite
         num_workers=num_workers,
         prefetch_factor=BATCHES_AHEAD,
         collate_fn=_unchanged,
+        worker_init_fn=_outlive_signals,
     )
     for delivery in loader:
         if isinstance(delivery, Yt8mError):
             raise delivery
         memory = ring[delivery.slot]
         yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
+
+
+def _outlive_signals(_worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach all processes of a terminal or a job, to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _ring(batches: Batches, num_slots: int) -> Tensor:
@@ -167,3 +176,44 @@ def _one_ahead(batches: Iterator[NamedTuple]) -> Iterator[NamedTuple]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+
+
+def on_device(
+    batches: Iterator[NamedTuple], device: torch.device, num_frames: int | None = None
+) -> Iterator[NamedTuple]:
+    """Move batches to a device as they come; to a GPU, beside the work it has.
+
+    Args:
+        batches: As `step_loader` gives them.
+        device: Where to.
+        num_frames: Pad all batches to so many frames; None leaves them as they are.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _padded_to(_moved(batch, device), num_frames)
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    work = torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = _padded_to(_moved(batch, device), num_frames)
+        work.wait_stream(copies)
+        for tensor in moved:
+            tensor.record_stream(work)
+        yield moved
+
+
+def _moved(batch: NamedTuple, device: torch.device) -> NamedTuple:
+    return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+
+
+def _padded_to(batch: NamedTuple, num_frames: int | None) -> NamedTuple:
+    """Pad the frames of a batch, uint8 (B, T, bytes), with zeros."""
+    if num_frames is None:
+        return batch
+    padded = {
+        name: F.pad(rows, (0, 0, 0, num_frames - rows.shape[1]))
+        for name in ("rgb", "audio")
+        if (rows := getattr(batch, name)).shape[1] < num_frames
+    }
+    return batch._replace(**padded)

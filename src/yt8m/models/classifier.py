@@ -4,7 +4,7 @@ Shapes: B videos or segments, T frames, D=1152 features, C classes.
 
 A video classifier is an encoder and a mixture of experts. Fine-tuned on the frames of a segment and a few beside it,
 the same network is the context-agnostic segment classifier. The context-aware one sets a second, frozen encoder of the
-whole video beside the segment's: `encode_context` once a video, `forward_with_context` for each of its segments.
+whole video beside the segment's: `encode_context` once a video, then the forward pass for each of its segments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from yt8m.models import EncoderConfig, build_encoder
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import MaskedBatchNorm, MixtureConfig, MixtureOfExperts, squeeze_excite
+from yt8m.models.layers import Dropout, MaskedBatchNorm, MixtureConfig, MixtureOfExperts, squeeze_excite
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.settings import Settings
 
@@ -146,7 +146,7 @@ class ContextAwareClassifier(nn.Module):
         self.segment_encoder = build_encoder(config.segment_encoder)
         joint = self.context_encoder.output_size + self.segment_encoder.output_size
         self.fusion_norm = MaskedBatchNorm(joint)
-        self.fusion_dropout = nn.Dropout(config.fusion.dropout)
+        self.fusion_dropout = Dropout(config.fusion.dropout)
         self.fusion = nn.Linear(joint, config.fusion.output_size)
         self.fusion_gate = squeeze_excite(config.fusion.output_size, config.fusion.se_reduction)
         self.mixture = MixtureOfExperts(config.fusion.output_size, num_classes, config.mixture)
@@ -158,28 +158,14 @@ class ContextAwareClassifier(nn.Module):
         self.context_encoder.eval()
         return self
 
-    def forward(self, frames: Tensor, lengths: Tensor, context_frames: Tensor, context_lengths: Tensor) -> Tensor:
-        """Classify segments with their margins, each with the frames of its video.
-
-        Args:
-            frames: uint8 (B, T, D), the segments and their margins.
-            lengths: int64 (B,), from 1 to T.
-            context_frames: uint8 (B, T', D), the videos (cropped and sampled).
-            context_lengths: int64 (B,), from 1 to T'.
-
-        Returns:
-            Logits, float32 (B, C); `torch.sigmoid` makes them probabilities.
-        """
-        return self.forward_with_context(frames, lengths, self.encode_context(context_frames, context_lengths))
-
     def encode_context(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Encode videos: uint8 (B, T', D) and int64 (B,) -> context vectors (B, d), without gradient."""
         with torch.no_grad():
             context: Tensor = self.context_encoder(frames, lengths)
         return context
 
-    def forward_with_context(self, frames: Tensor, lengths: Tensor, context: Tensor) -> Tensor:
-        """Classify segments whose videos are encoded already.
+    def forward(self, frames: Tensor, lengths: Tensor, context: Tensor) -> Tensor:
+        """Classify segments with their margins, whose videos are encoded already.
 
         Args:
             frames: uint8 (B, T, D), the segments and their margins.

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.models.layers import FRAME_SIZE, Encoder, MaskedBatchNorm, gated_max_mean_pool, squeeze_excite
+from yt8m.models.layers import FRAME_SIZE, Dropout, Encoder, MaskedBatchNorm, gated_max_mean_pool, squeeze_excite
 from yt8m.settings import Settings
 
 
@@ -47,7 +47,7 @@ class DBoFEncoder(Encoder):
         self.frame_projection = nn.Linear(FRAME_SIZE, config.hidden_size)
         self.frame_gate = squeeze_excite(config.hidden_size, config.frame_se_reduction)
         self.pooled_norm = MaskedBatchNorm(2 * config.hidden_size)
-        self.pooled_dropout = nn.Dropout(config.dropout)
+        self.pooled_dropout = Dropout(config.dropout)
         self.video_projection = nn.Linear(2 * config.hidden_size, config.output_size, bias=False)
         self.video_gate = squeeze_excite(config.output_size, config.video_se_reduction)
 

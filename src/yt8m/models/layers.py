@@ -184,13 +184,39 @@ class _MaskedMoments(torch.autograd.Function):
         return grad_rows, None, None
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return cast("Tensor", _SumOverProcesses.apply(grad))  # type: ignore[no-untyped-call]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _moments_over_processes(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge each process's mean and variance (channels,) of `count` rows into those of all rows, on every process."""
+
+    def summed(tensor: Tensor) -> Tensor:
+        return cast("Tensor", _SumOverProcesses.apply(tensor))  # type: ignore[no-untyped-call]
+
+    sums = summed(torch.cat([mean * count, count.reshape(1)]))
+    total = sums[-1]
+    merged = sums[:-1] / total
+    return merged, summed((variance + (mean - merged).square()) * count) / total, total
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch normalization over the valid frames only; parameters and buffers are named as in `nn.BatchNorm1d`.
 
     Equal to `nn.BatchNorm1d` where every frame is valid, in training and in eval mode. One valid frame in a training
-    batch is no error: it is normalized to the bias. Statistics are float32 at least, and each process's own: with
-    several processes every one normalizes by its share of the batch, and the running statistics that are saved are
-    those of the process that saves.
+    batch is no error: it is normalized to the bias. Statistics are float32 at least. With several processes they are
+    those of the global batch where `synchronized` is set (`split_over_processes`), and each process's own otherwise.
 
     Args:
         num_features: Channels.
@@ -210,6 +236,7 @@ class MaskedBatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.copies, self.eps, self.momentum = num_features, copies, eps, momentum
+        self.synchronized = False
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -262,6 +289,8 @@ class MaskedBatchNorm(nn.Module):
         weights = torch.ones_like(rows[:, 0], dtype=dtype) if mask is None else mask.reshape(-1).to(dtype)
         count = weights.sum().clamp(min=1)
         mean, variance = cast("tuple[Tensor, Tensor]", _MaskedMoments.apply(rows, weights, count))  # type: ignore[no-untyped-call]
+        if self.synchronized:
+            mean, variance, count = _moments_over_processes(mean, variance, count)
         if self.copies > 1:
             means, variances = mean.view(self.copies, -1), variance.view(self.copies, -1)
             mean = means.mean(0)
@@ -303,6 +332,60 @@ def normalized_linear(norm: MaskedBatchNorm, linear: nn.Linear, features: Tensor
     with torch.autocast(device, enabled=False):
         shift = shift - weight.to(shift.dtype) @ mean
     return F.linear(features, weight, shift)
+
+
+# --------------------------------------------------------------------------------------------------------- dropout
+
+
+class Dropout(nn.Module):
+    """Dropout that drops the same of a batch however many processes share it.
+
+    A process draws for the whole global batch and uses its own rows of it; batches are small here, a vector a video.
+    With one process this is `torch.nn.Dropout`.
+
+    Args:
+        p: Share of what is dropped in training; the rest is scaled by 1 / (1 - p).
+        whole: Drop the last dimension whole: (B, clusters, features) loses clusters.
+    """
+
+    def __init__(self, p: float, whole: bool = False) -> None:
+        super().__init__()
+        self.p, self.whole = p, whole
+        self.rank, self.num_processes = 0, 1
+
+    def extra_repr(self) -> str:
+        """What printing the module shows."""
+        return f"{self.p}, whole={self.whole}"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Drop in training: (B, ...), any shape -> the same."""
+        if not self.training or self.p == 0:
+            return features
+        if self.num_processes == 1:
+            return F.dropout1d(features, self.p) if self.whole else F.dropout(features, self.p)
+        rows = len(features)
+        shape = (*features.shape[1:-1], 1) if self.whole else features.shape[1:]
+        kept = features.new_empty((rows * self.num_processes, *shape)).bernoulli_(1 - self.p)
+        return features * kept[self.rank * rows : (self.rank + 1) * rows] / (1 - self.p)
+
+
+def split_over_processes(module: nn.Module, rank: int, num_processes: int, sync_batch_norm: bool = True) -> None:
+    """Prepare a network for batches that several processes share: each sees an equal part, the network the whole.
+
+    Dropout drops what one process would drop. Batch norm takes the statistics of the global batch, at the price of two
+    small sums over all processes a layer, in each direction; or of the process's part where `sync_batch_norm` is off.
+
+    Args:
+        module: Changed in place; its weights are not.
+        rank: Which process this is. Process `rank` has the part `rank` of every global batch.
+        num_processes: Processes in all; torch.distributed is set up where there is more than one.
+        sync_batch_norm: Whether batch norm looks at the global batch.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.rank, layer.num_processes = rank, num_processes
+        elif isinstance(layer, MaskedBatchNorm):
+            layer.synchronized = sync_batch_norm and num_processes > 1
 
 
 # ---------------------------------------------------------------------------------------------- gating and pooling
@@ -498,11 +581,11 @@ class MixtureOfExperts(nn.Module):
         self.num_classes, self.num_experts = num_classes, config.num_experts
         self.gate_classes = num_classes if config.per_class else 1
         self.expert_norm = MaskedBatchNorm(in_features)
-        self.expert_dropout = nn.Dropout(config.dropout)
+        self.expert_dropout = Dropout(config.dropout)
         self.experts = nn.Linear(in_features, config.num_experts * num_classes)
         nn.init.constant_(self.experts.bias, math.log(config.initial_probability / (1 - config.initial_probability)))
         self.gate_norm = MaskedBatchNorm(in_features)
-        self.gate_dropout = nn.Dropout(config.dropout)
+        self.gate_dropout = Dropout(config.dropout)
         self.gate = nn.Linear(in_features, (config.num_experts + 1) * self.gate_classes)
 
     def forward(self, features: Tensor) -> Tensor:

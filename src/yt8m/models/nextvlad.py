@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yt8m.models.layers import AUDIO_SIZE, RGB_SIZE, Encoder, MaskedBatchNorm, squeeze_excite
+from yt8m.models.layers import AUDIO_SIZE, RGB_SIZE, Dropout, Encoder, MaskedBatchNorm, squeeze_excite
 from yt8m.settings import Settings
 
 
@@ -79,7 +79,7 @@ class ModalityVLAD(nn.Module):
         super().__init__()
         expanded = expansion * in_features
         self.num_clusters, self.num_groups, self.group_size = num_clusters, num_groups, expanded // num_groups
-        self.cluster_dropout = cluster_dropout
+        self.cluster_dropout = Dropout(cluster_dropout, whole=True)
         self.expansion = nn.Linear(in_features, expanded)
         self.attention = nn.Linear(expanded, num_groups)
         self.assignment = nn.Linear(expanded, num_groups * num_clusters)
@@ -111,7 +111,8 @@ class ModalityVLAD(nn.Module):
         residuals = sums - weights.sum((1, 2)).unsqueeze(-1) * self.centroids
         residuals = F.normalize(residuals.to(torch.promote_types(residuals.dtype, torch.float32)), dim=-1)
         descriptor = self.descriptor_norm(residuals.flatten(1)).view_as(residuals)
-        return F.dropout1d(descriptor, self.cluster_dropout, self.training).flatten(1)
+        dropped: Tensor = self.cluster_dropout(descriptor)
+        return dropped.flatten(1)
 
     def _cheapest_order(self, batch: int, frames: int) -> tuple[bool, bool]:
         """Choose the order of the matrix products that takes the fewest multiplications in a training step.

@@ -139,7 +139,7 @@ def _predict_videos(
                 max_frames = model.config.context_encoder.max_frames
                 vectors[encoder] = model.encode_context(*_contexts(frames, lengths, max_frames))
             of_segments = vectors[encoder][torch.from_numpy(places).to(device)]
-            logits = model.forward_with_context(*windows[margin], of_segments)
+            logits = model(*windows[margin], of_segments)
         else:
             logits = model(*windows[margin])
         probabilities[name] = torch.sigmoid(logits.float())

@@ -8,25 +8,34 @@ weights before it and on (seed, s) alone, so a run that was killed goes on to th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import Field, model_validator
+from lightning_fabric.wrappers import _FabricModule
+from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from yt8m.dataset.loading import Share
-from yt8m.dataset.read_ahead import step_loader
-from yt8m.errors import Yt8mError
-from yt8m.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from yt8m.training.metrics_log import MetricsLog
+from yt8m.dataset.loading import Batches, Share
+from yt8m.dataset.read_ahead import on_device, step_loader
+from yt8m.errors import Interrupted, UsageError, Yt8mError
+from yt8m.files import clear_leftovers
+from yt8m.models.layers import split_over_processes
+from yt8m.training.averaging import AveragingConfig, averaging
+from yt8m.training.checkpoint import CheckpointWriter, TrainingState
+from yt8m.training.machine import MachineConfig
+from yt8m.training.metrics_log import METRICS_FILE, MetricsLog
 from yt8m.training.optimization import OptimizationConfig, make_optimizer
+from yt8m.training.stopping import StopRequest, StopRequestedError
 
 CHECKPOINT_FILE = "checkpoint.pt"
+MODEL_FOLDER = "model"
 Direction = Literal["min", "max"]
 
 DIRECTIONS: dict[str, Direction] = {"loss": "min", "auc": "max", "map": "max"}
@@ -36,6 +45,8 @@ DIRECTIONS: dict[str, Direction] = {"loss": "min", "auc": "max", "map": "max"}
 class TrainingConfig(OptimizationConfig):
     """One training run: how the weights move, and how often we look."""
 
+    averaging: AveragingConfig = AveragingConfig()
+    """Averages of the weights (EMA, SWA) to judge and save in their place."""
     evaluate_every: int = Field(default=1000, gt=0)
     """Steps between evaluations on the held-out videos; the last step is always evaluated."""
     checkpoint_every: int = Field(default=500, gt=0)
@@ -44,28 +55,24 @@ class TrainingConfig(OptimizationConfig):
     """Steps between lines of the training log."""
     choose_by: Literal["loss", "auc", "map"] = "auc"
     """What the best model is chosen by, on the held-out videos."""
-
-    @model_validator(mode="after")
-    def _checkpoints_fall_on_log_lines(self) -> Self:
-        if self.checkpoint_every % self.log_every:
-            # A log line averages the steps since the last one; a run that resumes between two would lose some.
-            raise ValueError(
-                f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}"
-            )
-        return self
+    patience: int | None = Field(default=None, gt=0)
+    """Evaluations in a row that may be no better than the best before the run ends early; never where left out."""
 
 
 class Task(Protocol):
     """What a stage trains, on what, judged by what."""
 
-    def batches(self, share: Share) -> Any:
+    def batches(self, share: Share) -> Batches:
         """Training batches of this process."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Loss of a batch, a scalar."""
 
-    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
-        """Metrics on the held-out videos, at least those of `DIRECTIONS`."""
+    def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None]) -> dict[str, float]:
+        """Metrics on the held-out videos, at least those of `DIRECTIONS`.
+
+        `check` is called often, equally often by every process; it raises where the run is asked to stop.
+        """
 
     def slow_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Parameters that learn at the slower rate."""
@@ -76,16 +83,82 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run ended with: the best model's step and metrics, and seconds of training in all."""
+    """What a run ended with: the best model's step and metrics, the last step, and seconds of training in all."""
 
     best_step: int
     metrics: dict[str, float]
+    last_step: int
     seconds: float
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of all that is random inside the model at a step (dropout), different for every process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+class Pace(NamedTuple):
+    """How a run comes along, at a line of its log.
+
+    Args:
+        step: Steps done.
+        loss: Its mean since the last line.
+        examples_per_second: Videos or segments a second since then, over all processes.
+        waiting: Share of the time since then that was spent waiting for data.
+    """
+
+    step: int
+    loss: float
+    examples_per_second: float
+    waiting: float
+
+
+def step_seed(seed: int, step: int, part: int) -> int:
+    """Seed of all that is random inside the model at a step (dropout), for each part of an accumulated batch.
+
+    The same for every process: layers draw for the global batch and each process uses its rows.
+    """
+    return int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def parts_of(batch: Any, num_parts: int) -> list[Any]:
+    """Split a batch, a named tuple of tensors (B, ...), into equal parts."""
+    if num_parts == 1:
+        return [batch]
+    chunks = [tensor.split(len(tensor) // num_parts) for tensor in batch]
+    return [type(batch)(*tensors) for tensors in zip(*chunks, strict=True)]
+
+
+def train_step(
+    fabric: Fabric,
+    model: _FabricModule,
+    optimizer: Optimizer,
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+    config: TrainingConfig,
+    seed: int,
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """One step: forward, loss, backward, gradients clipped, optimizer.
+
+    Args:
+        fabric: Launched.
+        model: Set up by Fabric.
+        optimizer: Set up by Fabric.
+        loss_of: Loss of a model on a batch.
+        batch: On the device.
+        config: Clipping, and how many parts the batch is taken in.
+        seed: Seed of the run.
+        step: Number of the step, from 0.
+
+    Returns:
+        The loss and the gradient's norm before clipping, scalars on the device.
+    """
+    losses = []
+    for part, examples in enumerate(parts_of(batch, config.accumulate)):
+        torch.manual_seed(step_seed(seed, step, part))
+        with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+            loss = loss_of(model, examples) / config.accumulate
+            fabric.backward(loss)
+        losses.append(loss.detach())
+    norm = fabric.clip_gradients(model, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack(losses).sum(), cast("Tensor", norm)
 
 
 def fit(
@@ -95,10 +168,13 @@ def fit(
     config: TrainingConfig,
     folder: Path,
     seed: int,
-    num_workers: int = 0,
-    on_step: Callable[[int, float], None] | None = None,
+    machine: MachineConfig | None = None,
+    on_log: Callable[[Pace], None] | None = None,
 ) -> Fitted:
     """Train a model, or go on training it where a former call was stopped.
+
+    SIGTERM and Ctrl-C end the run after the step at hand, with a checkpoint, wherever they reach the main thread of
+    one of its processes.
 
     Args:
         fabric: Launched; gives device, precision and processes.
@@ -107,87 +183,207 @@ def fit(
         config: Steps, rates and intervals.
         folder: Receives `model/` (the best model), `metrics.csv`, `tensorboard/` and, until the end, `checkpoint.pt`.
         seed: Decides batches and dropout.
-        num_workers: Processes that read ahead.
-        on_step: Called with the steps done and the loss, for a progress bar.
+        machine: How batches are read, whether the network is compiled, what batch norm does over processes.
+        on_log: Called at every line of the training log, for a progress bar.
 
     Returns:
         The best model's metrics. `model` holds the weights of the last step.
 
     Raises:
-        Yt8mError: The loss is no longer a number.
+        Interrupted: The run was asked to stop; its checkpoint is written.
+        Yt8mError: The loss is no longer a number, or the disk is full.
     """
-    optimizer, schedule = make_optimizer(model, config, task.slow_parameters(model))
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    checkpoint = folder / CHECKPOINT_FILE
-    progress = Progress(step=0, best_value=float("nan"), best_step=-1, seconds=0.0)
-    if checkpoint.exists():
-        progress = load_checkpoint(checkpoint, model, optimizer, schedule, fabric.device)
-    log = MetricsLog(folder, fabric, progress["step"])
-    batches = task.batches(Share(fabric.global_rank, fabric.world_size))
-    loader = step_loader(batches, progress["step"], config.steps, num_workers, fabric.device.type == "cuda")
-    wrapped.train()
-    started, before = time.monotonic(), progress["seconds"]
-    losses: list[Tensor] = []
-    for step, host_batch in enumerate(loader, start=progress["step"]):
-        batch = fabric.to_device(host_batch)
-        torch.manual_seed(step_seed(seed, step, fabric.global_rank))
-        loss = task.loss(wrapped, batch)
-        fabric.backward(loss)
-        grad_norm = fabric.clip_gradients(wrapped, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        losses.append(loss.detach())
-        done = step + 1
-        progress["step"] = done
-        progress["seconds"] = before + time.monotonic() - started
-        if done % config.log_every == 0 or done == config.steps:
-            # Over all processes, so that all of them stop where one has no number.
-            average = float(cast("Tensor", fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")))
-            losses.clear()
-            _require_number(average, "loss", folder, done, config)
-            norm = float("nan") if grad_norm is None else float(grad_norm)
-            log.write("train", done, {"loss": average, "rate": float(max(schedule.get_last_lr())), "grad_norm": norm})
-            if on_step:
-                on_step(done, average)
-        if done % config.evaluate_every == 0 or done == config.steps:
-            _evaluate(fabric, model, wrapped, task, config, folder, log, progress)
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save_checkpoint(fabric, checkpoint, model, optimizer, schedule, progress)
-    log.close()
-    return Fitted(progress["best_step"], log.values("valid", progress["best_step"]), progress["seconds"])
+    return _Training(fabric, model, task, config, folder, seed, machine or MachineConfig()).to_the_end(on_log)
 
 
-def _evaluate(
-    fabric: Fabric,
-    model: nn.Module,
-    wrapped: nn.Module,
-    task: Task,
-    config: TrainingConfig,
-    folder: Path,
-    log: MetricsLog,
-    progress: Progress,
-) -> None:
-    """Judge the model on the held-out videos, and keep it when it is the best so far."""
-    if fabric.world_size > 1:
-        # Batch norm's running statistics are each process's own; judged is the model that is saved, the first one's.
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    wrapped.eval()
-    metrics = task.evaluate(fabric, model)
-    wrapped.train()
-    _require_number(metrics["loss"], "held-out loss", folder, progress["step"], config)
-    log.write("valid", progress["step"], metrics)
-    value = metrics[config.choose_by]
-    if DIRECTIONS[config.choose_by] == "min":
-        better = not progress["best_value"] <= value
-    else:
-        better = not progress["best_value"] >= value
-    if progress["best_step"] < 0 or (better and not np.isnan(value)):
-        progress["best_value"], progress["best_step"] = value, progress["step"]
+class _Training:
+    """A run of `fit`: what its parts share."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        task: Task,
+        config: TrainingConfig,
+        folder: Path,
+        seed: int,
+        machine: MachineConfig,
+    ) -> None:
+        self.fabric, self.model, self.task, self.config = fabric, model, task, config
+        self.folder, self.seed, self.machine = folder, seed, machine
+        split_over_processes(model, fabric.global_rank, fabric.world_size, machine.sync_batch_norm)
+        self.batches = task.batches(Share(fabric.global_rank, fabric.world_size))
+        if self.batches.share_size % config.accumulate:
+            raise UsageError(
+                f"accumulate {config.accumulate} does not divide the {self.batches.share_size} examples that a process "
+                "has of each batch."
+            )
+        optimizer, schedule = make_optimizer(model, config, task.slow_parameters(model))
+        self.compiles = machine.compiles(fabric.device)
+        network = cast("nn.Module", torch.compile(model)) if self.compiles else model
+        self.wrapped, self.optimizer = fabric.setup(network, optimizer)
+        average = averaging(model, config.averaging, config.steps)
+        self.state = TrainingState(model, optimizer, schedule, fabric.strategy.precision, average)
         if fabric.is_global_zero:
-            task.save(folder / "model", model, progress["step"], metrics)
-    fabric.barrier()
+            for name in (CHECKPOINT_FILE, MODEL_FOLDER, METRICS_FILE):
+                clear_leftovers(folder / name)
+        fabric.barrier()
+        if (folder / CHECKPOINT_FILE).exists():
+            self.state.load(folder / CHECKPOINT_FILE, fabric.device)
+        self.log = MetricsLog(folder, fabric, self.state.progress["step"])
+        self.writer = CheckpointWriter(folder / CHECKPOINT_FILE, self.log.flush)
+
+    def to_the_end(self, on_log: Callable[[Pace], None] | None) -> Fitted:
+        progress = self.state.progress
+        with self.writer, StopRequest(self.fabric) as stop:
+            try:
+                if self._evaluation_is_due():
+                    self._evaluate(stop.check)
+                if not self._is_over():
+                    self._steps(stop, on_log)
+            except StopRequestedError:
+                self._save()
+                self.writer.wait()
+                self.fabric.barrier()
+                self.log.close()
+                raise Interrupted(
+                    f"{self.folder}: stopped as asked after step {progress['step']:,} of {self.config.steps:,}; the same "
+                    "command goes on from there."
+                ) from None
+        self.log.close()
+        metrics = self.log.values("valid", progress["best_step"])
+        return Fitted(progress["best_step"], metrics, progress["step"], progress["seconds"])
+
+    def _steps(self, stop: StopRequest, on_log: Callable[[Pace], None] | None) -> None:
+        config, progress, device = self.config, self.state.progress, self.fabric.device
+        pins = device.type == "cuda"
+        loader = step_loader(self.batches, progress["step"], config.steps, self.machine.num_workers, pins)
+        # A compiled network is compiled for one number of frames.
+        moved = on_device(loader, device, self.batches.max_frames if self.compiles else None)
+        self.wrapped.train()
+        clock = _Clock(progress["seconds"], progress["step"], config.batch_size, device)
+        while not self._is_over():
+            with clock.waiting():
+                batch = next(moved)
+            loss, norm = train_step(
+                self.fabric, self.wrapped, self.optimizer, self.task.loss, batch, config, self.seed, progress["step"]
+            )
+            self.state.schedule.step()
+            self.state.losses.append(loss)
+            progress["step"] += 1
+            progress["seconds"] = clock.seconds()
+            if self.state.average:
+                self.state.average.update(self.model, progress["step"])
+            if self._is_due(config.log_every):
+                self._log(norm, clock, on_log)
+            self.writer.check()
+            stop.check()
+            if self._evaluation_is_due():
+                self._evaluate(stop.check)
+                progress["seconds"] = clock.seconds()
+                clock.lap(progress["step"])
+            if self._is_due(config.checkpoint_every) or self._is_over():
+                self._save()
+
+    def _is_due(self, interval: int) -> bool:
+        step = self.state.progress["step"]
+        return step > 0 and (step % interval == 0 or step == self.config.steps)
+
+    def _evaluation_is_due(self) -> bool:
+        progress = self.state.progress
+        return self._is_due(self.config.evaluate_every) and progress["evaluated_step"] < progress["step"]
+
+    def _is_over(self) -> bool:
+        """Whether all steps are done, or the evaluations have not become better for too long."""
+        progress, config = self.state.progress, self.config
+        if progress["step"] >= config.steps:
+            return True
+        waited = (progress["evaluated_step"] - progress["best_step"]) // config.evaluate_every
+        return config.patience is not None and progress["best_step"] >= 0 and waited >= config.patience
+
+    def _log(self, norm: Tensor, clock: _Clock, on_log: Callable[[Pace], None] | None) -> None:
+        step, losses = self.state.progress["step"], self.state.losses
+        # Over all processes, so that all of them stop where one has no number.
+        average = float(cast("Tensor", self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")))
+        losses.clear()
+        _require_number(average, "loss", self.folder, step, self.config)
+        rate = float(max(self.state.schedule.get_last_lr()))
+        self.log.write("train", step, {"loss": average, "rate": rate, "grad_norm": float(norm)})
+        pace = Pace(step, average, *clock.lap(step))
+        self.log.watch(step, {"examples_per_second": pace.examples_per_second, "waiting_for_data": pace.waiting})
+        if on_log:
+            on_log(pace)
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            self.writer.write(self.state)
+
+    def _evaluate(self, check: Callable[[], None]) -> None:
+        """Judge the model on the held-out videos, and keep it when it is the best so far."""
+        progress, config = self.state.progress, self.config
+        if self.fabric.world_size > 1 and not self.machine.sync_batch_norm:
+            # Running statistics are each process's own; judged is the model that is saved, the first one's.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        judged = self.model if self.state.average is None else self.state.average.judged(self.model, self._show)
+        judged.eval()
+        metrics = self.task.evaluate(self.fabric, judged, check)
+        self.wrapped.train()
+        _require_number(metrics["loss"], "held-out loss", self.folder, progress["step"], config)
+        self.log.write("valid", progress["step"], metrics)
+        progress["evaluated_step"] = progress["step"]
+        value = metrics[config.choose_by]
+        if DIRECTIONS[config.choose_by] == "min":
+            better = not progress["best_value"] <= value
+        else:
+            better = not progress["best_value"] >= value
+        if progress["best_step"] < 0 or (better and not np.isnan(value)):
+            progress["best_value"], progress["best_step"] = value, progress["step"]
+            if self.fabric.is_global_zero:
+                self.task.save(self.folder / MODEL_FOLDER, judged, progress["step"], metrics)
+        self.fabric.barrier()
+
+    def _show(self, model: nn.Module, number: int) -> None:
+        """Send a training batch through a model."""
+        torch.manual_seed(step_seed(self.seed, number, 0))
+        with self.fabric.autocast():
+            self.task.loss(model, self.fabric.to_device(self.batches[number]))
+
+
+class _Clock:
+    """Seconds of a run, and what they were spent on since the last look.
+
+    Args:
+        before: Seconds of former tries.
+        step: Steps done.
+        batch_size: Examples in a step.
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, before: float, step: int, batch_size: int, device: torch.device) -> None:
+        self._before, self._step, self._batch_size, self._device = before, step, batch_size, device
+        self._started = self._lap_started = time.monotonic()
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data, unless a GPU still had work at its end."""
+        begun = time.monotonic()
+        yield
+        if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
+            self._waited += time.monotonic() - begun
+
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return self._before + time.monotonic() - self._started
+
+    def lap(self, step: int) -> tuple[float, float]:
+        """Examples a second and the share of time spent waiting for data, since the last call."""
+        now = time.monotonic()
+        elapsed = max(now - self._lap_started, 1e-9)
+        rate, waiting = (step - self._step) * self._batch_size / elapsed, self._waited / elapsed
+        self._lap_started, self._step, self._waited = now, step, 0.0
+        return rate, waiting
 
 
 def _require_number(loss: float, name: str, folder: Path, step: int, config: TrainingConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 
 from yt8m.errors import UsageError
@@ -14,7 +15,7 @@ from yt8m.settings import Settings
 
 
 class MachineConfig(Settings):
-    """What a run may use. `devices` and `num_workers` change no result; `precision` does."""
+    """What a run may use. `precision` changes results and `sync_batch_norm` may; the rest changes nothing but rounding."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device; `auto` takes a GPU where there is one."""
@@ -26,6 +27,20 @@ class MachineConfig(Settings):
     """Numbers of the matrix products; weights and losses are float32."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that read ahead; 0 reads between the steps. Batches are the same with any number."""
+    compile: bool | None = None
+    """Whether the network is compiled (torch.compile), which takes a minute and a C++ compiler; where left out, on GPUs."""
+    sync_batch_norm: bool = True
+    """With several processes, whether batch norm takes the statistics of the whole batch, so that the result is that of
+    one process, or those of each process's own part, which saves two small sums over the processes a layer."""
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether the network is compiled on this device."""
+        return device.type == "cuda" if self.compile is None else self.compile
+
+
+def _processes() -> DDPStrategy:
+    """Every parameter gets a gradient at every step, and statistics need no broadcast at each."""
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def make_fabric(config: MachineConfig) -> Fabric:
@@ -47,7 +62,7 @@ def make_fabric(config: MachineConfig) -> Fabric:
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=world_size // devices if launched else config.num_nodes,
-            strategy="ddp" if launched or devices * config.num_nodes > 1 else "auto",
+            strategy=_processes() if launched or devices * config.num_nodes > 1 else "auto",
             precision=config.precision,
         )
     except (RuntimeError, ValueError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import sys
 import types
 from contextlib import suppress
@@ -17,6 +18,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from yt8m.files import written_atomically
 
+METRICS_FILE = "metrics.csv"
 _HEADER = ("split", "step", "metric", "value")
 
 
@@ -30,7 +32,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, fabric: Fabric, start: int) -> None:
-        self._path = folder / "metrics.csv"
+        self._path = folder / METRICS_FILE
         self._rows: list[tuple[str, int, str, float]] = []
         self._writes = fabric.is_global_zero
         if self._path.exists():
@@ -54,6 +56,17 @@ class MetricsLog:
             self._board.log_metrics(
                 {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}, step
             )
+
+    def watch(self, step: int, values: dict[str, float]) -> None:
+        """Draw what is no result and differs from run to run, such as speed; it is not in `metrics.csv`."""
+        if self._board:
+            self._board.log_metrics({f"speed/{name}": value for name, value in values.items()}, step)
+
+    def flush(self) -> None:
+        """See to it that what was logged is on the disk."""
+        if self._writes:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def values(self, split: str, step: int) -> dict[str, float]:
         """Metrics of a split at a step."""

@@ -20,6 +20,9 @@ class OptimizationConfig(Settings):
     """Optimizer steps."""
     batch_size: int = Field(default=128, gt=0)
     """Videos or segments in a step, over all processes."""
+    accumulate: int = Field(default=1, gt=0)
+    """Parts that a process takes its share of a batch in, one after the other, to need less memory; gradients are
+    summed over them. Batch norm sees each part by itself."""
     peak_rate: float = Field(gt=0)
     """Highest learning rate of the schedule."""
     weight_decay: float = Field(ge=0)

@@ -5,7 +5,7 @@ Evaluation counts every held-out example once, whatever the number of processes,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import is_wrapped
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -56,10 +55,18 @@ def gathered(fabric: Fabric, array: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def _share_of(fabric: Fabric, items: NDArray[np.int64]) -> Iterable[NDArray[np.int64]]:
-    """This process's items, in batches."""
+def _nothing() -> None:
+    """Check nothing."""
+
+
+def _share_of(fabric: Fabric, items: NDArray[np.int64], check: Callable[[], None]) -> Iterable[NDArray[np.int64]]:
+    """This process's items, in batches; `check` is called before each, equally often by every process."""
     mine = items[fabric.global_rank :: fabric.world_size]
-    return (mine[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH))
+    most = -(-len(items) // fabric.world_size)
+    for start in range(0, most, EVALUATION_BATCH):
+        check()
+        if start < len(mine):
+            yield mine[start : start + EVALUATION_BATCH]
 
 
 class VideoTask:
@@ -104,11 +111,11 @@ class VideoTask:
         return video_loss(model(batch.frames, batch.lengths), batch.labels)
 
     @torch.inference_mode()
-    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None] = _nothing) -> dict[str, float]:
         """Loss, AUC over all (video, class) pairs, and mean average precision over classes (on a 0 to 1 scale)."""
         probabilities, labels, losses = [np.zeros((0, len(self.vocabulary)), np.float32)], [], [np.zeros(0)]
         labels.append(np.zeros((0, len(self.vocabulary)), np.bool_))
-        for rows in _share_of(fabric, self.valid_rows):
+        for rows in _share_of(fabric, self.valid_rows, check):
             videos = fabric.to_device(context_frames(self.valid, rows, self.max_frames))
             truth = label_mask(self.valid.catalog, self.vocabulary, rows)
             with fabric.autocast():
@@ -164,8 +171,9 @@ class ContextVectors:
     def __init__(
         self, fabric: Fabric, model: ContextAwareClassifier, reader: FrameReader, rows: NDArray[np.int64]
     ) -> None:
-        self._place = np.full(len(reader.catalog), -1, np.int64)
-        self._place[rows] = np.arange(len(rows))
+        place = np.full(len(reader.catalog), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        self._place = fabric.to_device(torch.from_numpy(place))
         parts = []
         for start in range(0, len(rows), EVALUATION_BATCH // 4):
             chosen = rows[start : start + EVALUATION_BATCH // 4]
@@ -178,12 +186,12 @@ class ContextVectors:
         """Vectors of some videos.
 
         Args:
-            rows: Rows in the catalog, int64 (B,), on any device.
+            rows: Rows in the catalog, int64 (B,), on the encoder's device.
 
         Returns:
             float32 (B, d) on the encoder's device. Not an inference tensor: it may stand in a graph.
         """
-        return self._vectors[torch.from_numpy(self._place[rows.cpu().numpy()]).to(self._vectors.device)].clone()
+        return self._vectors[self._place[rows]].clone()
 
 
 class SegmentTask:
@@ -218,7 +226,6 @@ class SegmentTask:
         seed: int,
         provenance: dict[str, Any],
     ) -> None:
-        self._fabric = fabric
         self.reader, self.vocabulary, self.config = reader, vocabulary, config
         self.batch_size, self.seed, self.provenance = batch_size, seed, provenance
         self.margin = model.config.margin_frames
@@ -248,14 +255,9 @@ class SegmentTask:
         )
 
     def _logits(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
-        if self._context is None:
-            return model(batch.frames, batch.lengths)  # type: ignore[no-any-return]
-        if is_wrapped(model):
-            # Where there are several processes, Fabric lets only marked methods reach the wrapped model.
-            model.mark_forward_method("forward_with_context")  # type: ignore[operator]
-        # Fabric sets the precision of `forward` alone.
-        with self._fabric.autocast():
-            return model.forward_with_context(batch.frames, batch.lengths, self._context.of(batch.rows))  # type: ignore[no-any-return, operator]
+        context = () if self._context is None else (self._context.of(batch.rows),)
+        logits: Tensor = model(batch.frames, batch.lengths, *context)
+        return logits
 
     def loss(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
         """The fine-tuning loss."""
@@ -269,12 +271,12 @@ class SegmentTask:
         )
 
     @torch.inference_mode()
-    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None] = _nothing) -> dict[str, float]:
         """Loss of the ratings, AUC over all rated (segment, class) pairs, and MAP of the held-out fold."""
         ratings = self.valid_ratings
         items, losses = [np.zeros(0, np.int64)], [np.zeros(0)]
         probabilities = [np.zeros((0, len(self.vocabulary)), np.float32)]
-        for chosen in _share_of(fabric, np.arange(len(ratings))):
+        for chosen in _share_of(fabric, np.arange(len(ratings)), check):
             batch = fabric.to_device(segment_batch(self.reader, self.vocabulary, ratings, chosen, self.margin))
             with fabric.autocast():
                 logits = self._logits(model, batch).float()
