@@ -58,6 +58,14 @@ segment_models:
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_is_told() -> Iterator[None]:
+    """Whoever runs the tests may have set up messages for runs of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YT8M_NOTIFY", "")
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real YouTube-8M and AudioSet data; not part of the project, so tests that need it may skip."""

@@ -25,7 +25,7 @@ ROAD = (
     ("ranking",),
     ("scoring",),
     ("training",),
-    ("recipe", "display"),
+    ("recipe", "display", "notifications"),
     ("comparison", "predictions"),
     ("run",),
     ("demo",),

@@ -278,7 +278,7 @@ def run(
         yt8m run recipes/demo.yaml --data build/spliced --out runs/demo
         yt8m run seventh-place --data /data --out /out --only pretrain/dbof-3 --set machine.precision=bf16-mixed
     """
-    started, comparison = _make_run(recipe, overrides, data, out, only)
+    started, comparison = _make_run(f"run {recipe}", recipe, overrides, data, out, only)
     if comparison is not None:
         _print_results(started, comparison)
 
@@ -295,7 +295,7 @@ def pretrain(
 
     yt8m pretrain recipes/seventh-place.yaml dbof-3 --data /data --out /out
     """
-    _make_run(recipe, overrides, data, out, f"pretrain/{model}")
+    _make_run(f"pretrain {recipe} {model}", recipe, overrides, data, out, f"pretrain/{model}")
 
 
 @app.command()
@@ -310,7 +310,7 @@ def finetune(
 
     yt8m finetune recipes/seventh-place.yaml nextvlad-fold-2 --data /data --out /out
     """
-    _make_run(recipe, overrides, data, out, f"finetune/{model}")
+    _make_run(f"finetune {recipe} {model}", recipe, overrides, data, out, f"finetune/{model}")
 
 
 @app.command()
@@ -429,9 +429,12 @@ def demo(
         yt8m demo
     """
     from yt8m.demo import run_demo
+    from yt8m.notifications import announced
 
     started = time.monotonic()
-    done, comparison = run_demo(folder, seed)
+    with announced(f"yt8m demo {folder}") as announcement:
+        done, comparison = run_demo(folder, seed)
+        announcement.result = _in_a_line(done, comparison)
     _print_results(done, comparison)
     typer.echo(f"{time.monotonic() - started:.0f} s in all; everything is in {folder}")
 
@@ -440,14 +443,31 @@ def demo(
 
 
 def _make_run(
-    recipe: str, overrides: list[str] | None, data: Path, out: Path, only: str | None
+    command: str, recipe: str, overrides: list[str] | None, data: Path, out: Path, only: str | None
 ) -> tuple[Run, Comparison | None]:
+    from yt8m.notifications import announced
     from yt8m.recipe import find_recipe, read_recipe
     from yt8m.run import Run
 
-    settings = read_recipe(find_recipe(recipe), overrides)
-    started = Run(settings, data, out)
-    return started, started.run(only)
+    with announced(f"yt8m {command} --out {out}") as announcement:
+        settings = read_recipe(find_recipe(recipe), overrides)
+        started = Run(settings, data, out)
+        comparison = started.run(only)
+        announcement.result = _in_a_line(started, comparison, only)
+    return started, comparison
+
+
+def _in_a_line(done: Run, comparison: Comparison | None, only: str | None = None) -> str:
+    """What a message says of a finished run: the scores of its submission, or the metrics of its only stage."""
+    from yt8m.run import read_stage
+
+    values: dict[str, float | None] = {}
+    if comparison is not None and comparison.rows:
+        row = comparison.rows[-1]
+        values = {f"MAP@{done.recipe.top_k:,}": row.map_at_k, "dense MAP": row.dense_map}
+    elif comparison is None and only and (stage := read_stage(done.out / only)):
+        values = dict(stage.metrics)
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
 from yt8m.training.machine import MachineConfig
+from yt8m.training.metrics_log import LogConfig
 from yt8m.training.tasks import SegmentLossConfig
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -113,6 +114,8 @@ class Recipe(Settings):
     """Also rank and score each model, each kind of model and a random order, where the test set's truth is there."""
     machine: MachineConfig = MachineConfig()
     """Devices and precision."""
+    log: LogConfig = LogConfig()
+    """Where training is logged besides the run's folder."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

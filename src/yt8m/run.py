@@ -38,6 +38,7 @@ from yt8m.scoring.report import SCORES_FILE, read_scores
 from yt8m.settings import nearest, read_yaml, to_yaml
 from yt8m.training.loop import CHECKPOINT_FILE, Task, fit
 from yt8m.training.machine import make_fabric
+from yt8m.training.metrics_log import WandbRun
 from yt8m.training.tasks import SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
@@ -103,12 +104,14 @@ class Run:
         out: Where stages leave their folders.
 
     Raises:
-        UsageError: There is no such dataset folder, it has no vocabulary, or the machine lacks the devices.
+        UsageError: There is no such dataset folder, it has no vocabulary, the machine lacks the devices, or what the
+            recipe wants to log to is not installed.
     """
 
     def __init__(self, recipe: Recipe, data: Path, out: Path) -> None:
         if not data.is_dir():
             raise UsageError(f"{data}: there is no such dataset folder.")
+        recipe.log.check()
         self.recipe, self.data, self.out = recipe, data, out
         self.vocabulary = Vocabulary.load(data)
         self.fabric: Fabric = make_fabric(recipe.machine)
@@ -396,7 +399,17 @@ class Run:
         self.fabric.barrier()
         unit = "videos" if kind == "pretrain" else "segments"
         with step_bar(title, stage.training.steps, unit, self.fabric.is_global_zero) as on_log:
-            fitted = fit(self.fabric, model, task, stage.training, folder, seed, self.recipe.machine, on_log)
+            fitted = fit(
+                self.fabric,
+                model,
+                task,
+                stage.training,
+                folder,
+                seed,
+                self.recipe.machine,
+                on_log,
+                WandbRun(self.recipe.log, title, mark, self._settings(stage)),
+            )
         if self.fabric.is_global_zero:
             _write_stage(folder, StageRecord(mark, "finished", fitted.seconds, fitted.metrics), self._settings(stage))
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

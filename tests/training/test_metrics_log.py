@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from lightning_fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from yt8m.training.metrics_log import MetricsLog, read_metrics
+from yt8m.errors import Interrupted, UsageError, Yt8mError
+from yt8m.settings import validated
+from yt8m.training.metrics_log import LogConfig, MetricsLog, WandbRun, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +95,194 @@ log.close()
 sys.exit("tensorflow" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# ----------------------------------------------------------------------------------------------------- Weights & Biases
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The real package, in offline mode, and a home folder where nobody is logged in."""
+    import wandb
+
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("NETRC", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield wandb
+    # It reads the environment once; what comes next has another one.
+    wandb.teardown()
+
+
+def described(run_id: str = "dbof-0123abcd", **config: str) -> WandbRun:
+    return WandbRun(
+        LogConfig(wandb_project="moments", **config), "pretrain dbof", run_id, {"training": {"steps": 30}, "seed": 1}
+    )
+
+
+@dataclass
+class Kept:
+    """What Weights & Biases wrote about a run, to be sent to its server."""
+
+    run: Any = None
+    metric: Any = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    is_preempted: bool = False
+    exit_code: int | None = None
+
+
+def kept_runs(folder: Path) -> list[Kept]:
+    """Read the files of all runs in a folder, each a log in LevelDB's format (seven bytes, then seven more a record)."""
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    # Until its process ends, it may still be writing.
+    wandb.teardown()
+    runs = []
+    for path in sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        content, kept, place = path.read_bytes(), Kept(), 7
+        assert content.startswith(b":W&B")
+        while place < len(content):
+            size, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+            assert kind == 1, "a record in one piece"
+            record = Record.FromString(content[place + 7 : place + 7 + size])
+            place += 7 + size
+            match record.WhichOneof("record_type"):
+                case "run":
+                    kept.run = record.run
+                case "metric":
+                    kept.metric = record.metric
+                case "history":
+                    row = {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                    kept.history.append({name: value for name, value in row.items() if not name.startswith("_")})
+                case "preempting":
+                    kept.is_preempted = True
+                case "exit":
+                    kept.exit_code = record.exit.exit_code
+        runs.append(kept)
+    return runs
+
+
+@pytest.mark.usefixtures("wandb")
+def test_weights_and_biases_is_told_the_same(tmp_path: Path, fabric: Fabric) -> None:
+    with MetricsLog(tmp_path, fabric, 0, wandb_run=described(wandb_entity="us")) as log:
+        log.write("train", 10, {"loss": 0.1 + 0.2, "grad_norm": math.nan})
+        log.write("valid", 10, {"auc": 0.75})
+        log.write("train", 20, {"loss": 0.25})
+        log.watch(20, {"examples_per_second": 500.0})
+    (kept,) = kept_runs(tmp_path)
+    assert (kept.run.project, kept.run.entity) == ("moments", "us")
+    assert (kept.run.display_name, kept.run.run_id) == ("pretrain dbof", "dbof-0123abcd")
+    settings = {update.key: json.loads(update.value_json) for update in kept.run.config.update}
+    assert settings.items() >= {"training": {"steps": 30}, "seed": 1}.items()
+    assert (kept.metric.glob_name, kept.metric.step_metric) == ("*", "step")
+    assert kept.history == [
+        {"step": 10, "train/loss": 0.1 + 0.2},
+        {"step": 10, "valid/auc": 0.75},
+        {"step": 20, "train/loss": 0.25},
+        {"step": 20, "speed/examples_per_second": 500.0},
+    ]
+    assert (kept.exit_code, kept.is_preempted) == (0, False)
+
+
+@pytest.mark.usefixtures("wandb")
+def test_a_resumed_run_is_the_same_run_there(tmp_path: Path, fabric: Fabric, capfd: pytest.CaptureFixture[str]) -> None:
+    log = MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+    for step in (10, 20, 30):
+        log.write("train", step, {"loss": 1 / step})
+    log.close(Interrupted("Stopped."))
+    with MetricsLog(tmp_path, fabric, 20, wandb_run=described()) as resumed:
+        for step in (30, 40):
+            resumed.write("train", step, {"loss": 1 / step})
+    first, second = kept_runs(tmp_path)
+    assert first.run.run_id == second.run.run_id
+    assert [row["step"] for row in first.history] == [10, 20, 30]
+    assert second.history == [{"step": 30, "train/loss": 1 / 30}, {"step": 40, "train/loss": 1 / 40}]
+    assert "WARNING" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("wandb")
+@pytest.mark.parametrize(
+    ("error", "exit_code", "is_preempted"),
+    [
+        (Interrupted("Stopped."), Interrupted.exit_code, True),
+        (KeyboardInterrupt(), 1, True),
+        (UsageError("Wrong."), 2, False),
+        (Yt8mError("Broken."), 1, False),
+        (ZeroDivisionError(), 1, False),
+    ],
+)
+def test_how_a_run_ended(
+    tmp_path: Path, fabric: Fabric, error: BaseException, exit_code: int, is_preempted: bool
+) -> None:
+    with pytest.raises(type(error)), MetricsLog(tmp_path, fabric, 0, wandb_run=described()):
+        raise error
+    (kept,) = kept_runs(tmp_path)
+    assert (kept.exit_code, kept.is_preempted) == (exit_code, is_preempted)
+
+
+def test_without_the_package_nothing_begins(tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    LogConfig().check()
+    with pytest.raises(UsageError, match=r"pip install 'yt8m\[wandb\]'"):
+        described().config.check()
+    with pytest.raises(UsageError, match=r"pip install 'yt8m\[wandb\]'"):
+        MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+
+
+def test_without_a_login_nothing_begins(
+    tmp_path: Path, fabric: Fabric, wandb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UsageError, match=r"^Weights & Biases: .*`wandb login`, or .*WANDB_MODE=offline\.$"):
+        MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+    assert wandb.run is None
+
+
+@pytest.mark.usefixtures("wandb")
+def test_a_server_out_of_reach_is_no_reason_not_to_train(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "1234567890" * 4)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+        monkeypatch.setenv("WANDB_MODE", "online")
+        with MetricsLog(tmp_path, fabric, 0, wandb_run=described()) as log:
+            log.write("train", 10, {"loss": 0.5})
+    assert kept_runs(tmp_path)[-1].history == [{"step": 10, "train/loss": 0.5}]
+    said = capfd.readouterr().err
+    assert "logging on this machine alone, `wandb sync` sends it later." in said
+    assert "1234567890" not in said
+
+
+def test_training_goes_on_when_weights_and_biases_dies(
+    tmp_path: Path, fabric: Fabric, wandb: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        mock.patch.object(wandb.Run, "log", side_effect=ConnectionResetError("Connection lost")),
+        MetricsLog(tmp_path, fabric, 0, wandb_run=described()) as log,
+    ):
+        for step in (10, 20):
+            log.write("train", step, {"loss": 0.5})
+    assert [row[1] for row in read_metrics(tmp_path / "metrics.csv")] == [10, 20]
+    assert capfd.readouterr().err.count("Connection lost") == 1
+
+
+@pytest.mark.usefixtures("wandb")
+def test_weights_and_biases_hears_of_those_runs_only_that_ask_for_it(tmp_path: Path, fabric: Fabric) -> None:
+    second = mock.Mock(is_global_zero=False)
+    with MetricsLog(tmp_path, second, 0, wandb_run=described()) as log:
+        log.write("train", 10, {"loss": 0.5})
+    with MetricsLog(tmp_path, fabric, 0, wandb_run=WandbRun(LogConfig(), "a", "b", {})) as log:
+        log.write("train", 10, {"loss": 0.5})
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_entity_alone_is_refused() -> None:
+    with pytest.raises(UsageError, match="it needs wandb_project"):
+        validated(LogConfig, {"wandb_entity": "us"}, "a.yaml")

@@ -18,7 +18,8 @@ from yt8m.models.classifier import (
 from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.training.optimization import OptimizationConfig, make_optimizer, slanted_triangular
+from yt8m.training.captured import make_capturable
+from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates, slanted_triangular
 
 CONFIG = OptimizationConfig(steps=100, batch_size=4, peak_rate=1e-3, weight_decay=0.1)
 DBOF = DBoFConfig(hidden_size=16, output_size=8)
@@ -55,7 +56,7 @@ def group_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, object]]:
 )
 def test_every_trained_parameter_is_in_one_group_and_vectors_do_not_decay(build) -> None:  # type: ignore[no-untyped-def]
     model = build()
-    optimizer, _ = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model, CONFIG)
     groups = group_of(optimizer)
     assert groups.keys() == {id(p) for p in model.parameters() if p.requires_grad}
     decays = {name: groups[id(p)]["weight_decay"] for name, p in model.named_parameters() if p.requires_grad}
@@ -69,8 +70,9 @@ def test_every_trained_parameter_is_in_one_group_and_vectors_do_not_decay(build)
 
 def test_the_frozen_encoder_is_left_out_and_the_segment_encoder_learns_at_half_the_rate() -> None:
     model = aware_classifier()
-    optimizer, _ = make_optimizer(model, CONFIG, list(model.segment_encoder.parameters()))
+    optimizer = make_optimizer(model, CONFIG, list(model.segment_encoder.parameters()))
     groups = group_of(optimizer)
+    set_rates(optimizer, rate_of(0, CONFIG))
     first = slanted_triangular(0, 100, 0.25)
     for name, parameter in model.named_parameters():
         if name.startswith("context_encoder."):
@@ -85,7 +87,8 @@ def test_a_step_moves_slow_parameters_by_their_share() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     config = OptimizationConfig(steps=4, peak_rate=0.1, weight_decay=0.5, warmup=0.0, slow_rate_factor=0.2)
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer, _ = make_optimizer(model, config, list(model[0].parameters()))
+    optimizer = make_optimizer(model, config, list(model[0].parameters()))
+    set_rates(optimizer, rate_of(0, config))
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     optimizer.step()
@@ -120,12 +123,19 @@ def test_the_schedule_is_linear_on_both_sides_of_its_peak(steps: int, warmup: fl
 def test_the_optimizer_follows_the_schedule_to_its_end(warmup: float) -> None:
     model = nn.Linear(2, 2)
     config = OptimizationConfig(steps=8, peak_rate=0.3, weight_decay=0.0, warmup=warmup)
-    optimizer, schedule = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config)
     rates = []
-    for _ in range(8):
-        model(torch.ones(1, 2)).sum().backward()
+    for step in range(9):
+        set_rates(optimizer, rate_of(step, config))
         rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.3 * slanted_triangular(step, 8, warmup) for step in range(8)])
-    assert optimizer.param_groups[0]["lr"] == 0
+    assert rates == pytest.approx([0.3 * slanted_triangular(step, 8, warmup) for step in range(9)])
+    assert rates[-1] == 0
+
+
+def test_a_rate_that_lies_on_a_device_is_changed_in_place() -> None:
+    optimizer = make_optimizer(nn.Linear(2, 2), CONFIG)
+    make_capturable(optimizer, torch.device("cpu"))
+    places = [group["lr"] for group in optimizer.param_groups]
+    set_rates(optimizer, 0.25)
+    assert [place.item() for place in places] == [0.25] * len(places)
+    assert all(group["lr"] is place for group, place in zip(optimizer.param_groups, places, strict=True))

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, Share
+from yt8m.errors import Interrupted
 from yt8m.files import written_atomically
 from yt8m.models.classifier import (
     ContextAgnosticClassifier,
@@ -210,17 +211,57 @@ def killed(folder: Path, when: str) -> None:
     fit_linear(folder, LinearTask(die_at_five))
 
 
+TOGETHER = {
+    name: CONFIG.model_copy(update={"peak_rate": 3e-4, "log_every": 1, "steps": 12, "accumulate": accumulate})
+    for name, accumulate in (("video", 1), ("nextvlad", 1), ("agnostic", 2), ("aware", 1))
+}
+"""What several processes train: the names of cases and how."""
+
+
+def together_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
+    """A case of `TOGETHER`: a model and its task."""
+    if name == "video":
+        return video_case(data)
+    if name == "nextvlad":
+        _, task = video_case(data)
+        return video_classifier(NEXTVLAD, task.vocabulary, 0.25), task
+    return segment_case(data, name, fabric)
+
+
 def together(data: Path, folder: Path, devices: str) -> None:
-    """Train both kinds of model as one of several processes, and leave what each process ended with."""
+    """Train models as one of several processes, and leave what each process ended with.
+
+    With STOP_RANK set, that process asks itself to stop at the third batch of each model that is not finished.
+    """
     fabric = make_fabric(MachineConfig(accelerator="cpu", devices=int(devices)))
-    config = CONFIG.model_copy(update={"peak_rate": 1e-3, "choose_by": "loss"})
-    for name in ("video", "aware"):
-        model, task = video_case(data, 0.0) if name == "video" else segment_case(data, "aware", fabric, 0.0)
-        fitted = fit(fabric, model, task, config, folder / name, 3)
+    for name, config in TOGETHER.items():
+        model, task = together_case(name, data, fabric)
+        if os.environ.get("STOP_RANK") == str(fabric.global_rank):
+            task.loss = _asking_to_stop(task.loss, 3)
+        try:
+            fitted = fit(fabric, model, task, config, folder / name, 3)
+        except Interrupted as stopped:
+            fabric.barrier()
+            print(stopped)
+            if name == list(TOGETHER)[-1]:
+                sys.exit(stopped.exit_code)
+            continue
         torch.save(
             {"state": model.state_dict(), "metrics": fitted.metrics, "world_size": fabric.world_size},
             folder / f"{name}-{fabric.global_rank}.pt",
         )
+
+
+def _asking_to_stop(loss: Callable[..., Tensor], call: int) -> Callable[..., Tensor]:
+    """A loss whose call of this number sends SIGTERM to its own process."""
+    calls = iter(range(1, call))
+
+    def asking(*arguments: Any) -> Tensor:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*arguments)
+
+    return asking
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import torch
 from lightning_fabric.plugins import Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 
 from yt8m.errors import Yt8mError
@@ -46,7 +45,6 @@ class TrainingState:
     Args:
         model: Weights and statistics.
         optimizer: Its moments.
-        schedule: Its place.
         precision: The scale of gradients, in 16-bit floats.
         average: The average of the weights, if one is kept.
         progress: How far the run is.
@@ -55,7 +53,6 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
-    schedule: LRScheduler
     precision: Precision
     average: Average | None = None
     progress: Progress = field(
@@ -68,7 +65,6 @@ class TrainingState:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "precision": self.precision.state_dict(),
             "average": self.average.averaged.state_dict() if self.average else {},
             "progress": dict(self.progress),
@@ -87,7 +83,9 @@ class TrainingState:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            for group in self.optimizer.param_groups:
+                # As a GPU had them or not: the rate of a step is set before it.
+                group["lr"], group["capturable"] = float(group["lr"]), False
             self.precision.load_state_dict(state["precision"])
             if self.average:
                 self.average.averaged.load_state_dict(state["average"])

@@ -8,7 +8,7 @@ weights before it and on (seed, s) alone, so a run that was killed goes on to th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,11 @@ from yt8m.errors import Interrupted, UsageError, Yt8mError
 from yt8m.files import clear_leftovers
 from yt8m.models.layers import split_over_processes
 from yt8m.training.averaging import AveragingConfig, averaging
+from yt8m.training.captured import CapturedStep, make_capturable
 from yt8m.training.checkpoint import CheckpointWriter, TrainingState
 from yt8m.training.machine import MachineConfig
-from yt8m.training.metrics_log import METRICS_FILE, MetricsLog
-from yt8m.training.optimization import OptimizationConfig, make_optimizer
+from yt8m.training.metrics_log import METRICS_FILE, MetricsLog, WandbRun
+from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates
 from yt8m.training.stopping import StopRequest, StopRequestedError
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -116,11 +117,11 @@ def step_seed(seed: int, step: int, part: int) -> int:
 
 
 def parts_of(batch: Any, num_parts: int) -> list[Any]:
-    """Split a batch, a named tuple of tensors (B, ...), into equal parts."""
-    if num_parts == 1:
-        return [batch]
-    chunks = [tensor.split(len(tensor) // num_parts) for tensor in batch]
-    return [type(batch)(*tensors) for tensors in zip(*chunks, strict=True)]
+    """Split a batch, a named tuple of tensors (B, ...), into equal parts.
+
+    Part p has the examples p, p + num_parts, ...: so it is the same part of the global batch, whatever the processes.
+    """
+    return [type(batch)(*(tensor[part::num_parts] for tensor in batch)) for part in range(num_parts)]
 
 
 def train_step(
@@ -130,8 +131,7 @@ def train_step(
     loss_of: Callable[[nn.Module, Any], Tensor],
     batch: Any,
     config: TrainingConfig,
-    seed: int,
-    step: int,
+    seeds: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """One step: forward, loss, backward, gradients clipped, optimizer.
 
@@ -142,15 +142,15 @@ def train_step(
         loss_of: Loss of a model on a batch.
         batch: On the device.
         config: Clipping, and how many parts the batch is taken in.
-        seed: Seed of the run.
-        step: Number of the step, from 0.
+        seeds: Seeds of the random numbers of each part; none where the generators are seeded already.
 
     Returns:
         The loss and the gradient's norm before clipping, scalars on the device.
     """
     losses = []
     for part, examples in enumerate(parts_of(batch, config.accumulate)):
-        torch.manual_seed(step_seed(seed, step, part))
+        if seeds:
+            torch.manual_seed(seeds[part])
         with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
             loss = loss_of(model, examples) / config.accumulate
             fabric.backward(loss)
@@ -159,6 +159,41 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return torch.stack(losses).sum(), cast("Tensor", norm)
+
+
+def stepper(
+    fabric: Fabric,
+    model: _FabricModule,
+    optimizer: Optimizer,
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    config: TrainingConfig,
+    seed: int,
+    machine: MachineConfig,
+) -> Callable[[Any, int], tuple[Tensor, Tensor]]:
+    """What does the steps of a run: `train_step` at the step's rate, with the step's random numbers.
+
+    On one GPU the compiled steps are recorded, and all batches must have one shape.
+
+    Returns:
+        A function of a batch on the device and the step's number, from 0; it gives what `train_step` gives.
+    """
+
+    def step(batch: Any, number: int) -> tuple[Tensor, Tensor]:
+        set_rates(optimizer, rate_of(number, config))
+        seeds = [step_seed(seed, number, part) for part in range(config.accumulate)]
+        return train_step(fabric, model, optimizer, loss_of, batch, config, seeds)
+
+    if not machine.captures(fabric):
+        return step
+    make_capturable(optimizer, fabric.device)
+    captured = CapturedStep(lambda batch: train_step(fabric, model, optimizer, loss_of, batch, config), fabric.device)
+
+    def replay(batch: Any, number: int) -> tuple[Tensor, Tensor]:
+        set_rates(optimizer, rate_of(number, config))
+        torch.manual_seed(step_seed(seed, number, 0))
+        return captured(batch)
+
+    return replay
 
 
 def fit(
@@ -170,6 +205,7 @@ def fit(
     seed: int,
     machine: MachineConfig | None = None,
     on_log: Callable[[Pace], None] | None = None,
+    wandb_run: WandbRun | None = None,
 ) -> Fitted:
     """Train a model, or go on training it where a former call was stopped.
 
@@ -185,6 +221,7 @@ def fit(
         seed: Decides batches and dropout.
         machine: How batches are read, whether the network is compiled, what batch norm does over processes.
         on_log: Called at every line of the training log, for a progress bar.
+        wandb_run: The run as Weights & Biases shall know it, where it is logged there.
 
     Returns:
         The best model's metrics. `model` holds the weights of the last step.
@@ -193,7 +230,9 @@ def fit(
         Interrupted: The run was asked to stop; its checkpoint is written.
         Yt8mError: The loss is no longer a number, or the disk is full.
     """
-    return _Training(fabric, model, task, config, folder, seed, machine or MachineConfig()).to_the_end(on_log)
+    return _Training(fabric, model, task, config, folder, seed, machine or MachineConfig(), wandb_run).to_the_end(
+        on_log
+    )
 
 
 class _Training:
@@ -208,6 +247,7 @@ class _Training:
         folder: Path,
         seed: int,
         machine: MachineConfig,
+        wandb_run: WandbRun | None,
     ) -> None:
         self.fabric, self.model, self.task, self.config = fabric, model, task, config
         self.folder, self.seed, self.machine = folder, seed, machine
@@ -218,24 +258,24 @@ class _Training:
                 f"accumulate {config.accumulate} does not divide the {self.batches.share_size} examples that a process "
                 "has of each batch."
             )
-        optimizer, schedule = make_optimizer(model, config, task.slow_parameters(model))
+        optimizer = make_optimizer(model, config, task.slow_parameters(model))
         self.compiles = machine.compiles(fabric.device)
         network = cast("nn.Module", torch.compile(model)) if self.compiles else model
         self.wrapped, self.optimizer = fabric.setup(network, optimizer)
         average = averaging(model, config.averaging, config.steps)
-        self.state = TrainingState(model, optimizer, schedule, fabric.strategy.precision, average)
+        self.state = TrainingState(model, optimizer, fabric.strategy.precision, average)
         if fabric.is_global_zero:
             for name in (CHECKPOINT_FILE, MODEL_FOLDER, METRICS_FILE):
                 clear_leftovers(folder / name)
         fabric.barrier()
         if (folder / CHECKPOINT_FILE).exists():
             self.state.load(folder / CHECKPOINT_FILE, fabric.device)
-        self.log = MetricsLog(folder, fabric, self.state.progress["step"])
+        self.log = MetricsLog(folder, fabric, self.state.progress["step"], wandb_run=wandb_run)
         self.writer = CheckpointWriter(folder / CHECKPOINT_FILE, self.log.flush)
 
     def to_the_end(self, on_log: Callable[[Pace], None] | None) -> Fitted:
         progress = self.state.progress
-        with self.writer, StopRequest(self.fabric) as stop:
+        with self.log, self.writer, StopRequest(self.fabric) as stop:
             try:
                 if self._evaluation_is_due():
                     self._evaluate(stop.check)
@@ -245,12 +285,10 @@ class _Training:
                 self._save()
                 self.writer.wait()
                 self.fabric.barrier()
-                self.log.close()
                 raise Interrupted(
                     f"{self.folder}: stopped as asked after step {progress['step']:,} of {self.config.steps:,}; the same "
                     "command goes on from there."
                 ) from None
-        self.log.close()
         metrics = self.log.values("valid", progress["best_step"])
         return Fitted(progress["best_step"], metrics, progress["step"], progress["seconds"])
 
@@ -261,14 +299,12 @@ class _Training:
         # A compiled network is compiled for one number of frames.
         moved = on_device(loader, device, self.batches.max_frames if self.compiles else None)
         self.wrapped.train()
+        step = stepper(self.fabric, self.wrapped, self.optimizer, self.task.loss, config, self.seed, self.machine)
         clock = _Clock(progress["seconds"], progress["step"], config.batch_size, device)
         while not self._is_over():
             with clock.waiting():
                 batch = next(moved)
-            loss, norm = train_step(
-                self.fabric, self.wrapped, self.optimizer, self.task.loss, batch, config, self.seed, progress["step"]
-            )
-            self.state.schedule.step()
+            loss, norm = step(batch, progress["step"])
             self.state.losses.append(loss)
             progress["step"] += 1
             progress["seconds"] = clock.seconds()
@@ -307,7 +343,7 @@ class _Training:
         average = float(cast("Tensor", self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")))
         losses.clear()
         _require_number(average, "loss", self.folder, step, self.config)
-        rate = float(max(self.state.schedule.get_last_lr()))
+        rate = rate_of(step, self.config)
         self.log.write("train", step, {"loss": average, "rate": rate, "grad_norm": float(norm)})
         pace = Pace(step, average, *clock.lap(step))
         self.log.watch(step, {"examples_per_second": pace.examples_per_second, "waiting_for_data": pace.waiting})

@@ -28,7 +28,8 @@ class MachineConfig(Settings):
     num_workers: int = Field(default=0, ge=0)
     """Processes that read ahead; 0 reads between the steps. Batches are the same with any number."""
     compile: bool | None = None
-    """Whether the network is compiled (torch.compile), which takes a minute and a C++ compiler; where left out, on GPUs."""
+    """Whether the network is compiled (torch.compile), which takes a minute and a C++ compiler, and on one GPU a whole
+    step recorded as a CUDA graph; where left out, on GPUs."""
     sync_batch_norm: bool = True
     """With several processes, whether batch norm takes the statistics of the whole batch, so that the result is that of
     one process, or those of each process's own part, which saves two small sums over the processes a layer."""
@@ -36,6 +37,11 @@ class MachineConfig(Settings):
     def compiles(self, device: torch.device) -> bool:
         """Whether the network is compiled on this device."""
         return device.type == "cuda" if self.compile is None else self.compile
+
+    def captures(self, fabric: Fabric) -> bool:
+        """Whether compiled steps are recorded as a CUDA graph: on one GPU, where no gradient scale is looked at."""
+        on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
+        return on_one_gpu and self.compiles(fabric.device) and self.precision != "16-mixed"
 
 
 def _processes() -> DDPStrategy:

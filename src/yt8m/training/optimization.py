@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 from pydantic import Field
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 
 from yt8m.models.layers import decaying_parameters
 from yt8m.settings import Settings
@@ -52,16 +51,13 @@ def slanted_triangular(step: int, steps: int, warmup: float) -> float:
 
 def make_optimizer(
     model: nn.Module, config: OptimizationConfig, slow: Collection[nn.Parameter] = ()
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """Make AdamW and its schedule over the parameters that are trained.
+) -> torch.optim.AdamW:
+    """Make AdamW over the parameters that are trained; `set_rates` gives it the rates of a step.
 
     Args:
         model: Parameters that need no gradient (a frozen encoder) are left out.
         config: Rates and decay.
         slow: Parameters that learn at `slow_rate_factor` of the rate.
-
-    Returns:
-        The optimizer and its schedule, to be stepped once a step.
     """
     slow_ids = {id(parameter) for parameter in slow}
     decaying = decaying_parameters(model)
@@ -69,17 +65,30 @@ def make_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((decaying[name], id(parameter) in slow_ids), []).append(parameter)
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "weight_decay": config.weight_decay if decay else 0.0,
-                "lr": config.peak_rate * (config.slow_rate_factor if is_slow else 1.0),
+                "factor": config.slow_rate_factor if is_slow else 1.0,
             }
             for (decay, is_slow), parameters in groups.items()
         ],
         lr=config.peak_rate,
         fused=True,
     )
-    shape: Callable[[int], float] = lambda step: slanted_triangular(step, config.steps, config.warmup)  # noqa: E731
-    return optimizer, LambdaLR(optimizer, shape)
+
+
+def rate_of(step: int, config: OptimizationConfig) -> float:
+    """Rate of a step, from 0, of the parameters that are not slow."""
+    return config.peak_rate * slanted_triangular(step, config.steps, config.warmup)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of a rate."""
+    for group in optimizer.param_groups:
+        own = rate * group["factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
