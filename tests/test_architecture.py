@@ -26,7 +26,7 @@ ROAD = (
     ("scoring",),
     ("training",),
     ("recipe", "display", "notifications"),
-    ("comparison", "predictions"),
+    ("comparison", "predictions", "estimate"),
     ("run",),
     ("demo",),
     ("cli",),

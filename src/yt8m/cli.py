@@ -260,8 +260,18 @@ def splice(
 @app.command()
 def run(
     recipe: RecipeArgument,
-    data: DataOption,
-    out: OutOption,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--data",
+            help="Dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Folder for what the run makes.", show_default=False),
+    ] = None,
     only: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -269,18 +279,35 @@ def run(
         ),
     ] = None,
     overrides: SetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what each stage takes (parameters, memory, time on this machine), and do nothing; needs no data.",
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe: pre-train, fine-tune, predict, merge, and score where the truth is known.
 
     Each stage has its own folder in OUT. Finished stages are skipped when run again with the same settings and data; an
     interrupted one goes on from its last checkpoint. The result is OUT/submission.csv.
 
+    Ctrl-C and SIGTERM end training after the step at hand, with everything saved and exit status 75.
+
         yt8m run recipes/demo.yaml --data build/spliced --out runs/demo
         yt8m run seventh-place --data /data --out /out --only pretrain/dbof-3 --set machine.precision=bf16-mixed
+        yt8m run seventh-place --dry-run
     """
-    started, comparison = _make_run(f"run {recipe}", recipe, overrides, data, out, only)
-    if comparison is not None:
-        _print_results(started, comparison)
+    if dry_run:
+        _estimate(recipe, overrides, data, only)
+        return
+    for option, folder in (("--data", data), ("--out", out)):
+        if folder is None:
+            raise UsageError(f"Missing option {option}; only --dry-run goes without.")
+    if data is not None and out is not None:
+        started, comparison = _make_run(f"run {recipe}", recipe, overrides, data, out, only)
+        if comparison is not None:
+            _print_results(started, comparison)
 
 
 @app.command()
@@ -311,6 +338,39 @@ def finetune(
     yt8m finetune recipes/seventh-place.yaml nextvlad-fold-2 --data /data --out /out
     """
     _make_run(f"finetune {recipe} {model}", recipe, overrides, data, out, f"finetune/{model}")
+
+
+@app.command()
+def find_rate(
+    recipe: RecipeArgument,
+    model: Annotated[str, typer.Argument(help="A base model or a segment model of the recipe.", show_default=False)],
+    data: DataOption,
+    out: OutOption,
+    steps: Annotated[int, typer.Option(help="Steps, each at a higher rate than the one before.")] = 200,
+    lowest: Annotated[float, typer.Option(help="Rate of the first step.")] = 1e-6,
+    highest: Annotated[float, typer.Option(help="Rate of the last step.")] = 1.0,
+    overrides: SetOption = None,
+) -> None:
+    """Find a peak learning rate for a model: train a copy of it while the rate rises, and draw what the loss does.
+
+    Suggests the rate at which the smoothed loss falls fastest. OUT/find-rate/MODEL has the picture (rates.png) and its
+    numbers (rates.csv); the model's own stage stays as it is. For a segment model, its base models must be trained in OUT.
+
+        yt8m find-rate recipes/demo.yaml dbof --data build/spliced --out runs/demo
+    """
+    from yt8m.display import out as terminal
+    from yt8m.recipe import find_recipe, read_recipe
+    from yt8m.run import Run
+    from yt8m.settings import validated
+    from yt8m.training.rate_finder import RateSweep
+
+    sweep = validated(RateSweep, {"steps": steps, "lowest": lowest, "highest": highest}, "find-rate")
+    found = Run(read_recipe(find_recipe(recipe), overrides), data, out).find_rate(model, sweep)
+    terminal.print(
+        f"{model}: suggested peak_rate {found.suggestion.peak_rate:.2g} (the loss is lowest at "
+        f"{found.suggestion.lowest_at:.2g}); the recipe has {found.peak_rate:g}; picture: {found.picture}",
+        markup=False,
+    )
 
 
 @app.command()
@@ -455,6 +515,74 @@ def _make_run(
         comparison = started.run(only)
         announcement.result = _in_a_line(started, comparison, only)
     return started, comparison
+
+
+def _estimate(recipe: str, overrides: list[str] | None, data: Path | None, only: str | None) -> None:
+    """Print what the stages of a recipe take."""
+    from rich.table import Table
+
+    from yt8m.display import out, tracked, wide
+    from yt8m.estimate import available_memory, costs, device_in_words, stages
+    from yt8m.recipe import find_recipe, read_recipe
+    from yt8m.training.machine import make_fabric
+    from yt8m.vocabulary import Vocabulary
+
+    settings = read_recipe(find_recipe(recipe), overrides)
+    num_classes = 1000 if data is None else len(Vocabulary.load(data))
+    machine = settings.machine.model_copy(update={"devices": 1, "num_nodes": 1})
+    fabric = make_fabric(machine)
+    chosen = [stage for stage in stages(settings, num_classes) if only is None or only in (stage.name, stage.kind)]
+    if not chosen:
+        raise UsageError(f"--only {only}: the recipe trains no such stage.")
+    found = list(tracked(costs(chosen, settings.machine, fabric), "estimate", len(chosen)))
+    table = Table("stage", "params", "trained", "batch", "TFLOP", "memory", "step", "per s", "steps", "time", box=None)
+    for column in table.columns:
+        column.no_wrap, column.justify = True, "left" if column.header == "stage" else "right"
+    for cost in found:
+        training = cost.stage.training
+        table.add_row(
+            cost.stage.name,
+            f"{cost.parameters / 1e6:,.1f}M",
+            f"{cost.trained / 1e6:,.1f}M",
+            f"{cost.examples} x {cost.stage.num_frames}"
+            + (f" in {training.accumulate}" if training.accumulate > 1 else ""),
+            f"{cost.flops / 1e12:.3f}",
+            f"{cost.memory / 2**30:.2f} GiB",
+            f"{cost.seconds:.3g} s" if cost.seconds >= 0.1 else f"{cost.seconds * 1e3:.3g} ms",
+            f"{cost.examples / cost.seconds:,.0f}",
+            f"{training.steps:,}",
+            _duration(cost.total_seconds),
+        )
+    table.add_row("all", *[""] * 8, _duration(sum(cost.total_seconds for cost in found)))
+    wide(120).print(table)
+    processes = settings.machine.devices * settings.machine.num_nodes
+    each = "" if processes == 1 else f", each of {processes} processes with its part of the batches"
+    out.print(
+        f"TFLOP: matrix products of a step. Steps timed on {device_in_words(fabric, settings.machine)}{each}. Memory is that of one process's tensors; "
+        f"batches read ahead take up to {max(cost.ahead for cost in found) / 2**20:,.0f} MiB, the libraries 0.5 to 1 GiB. "
+        "Reading, evaluation and prediction come on top.",
+        markup=False,
+    )
+    if (available := available_memory(fabric.device)) is not None:
+        for cost in found:
+            if cost.memory > available:
+                out.print(
+                    f"{cost.stage.name} needs more than the {available / 2**30:.1f} GiB here: set its training.accumulate "
+                    f"to {cost.parts_to_fit(available)} or more.",
+                    markup=False,
+                )
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it: 4 min, 2 h 05 min, 3 d 4 h."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def _in_a_line(done: Run, comparison: Comparison | None, only: str | None = None) -> str:

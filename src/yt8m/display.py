@@ -24,6 +24,12 @@ T = TypeVar("T")
 out = Console(highlight=False, soft_wrap=True)
 """Results: standard output."""
 
+
+def wide(columns: int) -> Console:
+    """Results that need so many columns, on however narrow a terminal."""
+    return out if out.width >= columns else Console(highlight=False, soft_wrap=True, width=columns)
+
+
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors: standard error."""
 
@@ -43,10 +49,11 @@ def _bar() -> Progress:
     )
 
 
-def tracked(items: Iterable[T], description: str) -> Iterator[T]:
-    """Go through items with a progress bar."""
+def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Go through items with a progress bar; `total` says how many where they do not."""
     with _bar() as bar:
-        task = bar.add_task(description, total=len(items) if isinstance(items, Sized) else None, note="")
+        total = len(items) if total is None and isinstance(items, Sized) else total
+        task = bar.add_task(description, total=total, note="")
         for item in items:
             yield item
             bar.advance(task)

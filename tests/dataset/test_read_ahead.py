@@ -19,7 +19,7 @@ from yt8m.dataset import read_ahead
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import Batches, FrameChoice, SegmentBatches, VideoBatches, rated_segments
-from yt8m.dataset.read_ahead import step_loader
+from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import ShardError, Yt8mError
 from yt8m.vocabulary import Vocabulary
 
@@ -88,17 +88,74 @@ def test_longest_batches_fit_their_slots(reader: FrameReader) -> None:
         assert batch[0].shape[1] == max(n - 40 if n > 40 else n for n in reader.catalog.num_frames.tolist())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_for_a_gpu_are_copied_one_ahead(
-    reader: FrameReader, num_workers: int, monkeypatch: pytest.MonkeyPatch
+def test_batches_read_here_are_copied_to_page_locked_memory(
+    reader: FrameReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There is no page-locked memory without a GPU: a plain copy stands for it.
     monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
     stream = stream_of("videos", reader)
-    kept = list(step_loader(stream, 0, 20, num_workers, pin_memory=True))
+    kept = list(step_loader(stream, 0, 20, 0, pin_memory=True))
     assert len(kept) == 20
     for step, batch in enumerate(kept):
         assert_same(batch, stream[step])
+
+
+class Runtime:
+    """Stands for CUDA's: remembers what is page-locked.
+
+    Args:
+        refuses: Whether locking fails.
+    """
+
+    class cudaError:
+        success = 0
+
+    def __init__(self, refuses: bool) -> None:
+        self.refuses = refuses
+        self.locked: dict[int, int] = {}
+        self.all_locked: dict[int, int] = {}
+
+    def cudaHostRegister(self, place: int, size: int, flags: int) -> int:
+        if self.refuses:
+            return 1
+        self.locked[place] = self.all_locked[place] = size
+        return 0
+
+    def cudaHostUnregister(self, place: int) -> int:
+        del self.locked[place]
+        return 0
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_the_ring_is_page_locked_while_it_is_used(
+    refuses: bool, reader: FrameReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(refuses)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    stream = stream_of("videos", reader)
+    for step, batch in enumerate(step_loader(stream, 0, 20, 2, pin_memory=True)):
+        assert_same(batch, stream[step])
+        if not refuses:
+            ((place, size),) = runtime.locked.items()
+            assert all(place <= t.data_ptr() and t.data_ptr() + t.nbytes <= place + size for t in batch)
+    assert runtime.locked == {}
+    assert len(runtime.all_locked) == (not refuses)
+
+
+def test_batches_are_padded_to_the_frames_that_a_compiled_network_wants(reader: FrameReader) -> None:
+    stream = stream_of("videos", reader)
+    wanted = stream.max_frames + 3
+    cpu = torch.device("cpu")
+    for step, batch in enumerate(on_device((stream[step] for step in range(3)), cpu, wanted)):
+        original = stream[step]
+        known = original[0].shape[1]
+        assert [tensor.shape[1] for tensor in batch[:2]] == [wanted, wanted]
+        assert torch.equal(batch[0][:, :known], original[0])
+        assert not batch[0][:, known:].any()
+        assert not batch[1][:, known:].any()
+        for ours, theirs in zip(batch[2:], original[2:], strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_what_goes_wrong_in_a_worker_is_said_here(reader: FrameReader) -> None:
@@ -136,7 +193,7 @@ import numpy as np
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, VideoBatches
-from yt8m.dataset.read_ahead import step_loader
+from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import Yt8mError
 from yt8m.vocabulary import Vocabulary
 reader = FrameReader(index_folder(Path(sys.argv[1])))
@@ -172,7 +229,7 @@ import numpy as np
 from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, VideoBatches
-from yt8m.dataset.read_ahead import step_loader
+from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.vocabulary import Vocabulary
 reader = FrameReader(index_folder(Path(sys.argv[1])))
 stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameChoice(20), 50, 0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,26 +91,25 @@ def step_loader(
 ) -> Iterator[NamedTuple]:
     """Deliver the batches of the steps [start, stop) in order, read ahead by worker processes if any.
 
-    With workers, a batch's tensors are good until the next batch but one is asked for; whoever keeps them longer
-    copies them (`Tensor.clone`).
+    With workers, a batch's tensors are good until the next batch but one is asked for; whoever keeps them longer, or
+    copies them to a GPU behind the processor's back, sees to that (`on_device` does).
 
     Args:
         batches: A dataset indexed by step.
         start: First step, so that a resumed run goes on without reading what came before.
         stop: End.
         num_workers: Processes that read ahead; 0 reads in this process.
-        pin_memory: Whether batches are copied to page-locked memory, for quicker transfer to a GPU.
+        pin_memory: Whether batches lie in page-locked memory, for quicker transfer to a GPU.
 
     Raises:
         Yt8mError: There is too little shared memory.
     """
     if not num_workers:
         return (_pinned(batches[step]) if pin_memory else batches[step] for step in range(start, stop))
-    delivered = _delivered(batches, start, stop, num_workers)
-    return _one_ahead(map(_pinned, delivered)) if pin_memory else delivered
+    return _delivered(batches, start, stop, num_workers, pin_memory)
 
 
-def _delivered(batches: Batches, start: int, stop: int, num_workers: int) -> Iterator[NamedTuple]:
+def _delivered(batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool) -> Iterator[NamedTuple]:
     if start >= stop:
         return
     ring = _ring(batches, num_workers * BATCHES_AHEAD + 2)
@@ -123,11 +122,13 @@ def _delivered(batches: Batches, start: int, stop: int, num_workers: int) -> Ite
         collate_fn=_unchanged,
         worker_init_fn=_outlive_signals,
     )
-    for delivery in loader:
-        if isinstance(delivery, Yt8mError):
-            raise delivery
-        memory = ring[delivery.slot]
-        yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
+    deliveries = iter(loader)  # which starts the workers; what is page-locked after that is no concern of theirs
+    with _page_locked(ring) if pin_memory else nullcontext():
+        for delivery in deliveries:
+            if isinstance(delivery, Yt8mError):
+                raise delivery
+            memory = ring[delivery.slot]
+            yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
 
 
 def _outlive_signals(_worker: int) -> None:
@@ -169,13 +170,17 @@ def _pinned(batch: NamedTuple) -> NamedTuple:
     return type(batch)(*(tensor.pin_memory() for tensor in batch))
 
 
-def _one_ahead(batches: Iterator[NamedTuple]) -> Iterator[NamedTuple]:
-    """Make the next batch in a thread while the present one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
+@contextmanager
+def _page_locked(memory: Tensor) -> Iterator[None]:
+    """Lock memory that there is already, so that a GPU reads it by itself; where that is refused, copies are slower."""
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    locked = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0) == runtime.cudaError.success
+    try:
+        yield
+    finally:
+        if locked:
+            torch.cuda.synchronize()
+            runtime.cudaHostUnregister(memory.data_ptr())
 
 
 def on_device(
@@ -194,9 +199,17 @@ def on_device(
         return
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     work = torch.cuda.current_stream(device)
-    for batch in batches:
+    copied: list[torch.cuda.Event] = []
+    while True:
+        # Asking for a batch gives up the one before the last: its copy has to be done.
+        while len(copied) > 1:
+            copied.pop(0).synchronize()
+        if (given := next(batches, None)) is None:
+            return
         with torch.cuda.stream(copies):
-            moved = _padded_to(_moved(batch, device), num_frames)
+            moved = _moved(given, device)
+            copied.append(copies.record_event())
+            moved = _padded_to(moved, num_frames)
         work.wait_stream(copies)
         for tensor in moved:
             tensor.record_stream(work)

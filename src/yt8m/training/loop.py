@@ -124,6 +124,21 @@ def parts_of(batch: Any, num_parts: int) -> list[Any]:
     return [type(batch)(*(tensor[part::num_parts] for tensor in batch)) for part in range(num_parts)]
 
 
+def training_batches(fabric: Fabric, task: Task, config: TrainingConfig) -> Batches:
+    """Training batches of this process.
+
+    Raises:
+        UsageError: They cannot be taken in as many parts as the settings say.
+    """
+    batches = task.batches(Share(fabric.global_rank, fabric.world_size))
+    if batches.share_size % config.accumulate:
+        raise UsageError(
+            f"accumulate {config.accumulate} does not divide the {batches.share_size} examples that a process has of "
+            "each batch."
+        )
+    return batches
+
+
 def train_step(
     fabric: Fabric,
     model: _FabricModule,
@@ -252,12 +267,7 @@ class _Training:
         self.fabric, self.model, self.task, self.config = fabric, model, task, config
         self.folder, self.seed, self.machine = folder, seed, machine
         split_over_processes(model, fabric.global_rank, fabric.world_size, machine.sync_batch_norm)
-        self.batches = task.batches(Share(fabric.global_rank, fabric.world_size))
-        if self.batches.share_size % config.accumulate:
-            raise UsageError(
-                f"accumulate {config.accumulate} does not divide the {self.batches.share_size} examples that a process "
-                "has of each batch."
-            )
+        self.batches = training_batches(fabric, task, config)
         optimizer = make_optimizer(model, config, task.slow_parameters(model))
         self.compiles = machine.compiles(fabric.device)
         network = cast("nn.Module", torch.compile(model)) if self.compiles else model
@@ -305,6 +315,7 @@ class _Training:
             with clock.waiting():
                 batch = next(moved)
             loss, norm = step(batch, progress["step"])
+            clock.worked()
             self.state.losses.append(loss)
             progress["step"] += 1
             progress["seconds"] = clock.seconds()
@@ -397,16 +408,22 @@ class _Clock:
     """
 
     def __init__(self, before: float, step: int, batch_size: int, device: torch.device) -> None:
-        self._before, self._step, self._batch_size, self._device = before, step, batch_size, device
+        self._before, self._step, self._batch_size = before, step, batch_size
         self._started = self._lap_started = time.monotonic()
         self._waited = 0.0
+        self._done = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def worked(self) -> None:
+        """A step was handed to the device."""
+        if self._done is not None:
+            self._done.record()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time inside is spent waiting for data, unless a GPU still had work at its end."""
         begun = time.monotonic()
         yield
-        if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
+        if self._done is None or self._done.query():  # type: ignore[no-untyped-call]
             self._waited += time.monotonic() - begun
 
     def seconds(self) -> float:
