@@ -365,7 +365,9 @@ def find_rate(
     from yt8m.training.rate_finder import RateSweep
 
     sweep = validated(RateSweep, {"steps": steps, "lowest": lowest, "highest": highest}, "find-rate")
-    found = Run(read_recipe(find_recipe(recipe), overrides), data, out).find_rate(model, sweep)
+    settings = read_recipe(find_recipe(recipe), overrides)
+    settings.machine.require_one_process("find-rate")
+    found = Run(settings, data, out).find_rate(model, sweep)
     terminal.print(
         f"{model}: suggested peak_rate {found.suggestion.peak_rate:.2g} (the loss is lowest at "
         f"{found.suggestion.lowest_at:.2g}); the recipe has {found.peak_rate:g}; picture: {found.picture}",

@@ -26,7 +26,7 @@ from yt8m.comparison import Comparison, Truths, merges, predict_and_score
 from yt8m.dataset.catalog import PARTS, REPORT_NAME, Catalog, current_catalog, damaged_places, index_and_save
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, fold_of_videos
-from yt8m.display import byte_bar, err, step_bar
+from yt8m.display import byte_bar, err, step_bar, tracked
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
@@ -39,11 +39,21 @@ from yt8m.settings import nearest, read_yaml, to_yaml
 from yt8m.training.loop import CHECKPOINT_FILE, Task, fit
 from yt8m.training.machine import make_fabric
 from yt8m.training.metrics_log import WandbRun
+from yt8m.training.rate_finder import (
+    PICTURE_FILE,
+    RATES_FILE,
+    RateSweep,
+    Suggestion,
+    plot_rates,
+    sweep_rates,
+    write_rates,
+)
 from yt8m.training.tasks import SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
 STAGE_FILE = "stage.yaml"
 SUBMISSION_FILE = "submission.csv"
+RATES_FOLDER = "find-rate"
 PARTS_NEEDED = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 """Parts of the dataset that each kind of stage needs; a model is known by what its base models were trained on, too."""
 CODE_VERSION = 2
@@ -87,6 +97,21 @@ def _write_stage(folder: Path, record: StageRecord, settings: Mapping[str, Any])
     }
     with written_atomically(folder / STAGE_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """What came of looking for a learning rate.
+
+    Args:
+        suggestion: The rate suggested.
+        peak_rate: The recipe's own.
+        picture: What the loss did at each rate.
+    """
+
+    suggestion: Suggestion
+    peak_rate: float
+    picture: Path
 
 
 def fingerprint(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -146,22 +171,7 @@ class Run:
             UsageError: The recipe has no such model, or the data cannot train it.
         """
         stage, mark = self._base(name), self._pretrain_mark(name)
-
-        def build(seed: int) -> tuple[nn.Module, Task]:
-            torch.manual_seed(seed)
-            task = VideoTask(
-                FrameReader(self.catalog("video/train")),
-                FrameReader(self.catalog("video/valid")),
-                self.vocabulary,
-                stage.classifier.encoder.max_frames,
-                FrameChoice(stage.frames_per_video or stage.classifier.encoder.max_frames, stage.clip_share),
-                stage.training.batch_size,
-                seed,
-                {"name": name, "seed": seed, "stage": mark},
-            )
-            return VideoClassifier(stage.classifier, len(self.vocabulary)), task
-
-        self._train("pretrain", name, mark, stage, build)
+        self._train("pretrain", name, mark, stage, self._build_base)
 
     def finetune(self, name: str) -> None:
         """Fine-tune a segment model of the recipe from base models that are trained already.
@@ -171,25 +181,42 @@ class Run:
                 cannot train it.
         """
         stage, mark = self._segment(name), self._finetune_mark(name)
+        self._train("finetune", name, mark, stage, self._build_segment)
 
-        def build(seed: int) -> tuple[nn.Module, Task]:
-            torch.manual_seed(seed)
-            model = self._start(stage).to(self.fabric.device)
-            task = SegmentTask(
-                self.fabric,
-                model,
-                FrameReader(self.catalog("segment/train")),
-                self.vocabulary,
-                stage.fold,
-                self.recipe.folds,
-                stage.loss,
-                stage.training.batch_size,
-                seed,
-                {"name": name, "seed": seed, "fold": stage.fold, "stage": mark},
+    def find_rate(self, name: str, sweep: RateSweep) -> FoundRate:
+        """Try learning rates on a model of the recipe, and leave `rates.csv` and `rates.png` in `find-rate/NAME`.
+
+        A copy of the model is trained as its stage begins, by one process; the stage's own folder stays as it is.
+
+        Raises:
+            UsageError: The recipe has no such model, or two of that name, or a base model that a segment model is made of
+                is not trained.
+            Yt8mError: No rate makes the loss fall; the files are written.
+        """
+        models: dict[str, BaseModelRecipe | SegmentModelRecipe] = {
+            **self.recipe.base_models,
+            **self.recipe.segment_models,
+        }
+        if name not in models:
+            raise UsageError(f"The recipe has no model {name!r}{nearest(name, models)}.")
+        if name in self.recipe.base_models and name in self.recipe.segment_models:
+            raise UsageError(
+                f"The recipe has a base model and a segment model {name!r}; give one of them another name."
             )
-            return model, task
-
-        self._train("finetune", name, mark, stage, build)
+        stage = models[name]
+        seed = self._seed(stage.seed)
+        model, task = (self._build_base if name in self.recipe.base_models else self._build_segment)(name, seed)
+        curve = sweep_rates(self.fabric, model, task, stage.training, sweep, seed, self.recipe.machine, tracked)
+        folder = self.out / RATES_FOLDER / name
+        write_rates(folder / RATES_FILE, curve)
+        plot_rates(folder / PICTURE_FILE, curve, name, stage.training.peak_rate)
+        suggestion = curve.suggestion
+        if suggestion is None:
+            raise Yt8mError(
+                f"{name}: the loss falls at no rate from {sweep.lowest:g} to {sweep.highest:g}, as {folder / PICTURE_FILE} "
+                "shows, so there is none to suggest; try other rates or more steps."
+            )
+        return FoundRate(suggestion, stage.training.peak_rate, folder / PICTURE_FILE)
 
     def predict(self) -> Comparison:
         """Predict every test segment with the ensemble's models, write `submission.csv`, score it where there is truth.
@@ -372,13 +399,48 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------- training
 
+    def _build_base(self, name: str, seed: int) -> tuple[nn.Module, Task]:
+        """A base model before its first step, and what it is trained on."""
+        stage = self._base(name)
+        torch.manual_seed(seed)
+        task = VideoTask(
+            FrameReader(self.catalog("video/train")),
+            FrameReader(self.catalog("video/valid")),
+            self.vocabulary,
+            stage.classifier.encoder.max_frames,
+            FrameChoice(stage.frames_per_video or stage.classifier.encoder.max_frames, stage.clip_share),
+            stage.training.batch_size,
+            seed,
+            {"name": name, "seed": seed, "stage": self._pretrain_mark(name)},
+        )
+        return VideoClassifier(stage.classifier, len(self.vocabulary)), task
+
+    def _build_segment(self, name: str, seed: int) -> tuple[nn.Module, Task]:
+        """A segment model before its first step, and what it is trained on."""
+        stage = self._segment(name)
+        torch.manual_seed(seed)
+        model = self._start(stage).to(self.fabric.device)
+        task = SegmentTask(
+            self.fabric,
+            model,
+            FrameReader(self.catalog("segment/train")),
+            self.vocabulary,
+            stage.fold,
+            self.recipe.folds,
+            stage.loss,
+            stage.training.batch_size,
+            seed,
+            {"name": name, "seed": seed, "fold": stage.fold, "stage": self._finetune_mark(name)},
+        )
+        return model, task
+
     def _train(
         self,
         kind: str,
         name: str,
         mark: str,
         stage: BaseModelRecipe | SegmentModelRecipe,
-        build: Callable[[int], tuple[nn.Module, Task]],
+        build: Callable[[str, int], tuple[nn.Module, Task]],
     ) -> None:
         """Train one model into its folder, unless that is done; go on where a former run was stopped."""
         folder = self.out / kind / name
@@ -389,7 +451,7 @@ class Run:
             self._say(f"{title}: finished before, skipped")
             return
         seed = self._seed(stage.seed)
-        model, task = build(seed)
+        model, task = build(name, seed)
         if self.fabric.is_global_zero:
             if folder.exists() and (record is None or record.fingerprint != mark):
                 self._keep_former(title, folder)

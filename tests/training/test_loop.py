@@ -402,6 +402,86 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
     assert_ends_alike(tmp_path, model, undisturbed)
 
 
+def test_a_disk_that_is_full_in_earnest(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+    """A limit on the size of files, which the system itself refuses to exceed, in the middle of a checkpoint."""
+    resource = pytest.importorskip("resource")
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+    size = (tmp_path / CHECKPOINT_FILE).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+        with pytest.raises(Yt8mError, match=r"checkpoint\.pt: cannot be written \(File too large\)"):
+            fit_linear(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    _, model = fit_linear(tmp_path)
+    assert_ends_alike(tmp_path, model, undisturbed)
+
+
+def test_training_ends_early_where_evaluations_do_not_become_better(tmp_path: Path) -> None:
+    losses = [3.0, 2.0, 2.5, 2.1, 2.2, 1.0]
+    config = CONFIG.model_copy(update={"steps": 30, "evaluate_every": 2, "patience": 3})
+    task = LinearTask(metrics=metrics(loss=losses))
+    fitted, _ = fit_linear(tmp_path, task, config)
+    assert (fitted.best_step, fitted.last_step) == (4, 10)
+    assert task.saved == [2, 4]
+    again: list[int] = []
+    assert fit_linear(tmp_path, LinearTask(again.append), config)[0] == fitted
+    assert again == []
+    fitted, _ = fit_linear(
+        tmp_path / "patient", LinearTask(metrics=metrics(loss=losses)), config.model_copy(update={"patience": 4})
+    )
+    assert fitted.last_step > 10
+
+
+def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
+    """Without dropout and batch norm, the weights of a step in four parts are those of the whole batch."""
+    ends = []
+    for parts in (1, 2, 4):
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+        class Doubled(LinearTask):
+            def loss(self, model, batch):  # type: ignore[no-untyped-def]
+                return (model(batch.inputs.double()).squeeze(1) - batch.targets).square().mean()
+
+            def evaluate(self, fabric, model, check):  # type: ignore[no-untyped-def]
+                return {"loss": 1.0, "auc": 0.5, "map": 0.5}
+
+        config = CONFIG.model_copy(update={"accumulate": parts})
+        fit(Fabric(accelerator="cpu", devices=1), model, Doubled(), config, tmp_path / str(parts), 3)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    for other in ends[1:]:
+        torch.testing.assert_close(other, ends[0], rtol=1e-9, atol=1e-12)
+
+
+def test_parts_that_are_not_equal_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        Yt8mError, match=r"^accumulate 3 does not divide the 8 examples that a process has of each batch\.$"
+    ):
+        fit_linear(tmp_path, config=CONFIG.model_copy(update={"accumulate": 3}))
+
+
+def test_what_kills_left_behind_is_cleared_and_a_model_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+    kept = (tmp_path / "model" / "weights.txt").read_text()
+    # A kill between the two renames of a folder, and others in the middle of writing.
+    (tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
+    (tmp_path / ".model.0123abcd").mkdir()
+    (tmp_path / ".checkpoint.4567cdef.pt").write_bytes(b"half")
+    (tmp_path / ".metrics.89abcdef.csv").write_text("half")
+    with pytest.raises(StoppedError):
+        fit_linear(tmp_path, LinearTask(stopping_at(6)))
+    assert (tmp_path / "model" / "weights.txt").read_text() == kept
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_impossible_intervals_are_refused() -> None:
     values = {"steps": 3, "peak_rate": 1.0, "weight_decay": 0.0}
     for key in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):

@@ -106,7 +106,7 @@ def plot_scores(path: Path, rows: Sequence[ScoreRow], k: int) -> None:
     axes.set_xlabel("mean average precision")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_picture(path, figure)
 
 
 def plot_timeline(
@@ -144,9 +144,10 @@ def plot_timeline(
     panels[-1].set_xlim(edges[0], edges[-1])
     figure.suptitle(f"Video {video_id}: probability that a concept is on screen", fontsize=11, x=0.01, ha="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_picture(path, figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_picture(path: Path, figure: Figure) -> None:
+    """Write a picture as a PNG file."""
     with written_atomically(path) as temporary:
         figure.savefig(temporary, dpi=130)

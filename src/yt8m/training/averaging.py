@@ -5,13 +5,13 @@ The average is judged and saved in place of the weights themselves; training goe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from yt8m.models.layers import MaskedBatchNorm
 from yt8m.settings import Settings
@@ -45,10 +45,14 @@ class Average:
     def __init__(self, model: nn.Module, config: AveragingConfig, steps: int) -> None:
         self.config = config
         self._first = int(config.start * steps) if config.type == "swa" else 0
-        function: Any = _warmed_up_ema(config.decay)
-        if config.type == "swa":
-            function = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(model, multi_avg_fn=function, use_buffers=True)
+        self.averaged = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
+
+    def _mix(self, averages: Sequence[Tensor], newest: Sequence[Tensor], count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(newest), _share_of_newest(self.config, int(count)))
+        else:  # numbers of batches seen
+            for average, tensor in zip(averages, newest, strict=True):
+                average.copy_(tensor)
 
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after `step` steps."""
@@ -76,13 +80,11 @@ def averaging(model: nn.Module, config: AveragingConfig, steps: int) -> Average 
     return None if config.type == "none" else Average(model, config, steps)
 
 
-def _warmed_up_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    def update(averages: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
-        now = min(decay, (1 + count) / (10 + count))
-        get_ema_multi_avg_fn(now)(averages, current, num_averaged)  # type: ignore[no-untyped-call]
-
-    return update
+def _share_of_newest(config: AveragingConfig, count: int) -> float:
+    """Share of the newest weights in an average, of which there were `count` before."""
+    if config.type == "swa":
+        return 1 / (count + 1)
+    return 1 - min(config.decay, (1 + count) / (10 + count))
 
 
 def refresh_statistics(model: nn.Module, num_batches: int, run: Callable[[nn.Module, int], object]) -> None:

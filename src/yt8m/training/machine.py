@@ -43,6 +43,25 @@ class MachineConfig(Settings):
         on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
         return on_one_gpu and self.compiles(fabric.device) and self.precision != "16-mixed"
 
+    def require_one_process(self, what: str) -> None:
+        """Ask, before any is started, whether there will be one process only.
+
+        Args:
+            what: What cannot be done by several.
+
+        Raises:
+            UsageError: There are several, or will be.
+        """
+        if _num_started() > 1 or self.devices * self.num_nodes > 1:
+            raise UsageError(
+                f"{what} runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
+            )
+
+
+def _num_started() -> int:
+    """How many processes were started together, by `torchrun` or by hand."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
 
 def _processes() -> DDPStrategy:
     """Every parameter gets a gradient at every step, and statistics need no broadcast at each."""
@@ -58,8 +77,8 @@ def make_fabric(config: MachineConfig) -> Fabric:
     Raises:
         UsageError: This machine has no such devices.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    launched = "LOCAL_RANK" in os.environ and world_size > 1
+    world_size = _num_started()
+    launched = world_size > 1
     devices = config.devices
     if launched:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size // config.num_nodes))
