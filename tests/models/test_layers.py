@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from yt8m.models import layers
 from yt8m.models.layers import (
     FRAME_SIZE,
+    Dropout,
     FrameInput,
     MaskedBatchNorm,
     MixtureConfig,
@@ -26,6 +27,7 @@ from yt8m.models.layers import (
     masked_mean_pool,
     mixture_logits,
     normalized_linear,
+    split_over_processes,
     squeeze_excite,
 )
 
@@ -217,6 +219,68 @@ def test_normalized_linear_in_bfloat16_still_cancels_a_large_mean() -> None:
     expected = linear(norm(x.float()))
     assert out.dtype == torch.bfloat16
     assert (out.float() - expected).abs().max() < 0.05
+
+
+def twice(tensor: Tensor) -> None:
+    """A sum over two processes that have the same."""
+    tensor.mul_(2)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_synchronized_batch_norm_is_that_of_all_processes(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes with the same batch, each normalizes as one does with the batch twice; gradients too."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", twice)
+    alone, shared = (MaskedBatchNorm(6 // copies, copies=copies).double() for _ in range(2))
+    split_over_processes(shared, 1, 2)
+    features = (10 + torch.randn(3, 4, 6, dtype=torch.double)).requires_grad_()
+    mask = frame_mask(torch.tensor([4, 1, 2]), 4)
+    weights = torch.randn(3, 4, 6, dtype=torch.double) * mask.unsqueeze(-1)
+    ours = shared(features, mask)
+    theirs = alone(torch.cat([features, features]), mask.repeat(2, 1))
+    torch.testing.assert_close(ours[mask], theirs[:3][mask], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared.running_var, alone.running_var, rtol=1e-12, atol=0)
+    (ours * weights).sum().backward()
+    found, features.grad = features.grad, None
+    (theirs * weights.repeat(2, 1, 1)).sum().backward()
+    # Through the features of both processes; each has a half of it.
+    torch.testing.assert_close(2 * found, features.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(2 * shared.weight.grad, alone.weight.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_batch_norm_is_synchronized_where_it_is_asked_for_and_there_is_anybody() -> None:
+    norm = MaskedBatchNorm(2)
+    for arguments, expected in (((0, 2), True), ((0, 2, False), False), ((0, 1), False)):
+        split_over_processes(nn.Sequential(norm), *arguments)
+        assert norm.synchronized is expected
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_of_one_process_is_torch_s() -> None:
+    features = torch.randn(8, 6, 5)
+    for ours, theirs in ((Dropout(0.3), nn.Dropout(0.3)), (Dropout(0.3, whole=True), nn.Dropout1d(0.3))):
+        torch.manual_seed(1)
+        found = ours(features)
+        torch.manual_seed(1)
+        assert torch.equal(found, theirs(features))
+        assert ours.eval()(features) is features
+        assert Dropout(0.0)(features) is features
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_drop_together_what_one_drops(whole: bool) -> None:
+    features = torch.randn(12, 6, 5)
+    dropout = Dropout(0.4, whole)
+    torch.manual_seed(2)
+    expected = dropout(features)
+    parts = []
+    for rank in range(3):
+        split_over_processes(dropout, rank, 3)
+        torch.manual_seed(2)
+        parts.append(dropout(features[4 * rank : 4 * rank + 4]))
+    torch.testing.assert_close(torch.cat(parts), expected)
+    assert (expected == 0).any()
 
 
 # ---------------------------------------------------------------------------------------------- gating and pooling
