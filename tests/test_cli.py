@@ -33,6 +33,7 @@ COMMANDS = [
     "run",
     "pretrain",
     "finetune",
+    "find-rate",
     "predict",
     "submit",
     "evaluate",
@@ -322,6 +323,116 @@ def test_a_class_left_out_of_the_file_counts_zero(
     shown = succeeds("evaluate", tmp_path / "less.csv", "--truth", truth)
     assert number(shown) == pytest.approx(mean - of_class[left_out] / len(of_class), abs=1e-6)
     assert "1 of them absent from the file" in shown.out
+
+
+# ----------------------------------------------------------------------------------------------------------- find-rate
+
+
+def states(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of all files of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture
+def trained(tmp_path: Path, finished_run: FinishedRun) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished_run.out, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("kind", "model"), [("pretrain", "nextvlad"), ("finetune", "aware")])
+def test_find_rate_tries_rates_on_what_the_stage_trains(
+    trained: Path, tiny_dataset: Path, tiny_recipe: Path, kind: str, model: str
+) -> None:
+    part = "base_models" if kind == "pretrain" else "segment_models"
+    shutil.rmtree(trained / kind / model)
+    places = [tiny_recipe, model, "--data", tiny_dataset, "--out", trained]
+    succeeds(kind, *places, "--set", f"{part}.{model}.training.log_every=1")
+    before = states(trained)
+    options = ["--steps", "40", "--lowest", "1e-4", "--highest", "10", "--set", "machine.num_workers=1"]
+    shown = succeeds("find-rate", *places, *options)
+    folder = trained / "find-rate" / model
+    assert re.fullmatch(
+        rf"{model}: suggested peak_rate (\S+) \(the loss is lowest at (\S+)\); the recipe has 0\.002; "
+        rf"picture: {re.escape(str(folder / 'rates.png'))}\n",
+        shown.out,
+    )
+    assert shown.err == ""
+    after = states(trained)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {f"find-rate/{model}/rates.csv", f"find-rate/{model}/rates.png"}
+    rates, metrics = (
+        list(csv.DictReader(path.read_text().splitlines()))
+        for path in (folder / "rates.csv", trained / kind / model / "metrics.csv")
+    )
+    assert (len(rates) <= 40, float(rates[0]["rate"])) == (True, 1e-4)
+    # Before its first step, a model has the loss that training logs first.
+    first = next(row for row in metrics if (row["split"], row["metric"], row["step"]) == ("train", "loss", "1"))
+    assert float(rates[0]["loss"]) == float(first["value"])
+    numbers = (folder / "rates.csv").read_bytes()
+    assert succeeds("find-rate", *places, *options).out == shown.out
+    assert (folder / "rates.csv").read_bytes() == numbers
+    command("find-rate", *places, *options, "--set", f"{part}.{model}.seed=1")
+    assert (folder / "rates.csv").read_bytes() != numbers
+
+
+def test_find_rate_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    places = ["--data", tiny_dataset, "--out", out]
+    sentence = refused(2, "find-rate", tiny_recipe, "bare", *places)
+    assert sentence == f"{out / 'pretrain/dbof'}: pretrain of 'dbof' is not finished; run that stage first."
+    for name, expected in (("nextvald", "did you mean 'nextvlad'?"), ("awre", "did you mean 'aware'?")):
+        assert refused(2, "find-rate", tiny_recipe, name, *places) == f"The recipe has no model {name!r} ({expected})."
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--steps", "9"], "find-rate: 'steps': expected greater than or equal to 10, found 9."),
+        (["--lowest", "2"], "find-rate: the lowest rate 2 is not below the highest, 1."),
+        (["--lowest", "0"], "find-rate: 'lowest': expected greater than 0, found 0.0."),
+        (
+            [
+                "--set",
+                "segment_models.dbof={kind: agnostic, base: dbof, fold: 0, training: {steps: 1, peak_rate: 1e-3, weight_decay: 0}}",
+            ],
+            "The recipe has a base model and a segment model 'dbof'; give one of them another name.",
+        ),
+    ],
+)
+def test_find_rate_refuses_what_cannot_be(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    out = tmp_path / "out"
+    assert refused(2, "find-rate", tiny_recipe, "dbof", "--data", tiny_dataset, "--out", out, *options) == expected
+    assert not out.exists()
+
+
+def test_find_rate_is_for_one_process(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before a second process is started, and by each of those that were started already."""
+    places = ["--data", tiny_dataset, "--out", tmp_path / "out"]
+    expected = (
+        "find-rate runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
+    )
+    assert refused(2, "find-rate", tiny_recipe, "dbof", *places, "--set", "machine.devices=2") == expected
+    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert refused(2, "find-rate", tiny_recipe, "dbof", *places) == expected
+
+
+def test_find_rate_says_where_no_rate_helps(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    places = ["--data", tiny_dataset, "--out", out]
+    sentence = refused(1, "find-rate", tiny_recipe, "dbof", *places, "--lowest", "100", "--highest", "1e4")
+    picture = out / "find-rate/dbof/rates.png"
+    assert sentence == (
+        f"dbof: the loss falls at no rate from 100 to 10000, as {picture} shows, so there is none to suggest; try other "
+        "rates or more steps."
+    )
+    assert picture.is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo
