@@ -480,3 +480,14 @@ def test_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     assert refused(2, "demo", tmp_path) == f"{tmp_path}: holds something else than a demo; give another folder."
     assert refused(2, "demo", tmp_path / "thesis.txt").endswith("give another folder.")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    succeeds("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == expected

@@ -758,6 +758,10 @@ def _leave(sentence: str, status: int) -> None:
 
 def main() -> None:
     """Entry point of the `yt8m` command."""
+    # Threads that have done their part of an operation sleep until the next. By default they spin, and where another
+    # process wants the core, each operation waits for the scheduler: a step takes three times as long
+    # (benchmarks/results/training.md). It has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="lightning_fabric|torch")
     with _sentences():
         app()

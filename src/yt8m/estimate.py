@@ -7,6 +7,7 @@ less. Time is measured: a few steps on this machine, on random bytes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -262,15 +263,18 @@ def _timed(fabric: Fabric, machine: MachineConfig, stage: Stage, examples: int) 
     wrapped, optimizer = fabric.setup(network, optimizer)
     step = stepper(fabric, wrapped, optimizer, stage.loss, stage.training, 0, machine)
     batch = stage.batch(examples, fabric.device)
-    seconds = []
     # The first steps compile, record, and make what is made at first use.
-    warm_up = 6 if fabric.device.type == "cuda" else 1
-    for number in range(warm_up + TIMED_STEPS):
-        started = time.perf_counter()
+    on_gpu = fabric.device.type == "cuda"
+    warm_up, timed = (6, 30) if on_gpu else (1, TIMED_STEPS)
+    ends = []
+    for number in range(warm_up + timed):
         loss, _ = step(batch, number)
-        float(loss)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[warm_up:])
+        if not on_gpu or number + 1 in (warm_up, warm_up + timed):
+            float(loss)  # waits for the step; a GPU goes on to the next meanwhile, as in training
+            ends.append((number, time.perf_counter()))
+    if on_gpu:
+        return (ends[1][1] - ends[0][1]) / timed
+    return statistics.median(after[1] - before[1] for before, after in itertools.pairwise(ends))
 
 
 def available_memory(device: torch.device) -> int | None:
