@@ -1,8 +1,9 @@
 """The opponent of `training.py`: the paper's networks, losses and optimizer as one would write them from the formulas.
 
 Plain torch, eager, float32, one line a formula, ordinary idioms: `nn.BatchNorm1d` (of frames: of those that exist),
-`masked_fill` before the maximum, probabilities and binary cross-entropy on them, the fused AdamW. NeXtVLAD is equations 3 to 6 of Lin, Xiao, Fan 2018: every residual of every frame, group
-and cluster, a tensor (B, T, G, K, J); `matrix_product` computes the same sums as the TensorFlow code in circulation does.
+`masked_fill` before the maximum, probabilities and binary cross-entropy on them, the fused AdamW. NeXtVLAD is equations
+3 to 6 of Lin, Xiao, Fan 2018: every residual of every frame, group and cluster, a tensor (B, T, G, K, J);
+`matrix_product` has the same sums as a matrix product instead, as the TensorFlow code in circulation has them.
 
 Parameters and buffers are named as ours, so that `plain.load_state_dict(ours.state_dict())` starts both from the same
 weights; tests/benchmarks holds the two to the same outputs, gradients and weights after some steps.

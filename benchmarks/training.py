@@ -12,15 +12,16 @@ compiled and recorded as a graph. Sizes are the paper's, 1,000 classes:
 
 Ours computes the context of each video once, before training; the plain way encodes it in every step ("context in
 each step"), and a second row compares the trained part alone ("vectors given"). NeXtVLAD has two plain rows: every
-residual written out, as the paper's equations, and its sums as a matrix product, as the TensorFlow code in circulation has them.
+residual written out, as the paper's equations are, and its sums as a matrix product, as the TensorFlow code in
+circulation has them.
 
 Every way runs in a process of its own, the ways take turns (--in-process: one process a case, one way after the
 other), and figures are medians over the rounds, of the ratios too. Before anything is timed, the first loss of all ways
 is compared, without dropout. Batches are random bytes in memory (on the device, for CUDA): ten, of videos of 120 to 300
 frames before the crop; reading is not measured here. Memory is the most that a process had, less what it had before
 model and data were made; on CUDA, what torch allocated. "In all" is with the libraries, on CUDA with what torch's
-allocator keeps. On a CPU, threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE, for all ways): as OpenMP comes
-they spin, and where other work wants the cores steps then take two (plain) to three times (ours) as long.
+allocator keeps. On a CPU, threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE, for all ways): as OpenMP
+comes they spin, and where other work wants the cores steps then take two (plain) to three times (ours) as long.
 
 What is counted. TFLOP/s: the matrix products of the plain formulas (torch's FlopCounterMode; their residuals are no
 matrix products) over the seconds of a way, so that all ways of a case did the same work. Elements and GB moved: what
@@ -196,7 +197,7 @@ def rows_of_bytes(rng: np.random.Generator, *shape: int) -> tuple[NDArray[np.uin
 
 
 def lengths_of(case: Case, number: int) -> NDArray[np.int64]:
-    """Frames seen of each video or segment: of a video those left by crop and sampling, of a segment nearly always all."""
+    """Frames seen: of a video what crop and sampling leave, of a segment nearly always all."""
     rng = np.random.default_rng([1, number])
     if case.frames == SAMPLED:
         lengths = np.minimum(rng.integers(120, 301, case.batch) - 40, SAMPLED)
@@ -411,7 +412,7 @@ class Trained:
         return loss
 
     def warm_up(self, steps: int) -> dict[str, float]:
-        """The first loss without dropout, then some steps; what one of them takes is counted. Peak memory starts here."""
+        """The first loss without dropout, then some steps, one of them counted; peak memory on a CPU starts after."""
         with without_dropout(self.model), torch.no_grad():
             self.facts["first_loss"] = float(self.first_loss(self.batches[0]))
         flops, traffic = FlopCounterMode(display=False), Traffic()
