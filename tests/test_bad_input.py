@@ -188,7 +188,7 @@ def test_splice_into_a_folder_that_holds_something(tmp_path: Path) -> None:
     [
         ["no-such-command"],
         ["run"],
-        ["run", "demo", "--data", "x"],
+        ["finetune", "demo", "agnostic-dbof", "--data", "x"],
         ["index"],
         ["evaluate", "x.csv", "--truth", "y.csv", "--k", "0"],
         ["splice", "x", "--pretrain", "none"],
