@@ -149,7 +149,8 @@ def test_a_killed_process_goes_on_to_the_same_end(when: str, tmp_path: Path, und
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
-    assert state["progress"]["step"] == (4 if when == "stepping" else 2)
+    # The checkpoint of step 4 is written while step 5 runs, so that a kill then finds it or the one before.
+    assert state["progress"]["step"] in ((2, 4) if when == "stepping" else (2,))
     _, model = fit_linear(tmp_path)
     assert_ends_alike(tmp_path, model, undisturbed)
 
