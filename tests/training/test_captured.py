@@ -1,0 +1,34 @@
+"""Steps recorded as a CUDA graph are the steps. Needs a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny_tasks import CONFIG, video_case
+from yt8m.dataset.loading import ALONE
+from yt8m.dataset.read_ahead import on_device
+from yt8m.training.loop import stepper
+from yt8m.training.machine import MachineConfig, make_fabric
+from yt8m.training.optimization import make_optimizer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+def test_recorded_steps_give_the_losses_of_steps_that_are_not(tiny_dataset: Path) -> None:
+    losses = []
+    for recorded in (False, True):
+        fabric = make_fabric(MachineConfig(accelerator="cuda"))
+        model, task = video_case(tiny_dataset)
+        optimizer = make_optimizer(model, CONFIG)
+        batches = task.batches(ALONE)
+        wrapped, optimizer = fabric.setup(torch.compile(model), optimizer)
+        machine = MachineConfig(accelerator="cuda", compile=recorded)
+        step = stepper(fabric, wrapped.train(), optimizer, task.loss, CONFIG, 3, machine)
+        moved = on_device((batches[number] for number in range(8)), fabric.device, batches.max_frames)
+        losses.append([float(step(batch, number)[0]) for number, batch in enumerate(moved)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(set(losses[0])) == 8
