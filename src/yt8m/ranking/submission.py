@@ -43,7 +43,7 @@ def segment_names(segments: Segments) -> NDArray[np.bytes_]:
 def ranked_segments(ranking: Ranking, vocabulary: Vocabulary) -> Iterator[tuple[int, list[bytes]]]:
     """Yield what `read_submission` would of the written file: (label_id, segments best first) a class."""
     names = segment_names(ranking.segments)
-    for class_index, label_id in enumerate(_label_ids(ranking, vocabulary)):
+    for class_index, label_id in enumerate(label_ids_of(ranking, vocabulary)):
         yield label_id, names[ranking.positions(class_index)].tolist()
 
 
@@ -59,7 +59,7 @@ def write_submission(path: Path, ranking: Ranking, vocabulary: Vocabulary) -> No
         Yt8mError: The disk is full or the folder cannot be written to.
         ValueError: The ranking has other classes than the vocabulary, or too many segments in one.
     """
-    label_ids = _label_ids(ranking, vocabulary)
+    label_ids = label_ids_of(ranking, vocabulary)
     if any(len(keys) > MAX_SEGMENTS for keys in ranking.keys):
         raise ValueError(f"a submission holds at most {MAX_SEGMENTS} segments a class.")
     names = segment_names(ranking.segments)
@@ -131,7 +131,12 @@ def first_repeated(segments: Sequence[bytes]) -> bytes | None:
     return next(segment for segment in segments if counts[segment] > 1)
 
 
-def _label_ids(ranking: Ranking, vocabulary: Vocabulary) -> list[int]:
+def label_ids_of(ranking: Ranking, vocabulary: Vocabulary) -> list[int]:
+    """Ids of a ranking's classes.
+
+    Raises:
+        ValueError: The ranking has other classes than the vocabulary.
+    """
     if len(ranking) != len(vocabulary):
         raise ValueError(f"the ranking has {len(ranking)} classes, the vocabulary {len(vocabulary)}.")
     label_ids: list[int] = vocabulary.label_ids.tolist()
