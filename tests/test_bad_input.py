@@ -78,6 +78,7 @@ def commands(
         model = finished_run.out / "finetune/bare/model"
         shards = ["--shards", folder, "--vocabulary", tiny_dataset]
         test = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+        video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
         return {
             "index": ["index", folder],
             "describe": ["describe", folder],
@@ -91,6 +92,9 @@ def commands(
             "submit from": ["submit", folder, *test, "--out", out],
             "check": ["check", folder],
             "check against": ["check", finished_run.out / "submission.csv", "--shards", folder],
+            "locate": ["locate", video, model, *shards],
+            "locate from": ["locate", video, folder, *test],
+            "locate run": ["locate", video, "--run", folder, *test],
             "evaluate": ["evaluate", finished_run.out / "submission.csv", "--truth", folder],
             "evaluate what": ["evaluate", folder, "--truth", tiny_dataset / "segment/test_ratings.csv"],
         }
@@ -111,6 +115,9 @@ NAMES = [
     "submit from",
     "check",
     "check against",
+    "locate",
+    "locate from",
+    "locate run",
     "evaluate",
     "evaluate what",
 ]
@@ -531,6 +538,60 @@ def test_videos_too_short_to_predict(finished_run: FinishedRun, tiny_dataset: Pa
     sentence = refused(2, "predict", finished_run.out / "finetune/bare/model", *shards, "--accelerator", "cpu")
     assert "none of its 3 videos is longer than 40 seconds" in sentence
     assert not out.exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- locating
+
+
+def test_what_cannot_be_located(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+    shards = tiny_dataset / "segment/test"
+    known = Catalog.load(shards).video_ids[2]
+    run, video, bare = (finished_run.out / name for name in (".", "pretrain/dbof/model", "finetune/bare/model"))
+    vocabulary = ["--vocabulary", tiny_dataset]
+    places = ["--shards", shards, *vocabulary]
+
+    wanted = known[:3] + "~"
+    sentence = refused(2, "locate", wanted, bare, *places)
+    assert sentence == f"{shards}: there is no video '{wanted}' among its 8 (did you mean {known!r}?)."
+    assert refused(2, "locate", "~~~~~~~~~~~~~~", bare, *places).endswith("'~~~~~~~~~~~~~~' among its 8.")
+
+    needs = "yt8m locate needs either model folders or --run DIR, a run's folder whose ensemble it takes."
+    assert refused(2, "locate", known, *places) == needs
+    assert refused(2, "locate", known, bare, "--run", run, *places) == needs
+    assert refused(2, "locate", known, bare, *vocabulary).startswith(
+        f"{known}: to find a video by its id takes --shards DIR"
+    )
+    absent = tmp_path / "absent.tfrecord"
+    assert refused(2, "locate", absent, bare, *vocabulary) == f"{absent}: there is no such shard."
+    assert refused(2, "locate", known, video, *places).startswith(f"{video}: is a classifier of whole videos")
+    assert refused(2, "locate", known, bare, bare, *places).endswith(
+        "a model named 'bare' is among the others already."
+    )
+    other = other_vocabulary(tiny_dataset, tmp_path / "other.csv")
+    sentence = refused(2, "locate", known, bare, "--shards", shards, "--vocabulary", other)
+    assert sentence.startswith(f"{bare}: this model's 12 classes are those of another vocabulary")
+    assert "expected 'auto', 'cpu', 'cuda' or 'mps'" in refused(
+        2, "locate", known, bare, *places, "--accelerator", "gpu"
+    )
+
+
+@pytest.mark.parametrize("kind", ["video-level", "AudioSet"])
+def test_locating_in_shards_of_another_kind(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, kind: str
+) -> None:
+    expected = wrong_shards(tmp_path, kind)
+    shard = tmp_path / "train0000.tfrecord"
+    sentence = refused(1, "locate", shard, "--run", finished_run.out, "--vocabulary", tiny_dataset)
+    assert sentence.startswith(f"{shard}, record 0")
+    assert expected in sentence
+
+
+def test_a_run_whose_ensemble_is_not_trained(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+    shutil.copy(finished_run.out / "recipe.yaml", tmp_path)
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
+    sentence = refused(2, "locate", video, "--run", tmp_path, *places)
+    assert sentence == f"{tmp_path / 'finetune/bare/model'}: there is no such model folder."
 
 
 # ----------------------------------------------------------------------------------------------- submissions and truths

@@ -37,6 +37,7 @@ COMMANDS = [
     "predict",
     "submit",
     "check",
+    "locate",
     "evaluate",
     "demo",
 ]
@@ -277,6 +278,50 @@ def test_check_names_what_is_wrong(finished_run: FinishedRun, tiny_dataset: Path
     ]
     assert shown[23].startswith("remark: 7 of the 12 classes are missing (")
     assert len(shown) == 24
+
+
+# -------------------------------------------------------------------------------------------------------------- locate
+
+
+def test_locate_shows_the_strongest_concepts_of_a_video(
+    finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    catalog = Catalog.load(tiny_dataset / "segment/test")
+    video = catalog.video_ids[3]
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    shown = succeeds("locate", video, "--run", finished_run.out, *places, "--top", 5, "--threshold", 0.001)
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    minutes, seconds = divmod(int(catalog.num_frames[3]), 60)
+    assert lines[0] == f"{video}, {minutes}:{seconds:02}"
+    assert len(lines) == 7 + 5
+    concepts = lines[3:8]
+    assert all(line.startswith(tiny_vocabulary.names) for line in concepts)
+    assert all(f"0:00-{minutes}:{seconds:02}" in line for line in concepts)
+    assert "on screen: 0.001 or more" in lines[-1]
+    # The models of the run, named one by one in any order, have the same mean.
+    models = [finished_run.out / "finetune" / name / "model" for name in ("bare", "aware")]
+    picture = tmp_path / "new" / "timeline.svg"
+    options = ["--top", 5, "--threshold", 0.001, "--svg", picture]
+    assert succeeds("locate", video, *models, *places, *options).out == shown.out
+    assert f"yt8m&#160;locate&#160;{video}" in picture.read_text()
+    alone = succeeds("locate", video, models[0], *places, "--top", 100, "--threshold", 1)
+    assert len(alone.out.splitlines()) == 7 + len(tiny_vocabulary)
+    assert {line[-3:] for line in alone.out.splitlines()[3:15]} == {"  -"}
+
+
+def test_locate_shows_the_videos_of_a_shard(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "alone.tfrecord"
+    videos = random_videos(5)
+    write_shards(tmp_path / "made", videos, num_shards=1)[0].rename(shard)
+    (tmp_path / "other.tfrecord").write_bytes(b"nothing that could be read")
+    options = ["--run", finished_run.out, "--vocabulary", tiny_dataset, "--top", 2]
+    for limit, expected in (([], 3), (["--limit", 1], 1), (["--limit", 9], 5)):
+        lines = succeeds("locate", shard, *options, *limit).out.splitlines()
+        titles = [line.split(",")[0] for line in lines if re.fullmatch(r"\w+, \d:\d\d", line)]
+        assert titles == [video.id for video in videos[:expected]]
+        assert ("more videos; --limit shows more" in lines[-1]) == (expected < 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.tfrecord", "made", "other.tfrecord"]
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate

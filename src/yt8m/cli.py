@@ -459,6 +459,78 @@ def check(
 
 
 @app.command()
+def locate(
+    video: Annotated[
+        str, typer.Argument(metavar="VIDEO", help="A video's id, or a shard (*.tfrecord).", show_default=False)
+    ],
+    vocabulary: Annotated[Path, typer.Option(help="segment_vocabulary.csv.", show_default=False)],
+    models: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Model folders of segment classifiers.", show_default=False),
+    ] = None,
+    run_folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--run", help="A run's folder instead of models: the ensemble of its recipe.", show_default=False),
+    ] = None,
+    shards: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--shards", help="Folder of the shards that hold the video.", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Concepts to show, the strongest first.")] = 10,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability from which a concept is on screen.")
+    ] = 0.5,
+    limit: Annotated[int, typer.Option(min=1, help="Videos of a shard to show.")] = 3,
+    picture: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--svg", help="Also draw what is shown, as SVG of 80 columns.", show_default=False),
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    r"""Show one video's timeline: its strongest concepts, and when they are on screen.
+
+    A row has the concept's name, a bar over the video's time, its highest probability and the times from --threshold on.
+    Several models are merged by their mean. All segments are shown; a dashed axis marks those that are never rated.
+
+        yt8m locate SjJ3 --run runs/demo --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+        yt8m locate test0000.tfrecord runs/demo/finetune/*/model --vocabulary data/segment_vocabulary.csv
+    """
+    from yt8m.dataset.frames import FrameReader
+    from yt8m.display import out
+    from yt8m.locating import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
+    from yt8m.timeline import write_svg
+    from yt8m.vocabulary import Vocabulary
+
+    if bool(models) == (run_folder is not None):
+        raise UsageError("yt8m locate needs either model folders or --run DIR, a run's folder whose ensemble it takes.")
+    classes = Vocabulary.load(vocabulary)
+    if video.endswith(".tfrecord"):
+        reader = read_shard(Path(video))
+        rows = list(range(min(limit, len(reader.catalog))))
+    elif shards is not None:
+        reader = FrameReader(_indexed(shards))
+        rows = [find_video(reader.catalog, video)]
+    else:
+        raise UsageError(
+            f"{video}: to find a video by its id takes --shards DIR, the folder of its shard; or give a shard (*.tfrecord)."
+        )
+    ensemble = (
+        load_ensemble(models or [], classes, accelerator)
+        if run_folder is None
+        else load_ensemble_of_run(run_folder, classes, accelerator)
+    )
+    shown = timelines(reader, ensemble, rows, classes, top, threshold)
+    for number, timeline in enumerate(shown):
+        if number:
+            out.print()
+        out.print(timeline)
+    if video.endswith(".tfrecord") and len(rows) < len(reader.catalog):
+        out.print(f"\n... and {len(reader.catalog) - len(rows):,} more videos; --limit shows more")
+    if picture is not None:
+        write_svg(picture, shown, f"yt8m locate {Path(video).name}")
+
+
+@app.command()
 def evaluate(
     submission: Annotated[Path, typer.Argument(help="The submission.", show_default=False)],
     truth: Annotated[

@@ -25,7 +25,16 @@ from tests.tiny_shards import (
     write_video_level_shard,
 )
 from yt8m.dataset import catalog as catalog_module
-from yt8m.dataset.catalog import Catalog, Oddity, find_shards, index_and_save, index_folder, load_or_index
+from yt8m.dataset.catalog import (
+    FILE_NAME,
+    Catalog,
+    Oddity,
+    find_shards,
+    index_and_save,
+    index_folder,
+    index_shard,
+    load_or_index,
+)
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.shards.tfrecord import frame_record
 from yt8m.shards.writer import encode_video
@@ -637,3 +646,18 @@ def test_changed_shards_make_a_catalog_stale(tmp_path: Path, change: str) -> Non
             path.rename(tmp_path / "other.tfrecord")
     assert not catalog.is_current()
     assert not replace(catalog, folder=tmp_path / "missing").is_current()
+
+
+def test_a_single_shard_is_indexed_without_its_neighbours(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, random_videos(5, ratings_per_video=3), num_shards=2)
+    (tmp_path / "zzzz.tfrecord").write_bytes(b"no shard at all")
+    whole, alone = index_folder(tmp_path), index_shard(paths[1])
+    assert alone.shards == whole.shards[1:2]
+    of_shard = np.flatnonzero(whole.shard_index == 1)
+    assert alone.video_ids == [whole.id_of(row) for row in of_shard.tolist()]
+    for name in ("record_number", "record_offset", "num_frames", "rgb_offset", "audio_stride"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(whole, name)[of_shard])
+    assert [alone.shard_path(row) for row in range(len(alone))] == [paths[1]] * len(alone)
+    assert not (tmp_path / FILE_NAME).exists()
+    with pytest.raises(ShardError, match=r"zzzz.tfrecord"):
+        index_shard(tmp_path / "zzzz.tfrecord")

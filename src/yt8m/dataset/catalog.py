@@ -409,6 +409,24 @@ def index_folder(
     return _joined(folder, parts, tell)
 
 
+def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS) -> Catalog:
+    """Make the catalog of a single shard; nothing is written, and other shards of its folder are not looked at.
+
+    Args:
+        path: The shard.
+        verify: Whether to compute the checksum of every record.
+        vocabulary_size: Label ids from here on are dropped.
+
+    Raises:
+        ShardError: The shard cannot be read, is of another dataset, or has no record that can be used.
+    """
+
+    def tell(_: Problem) -> None:
+        """The catalog keeps what is damaged in words."""
+
+    return _joined(path.parent, [_index_shard(path, 0, verify, vocabulary_size, tell)], tell)
+
+
 def index_and_save(
     folder: Path,
     *,
