@@ -322,6 +322,12 @@ def test_locate_shows_the_videos_of_a_shard(finished_run: FinishedRun, tiny_data
         assert titles == [video.id for video in videos[:expected]]
         assert ("more videos; --limit shows more" in lines[-1]) == (expected < 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.tfrecord", "made", "other.tfrecord"]
+    # Damage is named, and the rest is shown.
+    shard.write_bytes(shard.read_bytes()[:-5])
+    shown = succeeds("locate", shard, *options, "--limit", 9)
+    assert shown.out.count("on screen: ") == 4
+    assert shown.err.startswith(f"{shard}, record 4, byte ")
+    assert len(shown.err.splitlines()) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate

@@ -506,6 +506,7 @@ def locate(
     classes = Vocabulary.load(vocabulary)
     if video.endswith(".tfrecord"):
         reader = read_shard(Path(video))
+        _print_problems(reader.catalog)
         rows = list(range(min(limit, len(reader.catalog))))
     elif shards is not None:
         reader = FrameReader(_indexed(shards))
