@@ -44,7 +44,9 @@ def plain_vlad(vlad: ModalityVLAD, features: Tensor, mask: Tensor) -> Tensor:
 
 def plain_nextvlad(encoder: NeXtVLADEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
     mask = torch.arange(frames.shape[1]) < lengths.unsqueeze(1)
-    features = frames.double() * 4 / 255 + 4 / 512 - 2
+    features = frames.double()
+    if encoder.config.input == "dequantized":
+        features = features * 4 / 255 + 4 / 512 - 2
     if encoder.config.input_batch_norm:
         norm = encoder.frame_input.norm
         mean, var = norm.running_mean, norm.running_var
@@ -75,6 +77,8 @@ def tiny(**settings: object) -> NeXtVLADEncoder:
         {"se_reduction": 0},
         {"cut_after_linear": True},
         {"input_batch_norm": True},
+        {"input": "bytes"},
+        {"input": "bytes", "input_batch_norm": True},
     ],
     ids=str,
 )
@@ -128,6 +132,7 @@ def test_audio_has_half_the_clusters() -> None:
     assert encoder.projection.weight.shape == (2048, 64 * 128 + 32 * 16)
     assert encoder.gate.squeeze.weight.shape == (512, 2048)
     assert (encoder.config.cluster_dropout, encoder.config.max_frames) == (0.25, 150)
+    assert encoder.config.input == "dequantized"
 
 
 def test_cut_encoder_is_the_whole_one_before_relu_and_gate() -> None:

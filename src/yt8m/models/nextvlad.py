@@ -19,7 +19,15 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yt8m.models.layers import AUDIO_SIZE, RGB_SIZE, Dropout, Encoder, MaskedBatchNorm, squeeze_excite
+from yt8m.models.layers import (
+    AUDIO_SIZE,
+    RGB_SIZE,
+    Dropout,
+    Encoder,
+    InputValues,
+    MaskedBatchNorm,
+    squeeze_excite,
+)
 from yt8m.settings import Settings
 
 
@@ -43,6 +51,9 @@ class NeXtVLADConfig(Settings):
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
     """Normalize each input feature over the batch's frames; the paper does not."""
+    input: InputValues = "dequantized"
+    """What the network sees of a byte: the value that it stands for, or with `bytes` the number 0 to 255, as the
+    networks of 2019 did; padding is masked either way."""
     cut_after_linear: bool = False
     """Stop after the Linear, without ReLU and gate: the segment side of a context-aware classifier."""
 
@@ -165,7 +176,7 @@ class NeXtVLADEncoder(Encoder):
     """NeXtVLAD of rgb and audio: (B, T, D) -> (B, output_size)."""
 
     def __init__(self, config: NeXtVLADConfig) -> None:
-        super().__init__(config.output_size, config.input_batch_norm)
+        super().__init__(config.output_size, config.input_batch_norm, config.input)
         self.config = config
         shared = (config.num_groups, config.expansion, config.cluster_dropout)
         self.rgb = ModalityVLAD(RGB_SIZE, config.num_clusters, *shared)
