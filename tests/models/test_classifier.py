@@ -28,7 +28,7 @@ ENCODER_CONFIGS = [
     NEXTVLAD,
     NEXTVLAD.model_copy(update={"cut_after_linear": True, "input_batch_norm": True}),
     DBOF.model_copy(update={"input": "bytes"}),
-    NEXTVLAD.model_copy(update={"input": "bytes"}),
+    NEXTVLAD.model_copy(update={"input": "bytes", "assignment_batch_norm": False}),
 ]
 
 
