@@ -89,6 +89,8 @@ def commands(
             "predict from": ["predict", folder, *test, "--out", out, "--accelerator", "cpu"],
             "submit": ["submit", finished_run.out, *shards, "--out", out],
             "submit from": ["submit", folder, *test, "--out", out],
+            "check": ["check", folder],
+            "check against": ["check", finished_run.out / "submission.csv", "--shards", folder],
             "evaluate": ["evaluate", finished_run.out / "submission.csv", "--truth", folder],
             "evaluate what": ["evaluate", folder, "--truth", tiny_dataset / "segment/test_ratings.csv"],
         }
@@ -107,6 +109,8 @@ NAMES = [
     "predict from",
     "submit",
     "submit from",
+    "check",
+    "check against",
     "evaluate",
     "evaluate what",
 ]
@@ -134,7 +138,7 @@ def test_folders_that_are_not_what_they_should_be(
         assert command(*commands(folder)[name]).status == 2
         return
     # A file is there and can be opened, but is not what was expected: that is a failure, not a usage error.
-    is_opened = kind == "file" and name in ("evaluate", "evaluate what")
+    is_opened = kind == "file" and name in ("check", "evaluate", "evaluate what")
     before = files_in(tmp_path)
     sentence = refused(1 if is_opened else 2, *commands(folder)[name])
     assert str(folder) in sentence
@@ -559,6 +563,8 @@ def test_submissions(tiny_dataset: Path, tmp_path: Path, content: str, expected:
     sentence = refused(1, "evaluate", path, *truth, "--per-class", tmp_path / "classes.csv")
     assert sentence.startswith(str(path))
     assert expected.format(label=label) in sentence
+    sentence = refused(1, "check", path, "--vocabulary", tiny_dataset)
+    assert sentence.startswith(f"{path}: would not be accepted: ")
     assert files_in(tmp_path) == {"submission.csv"}
 
 

@@ -36,6 +36,7 @@ COMMANDS = [
     "find-rate",
     "predict",
     "submit",
+    "check",
     "evaluate",
     "demo",
 ]
@@ -236,6 +237,46 @@ def test_set_and_only(tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path) -> 
     kept = (tmp_path / "out/recipe.yaml").read_text()
     assert kept.count("steps: 2\n") == 1
     assert kept.count("steps: 6\n") == 3
+
+
+# --------------------------------------------------------------------------------------------------------------- check
+
+
+def test_check_accepts_what_a_run_made(finished_run: FinishedRun, tiny_dataset: Path) -> None:
+    submission = finished_run.out / "submission.csv"
+    num_segments = sum(line.count(":") for line in submission.read_text().splitlines())
+    verdict = f"{submission}: would be accepted: 12 classes, {num_segments:,} segments\n"
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    assert succeeds("check", submission, *places).out == verdict
+    shown = succeeds("check", submission).out
+    assert shown.endswith(verdict)
+    assert [line.split(":")[0] for line in shown.splitlines()[:-1]] == ["not looked at"] * 2
+
+
+def test_check_names_what_is_wrong(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+    lines = (finished_run.out / "submission.csv").read_text().splitlines(keepends=True)
+    label, _, listed = lines[2].partition(",")
+    lines[2] = f"{label},no:30 {listed}"
+    lines[4] = lines[4].replace(":", ";")
+    path = tmp_path / "bad.csv"
+    path.write_text("".join(lines[:6]))
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    outcome = command("check", path, *places)
+    of_line_5 = lines[4].count(" ") + 1
+    assert outcome.status == 1
+    assert outcome.err == f"yt8m: {path}: would not be accepted: {of_line_5 + 1} problems, as listed above.\n"
+    shown = outcome.out.splitlines()
+    assert shown[0] == (
+        f"{path}, line 3: segment 1 of class {label} is 'no:30'; there is no such video in {tiny_dataset / 'segment/test'}."
+    )
+    assert all(line.startswith(f"{path}, line 5: segment ") for line in shown[1:20])
+    assert shown[20] == f"... and {of_line_5 - 19} more; all of them by kind:"
+    assert shown[21:23] == [
+        "    1 segments of videos that are not in the shards",
+        f"    {of_line_5} items that are not 'video:start'",
+    ]
+    assert shown[23].startswith("remark: 7 of the 12 classes are missing (")
+    assert len(shown) == 24
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate

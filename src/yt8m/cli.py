@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from yt8m.comparison import Comparison
     from yt8m.dataset.catalog import Catalog
     from yt8m.dataset.describe import Description, Spread
+    from yt8m.ranking.check import Checked
     from yt8m.run import Run
 
 app = typer.Typer(
@@ -427,6 +428,37 @@ def submit(
 
 
 @app.command()
+def check(
+    submission: Annotated[Path, typer.Argument(help="The submission.", show_default=False)],
+    shards: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--shards", help="Folder of the shards predicted: look up ids and starts.", show_default=False),
+    ] = None,
+    vocabulary: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="segment_vocabulary.csv: look up classes.", show_default=False),
+    ] = None,
+) -> None:
+    """Say whether a submission would be accepted, and everything that is wrong with it.
+
+    Looked at are the header, the classes, the number of segments, repeated ones, and their spelling; with --shards also
+    whether each video exists and is that long. The first 20 problems are named, all are counted by kind, and what is
+    allowed but costs score is remarked. The exit status is 0 where the file would be accepted, 1 where not.
+
+        yt8m check submission.csv --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+    """
+    from yt8m.display import byte_bar
+    from yt8m.ranking.check import check_submission
+    from yt8m.vocabulary import Vocabulary
+
+    classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    catalog = None if shards is None else _indexed(shards)
+    with byte_bar(f"check {submission}") as progress:
+        checked = check_submission(submission, classes, catalog, progress)
+    _print_check(checked)
+
+
+@app.command()
 def evaluate(
     submission: Annotated[Path, typer.Argument(help="The submission.", show_default=False)],
     truth: Annotated[
@@ -683,6 +715,33 @@ def _print_description(description: Description) -> None:
 
 def _spread(spread: Spread) -> str:
     return f"{spread.minimum:,} to {spread.maximum:,}, median {spread.median:,.0f}"
+
+
+def _print_check(checked: Checked) -> None:
+    """Print what is wrong with a submission and whether it would be accepted.
+
+    Raises:
+        Yt8mError: It would not.
+    """
+    from yt8m.display import out
+
+    for sentence in checked.listed:
+        out.print(sentence, markup=False)
+    if checked.num_problems > len(checked.listed):
+        out.print(f"... and {checked.num_problems - len(checked.listed):,} more; all of them by kind:")
+        for kind, count in checked.problems.items():
+            out.print(f"    {count:,} {kind}", markup=False)
+    for remark in checked.remarks:
+        out.print(f"remark: {remark}.", markup=False)
+    for what in checked.not_looked_at:
+        out.print(f"not looked at: {what}.", markup=False)
+    if not checked.is_accepted:
+        problems = "1 problem" if checked.num_problems == 1 else f"{checked.num_problems:,} problems"
+        raise Yt8mError(f"{checked.path}: would not be accepted: {problems}, as listed above.")
+    out.print(
+        f"{checked.path}: would be accepted: {checked.num_classes:,} classes, {checked.num_segments:,} segments",
+        markup=False,
+    )
 
 
 def _print_results(done: Run, comparison: Comparison) -> None:

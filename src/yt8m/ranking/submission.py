@@ -43,7 +43,7 @@ def segment_names(segments: Segments) -> NDArray[np.bytes_]:
 def ranked_segments(ranking: Ranking, vocabulary: Vocabulary) -> Iterator[tuple[int, list[bytes]]]:
     """Yield what `read_submission` would of the written file: (label_id, segments best first) a class."""
     names = segment_names(ranking.segments)
-    for class_index, label_id in enumerate(_label_ids(ranking, vocabulary)):
+    for class_index, label_id in enumerate(label_ids_of(ranking, vocabulary)):
         yield label_id, names[ranking.positions(class_index)].tolist()
 
 
@@ -59,7 +59,7 @@ def write_submission(path: Path, ranking: Ranking, vocabulary: Vocabulary) -> No
         Yt8mError: The disk is full or the folder cannot be written to.
         ValueError: The ranking has other classes than the vocabulary, or too many segments in one.
     """
-    label_ids = _label_ids(ranking, vocabulary)
+    label_ids = label_ids_of(ranking, vocabulary)
     if any(len(keys) > MAX_SEGMENTS for keys in ranking.keys):
         raise ValueError(f"a submission holds at most {MAX_SEGMENTS} segments a class.")
     names = segment_names(ranking.segments)
@@ -102,7 +102,7 @@ def read_submission(path: Path, vocabulary: Vocabulary | None = None) -> Iterato
                 if not stripped:
                     continue
                 place = f"{path}, line {number}"
-                label_id, segments = _parse_line(place, stripped)
+                label_id, segments = parse_line(place, stripped)
                 if known is not None and label_id not in known:
                     raise Yt8mError(
                         f"{place}: {label_id} is not a class of the vocabulary; expected an id (its column "
@@ -131,46 +131,75 @@ def first_repeated(segments: Sequence[bytes]) -> bytes | None:
     return next(segment for segment in segments if counts[segment] > 1)
 
 
-def _label_ids(ranking: Ranking, vocabulary: Vocabulary) -> list[int]:
+def label_ids_of(ranking: Ranking, vocabulary: Vocabulary) -> list[int]:
+    """Ids of a ranking's classes.
+
+    Raises:
+        ValueError: The ranking has other classes than the vocabulary.
+    """
     if len(ranking) != len(vocabulary):
         raise ValueError(f"the ranking has {len(ranking)} classes, the vocabulary {len(vocabulary)}.")
     label_ids: list[int] = vocabulary.label_ids.tolist()
     return label_ids
 
 
-def _shown(text: bytes) -> str:
+def shown(text: bytes) -> str:
     """Some bytes of a file for a message, not too many of them."""
-    shown = text[:200].decode("utf-8", errors="replace")
-    return repr(shown[:40] + "..." if len(shown) > 40 else shown)
+    start = text[:200].decode("utf-8", errors="replace")
+    return repr(start[:40] + "..." if len(start) > 40 else start)
 
 
 def _check_header(path: Path, file: BinaryIO) -> None:
     header = file.readline(1000).rstrip(b"\r\n")
     if header != HEADER:
-        raise Yt8mError(f"{path}, line 1: expected the header {HEADER.decode()!r}, found {_shown(header)}.")
+        raise Yt8mError(f"{path}, line 1: expected the header {HEADER.decode()!r}, found {shown(header)}.")
 
 
-def _parse_line(place: str, line: bytes) -> tuple[int, list[bytes]]:
+def is_segment(item: bytes) -> bool:
+    """Whether an item of a line is a well-formed segment, `video:start`."""
+    return _ONE_SEGMENT.fullmatch(item) is not None
+
+
+def parse_class(line: bytes) -> int | None:
+    """The class that a line is of; None where it does not begin with a class id and a comma."""
+    class_id, comma, _ = line.partition(b",")
+    # bytes.isdigit knows the ten ASCII digits only.
+    return int(class_id) if comma and class_id.isdigit() and len(class_id) <= 18 else None
+
+
+def parse_line(place: str, line: bytes) -> tuple[int, list[bytes]]:
+    """Read the line of a class.
+
+    Args:
+        place: File and line, for errors.
+        line: The line without its end.
+
+    Returns:
+        The label_id and the segments.
+
+    Raises:
+        Yt8mError: It is not UTF-8, has no class, or lists too many, malformed or repeated segments.
+    """
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Yt8mError(f"{place}: byte {error.start} of the line is not UTF-8 text.") from None
-    class_id, comma, listed = line.partition(b",")
-    # bytes.isdigit knows the ten ASCII digits only.
-    if not comma or not class_id.isdigit() or len(class_id) > 18:
-        raise Yt8mError(f"{place}: expected a class id, a comma and segments, found {_shown(line)}.")
+    label_id = parse_class(line)
+    if label_id is None:
+        raise Yt8mError(f"{place}: expected a class id, a comma and segments, found {shown(line)}.")
+    listed = line.partition(b",")[2]
     segments = listed.split(b" ") if listed else []
     if len(segments) > MAX_SEGMENTS:
         raise Yt8mError(
-            f"{place}: class {int(class_id)} lists {len(segments):,} segments; at most {MAX_SEGMENTS:,} are allowed."
+            f"{place}: class {label_id} lists {len(segments):,} segments; at most {MAX_SEGMENTS:,} are allowed."
         )
     if not _SEGMENT_LIST.fullmatch(listed):
-        wrong = next(number for number, segment in enumerate(segments) if not _ONE_SEGMENT.fullmatch(segment))
+        wrong = next(number for number, segment in enumerate(segments) if not is_segment(segment))
         raise Yt8mError(
-            f"{place}: segment {wrong + 1} of class {int(class_id)} is {_shown(segments[wrong])}; expected "
+            f"{place}: segment {wrong + 1} of class {label_id} is {shown(segments[wrong])}; expected "
             "'video:start', the start a multiple of 5 in seconds, and single spaces between segments."
         )
     repeated = first_repeated(segments)
     if repeated is not None:
-        raise Yt8mError(f"{place}: class {int(class_id)} lists segment {_shown(repeated)} more than once.")
-    return int(class_id), segments
+        raise Yt8mError(f"{place}: class {label_id} lists segment {shown(repeated)} more than once.")
+    return label_id, segments
