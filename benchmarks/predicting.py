@@ -46,7 +46,7 @@ from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.ranking.codes import probabilities_of_codes
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
 from yt8m.ranking.one_pass import Pass, rank_streaming
-from yt8m.ranking.predict import batches_of, predict, segments_of
+from yt8m.ranking.predict import predict, segments_of
 from yt8m.recipe import AwareRecipe, find_recipe, read_recipe
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.training.machine import MachineConfig
@@ -199,7 +199,7 @@ def one_pass(setting: Setting) -> Measured:
             seconds.append(synchronized(device) - started)
     peak = peak_mib(device)
     with FlopCounterMode(display=False) as counter:
-        list(predict(reader, segments, folded, batches_of([slice(0, 2048)])))
+        list(predict(reader, segments, folded, [slice(0, 2048)]))
     flops = counter.get_total_flops() / 2048
     notes = {
         "GFLOP a segment": flops / 1e9,

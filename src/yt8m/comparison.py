@@ -248,7 +248,7 @@ def _ranked_from_store(
     for ranking in wanted:
         if ranking.merger is None:
             ranker = TopK(len(vocabulary), top_k, work.segments)
-            for batch in batches_of([slice(0, len(work.segments))]):
+            for batch in batches_of([slice(0, len(work.segments))], work.segments_per_batch):
                 positions = np.arange(batch.start, batch.stop)
                 ranker.update(positions, random_probabilities(positions, len(vocabulary), seed))
             rankings.append(ranker.result())

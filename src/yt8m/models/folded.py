@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -34,14 +34,29 @@ from yt8m.models.layers import (
 )
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADEncoder
 
-_FRAMES_PER_CHUNK = {"cpu": 1024}
-_WINDOWS_PER_CHUNK = {"cpu": 512}
-_VIDEOS_PER_CHUNK = 64
-"""Rows of a matrix product; on a device more, which is there for as much at a time."""
-_ON_DEVICE = 4096
 
-_GATHERED_ELEMENTS = 1 << 20
-"""Numbers gathered at a time for windows on a CPU: what stays in its cache until they are summed."""
+class Chunks(NamedTuple):
+    """How much is computed at a time, always exactly so much.
+
+    Args:
+        frames: Frames described at a time.
+        windows: Segments.
+        gathered: Numbers gathered for windows: on a CPU, what stays in its cache until they are summed.
+    """
+
+    frames: int
+    windows: int
+    gathered: int
+
+
+_ON_CPU = Chunks(frames=1024, windows=512, gathered=1 << 20)
+_ON_DEVICE = Chunks(frames=4096, windows=2048, gathered=1 << 27)
+_VIDEOS_PER_CHUNK = 64
+
+
+def chunks_of(device: torch.device) -> Chunks:
+    """What a device computes at a time."""
+    return _ON_CPU if device.type == "cpu" else _ON_DEVICE
 
 
 def digest_of(module: nn.Module) -> str:
@@ -142,7 +157,7 @@ class FoldedEncoder(ABC):
         self.digest = digest_of(encoder)
         self.output_size = encoder.output_size
         self._frame_input = encoder.frame_input
-        self._frames_per_chunk = _FRAMES_PER_CHUNK.get(device.type, _ON_DEVICE)
+        self._chunks = chunks_of(device)
 
     def describe(self, frames: Tensor) -> Tensor:
         """Describe frames.
@@ -153,7 +168,7 @@ class FoldedEncoder(ABC):
         Returns:
             (N, P), what `pool` takes.
         """
-        return in_chunks(self._describe, self._frames_per_chunk, frames)
+        return in_chunks(self._describe, self._chunks.frames, frames)
 
     def _describe(self, frames: Tensor) -> Tensor:
         length = torch.tensor([len(frames)], device=frames.device)
@@ -173,7 +188,8 @@ class FoldedEncoder(ABC):
         """
 
         def pooled(windows: Tensor, mask: Tensor) -> Tensor:
-            blocks = _blocks(len(windows), windows.shape[1] * described.shape[1], described.device)
+            step = max(1, self._chunks.gathered // (windows.shape[1] * described.shape[1]))
+            blocks = [slice(start, start + step) for start in range(0, len(windows), step)]
             parts = [self._of_window(described[windows[block]], mask[block]) for block in blocks]
             return self._project(torch.cat(parts))
 
@@ -190,13 +206,6 @@ class FoldedEncoder(ABC):
     @abstractmethod
     def _project(self, pooled: Tensor) -> Tensor:
         """Sums and maxima (S, numbers) -> (S, output_size)."""
-
-
-def _blocks(count: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `count` windows of so many elements each: cache-sized on a CPU, all at once on a device."""
-    step = max(1, _GATHERED_ELEMENTS // elements) if device.type == "cpu" else count
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
 
 
 class FoldedDBoF(FoldedEncoder):
@@ -352,7 +361,6 @@ class FoldedClassifier:
         self.num_classes = model.num_classes
         self.digest = digest_of(model)
         self.device = device
-        self.windows_per_chunk = _WINDOWS_PER_CHUNK.get(device.type, _ON_DEVICE)
         known = {} if encoders is None else encoders
 
         def folded(encoder: Encoder) -> FoldedEncoder:
@@ -410,7 +418,7 @@ class FoldedClassifier:
             float32 (S, C).
         """
         encoder = cast("FoldedEncoder", self.segment_encoder)
-        chunk = self.windows_per_chunk
+        chunk = chunks_of(self.device).windows
         if context is None:
             return in_chunks(self._mixture, chunk, encoder.pool(described, windows, mask, chunk))
 

@@ -19,7 +19,7 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.errors import Interrupted, Yt8mError
 from yt8m.files import clear_leftovers, written_atomically
 from yt8m.models.folded import FoldedClassifier
-from yt8m.ranking.predict import NO_SHIFT, Predictions, batches_of, predict
+from yt8m.ranking.predict import NO_SHIFT, Predictions, batches_of, predict, segments_per_batch
 from yt8m.ranking.store import Store, StoreIndex, StoreWriter
 from yt8m.ranking.topk import Segments, TopK
 
@@ -67,6 +67,11 @@ class Pass:
     processes: Processes = Processes()
     progress: Callable[[Iterable[slice | None], int], Iterable[slice | None]] = lambda batches, _: batches
 
+    @property
+    def segments_per_batch(self) -> int:
+        """Segments of a batch on the models' device."""
+        return segments_per_batch(next(iter(self.models.values())).device)
+
     def predictions(self, batches: Sequence[slice | None]) -> Iterator[Predictions]:
         """Predict this process's batches; None stands for one that is done already, or that only others have.
 
@@ -111,7 +116,7 @@ def rank_streaming(
     kept = _Kept(folder, processes, mark, [TopK(num_classes, k, work.segments) for _ in merges])
     kept.load()
     seen = kept.rankers[0].seen
-    mine = batches_of([slice(0, len(work.segments))])
+    mine = batches_of([slice(0, len(work.segments))], work.segments_per_batch)
     share: list[slice | None] = [
         None if seen[batch].all() else batch for batch in mine[processes.rank :: processes.count]
     ]
@@ -226,10 +231,10 @@ def store_predictions(work: Pass, folder: Path, index: StoreIndex) -> Store | No
     pending = writer.pending()
     # Nobody writes before all have read what there is to do.
     processes.barrier()
-    per_block = len(batches_of([index.block(0)]))
+    per_block = len(batches_of([index.block(0)], work.segments_per_batch))
     share: list[slice | None] = []
     for block in pending[processes.rank :: processes.count]:
-        batches: list[slice | None] = [*batches_of([block])]
+        batches: list[slice | None] = [*batches_of([block], work.segments_per_batch)]
         share += batches + [None] * (per_block - len(batches))
     share += [None] * (per_block * -(-len(pending) // processes.count) - len(share))
     try:
