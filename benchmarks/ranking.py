@@ -1,8 +1,11 @@
 """Measure ranking and writing at full scale, and against the plain way on a smaller size, in one run.
 
 The plain way is what one writes first: a list of (probability, segment) for each class, filled while the
-probabilities stream by, then sorted (or a heap of K for each class). Both must write the same bytes. Each
+probabilities stream by, then sorted (or a heap of K for each class). All must write the same bytes. Each
 measurement runs in a process of its own, so that its peak memory is its own.
+
+`codes` are what prediction makes of probabilities (16 bits): merged and ranked as they stream, or written to a store,
+class by class, and ranked from there. These two must write the same bytes as well.
 
     python benchmarks/ranking.py                          # the whole test set: 1,704,348 x 1,000, K = 100,000
     python benchmarks/ranking.py --segments 100000 --k 10000 --opponent-segments 0
@@ -21,11 +24,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from measuring import in_new_process
+from yt8m.ranking.codes import encode
+from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.predict import Predictions
+from yt8m.ranking.store import StoredModel, StoreIndex, StoreWriter, rank_stored
 from yt8m.ranking.submission import write_submission
 from yt8m.ranking.topk import Segments, TopK
 from yt8m.scoring.map_at_k import Truth, map_at_k
@@ -46,12 +55,21 @@ class Size:
     levels: int
 
 
+class Seconds(NamedTuple):
+    """What storing, ranking and writing took."""
+
+    storing: float
+    ranking: float
+    writing: float
+
+
 @dataclass(frozen=True)
 class Measured:
     """Seconds by stage, the peak memory of the process, and what the file holds."""
 
     name: str
     size: Size
+    storing_seconds: float
     ranking_seconds: float
     writing_seconds: float
     peak_bytes: int
@@ -86,8 +104,63 @@ def generate(size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32
         yield np.arange(start, stop), values
 
 
-def rank_streaming(size: Size, path: Path) -> tuple[float, float]:
-    """Rank and write with the package; seconds of ranking (generation left out) and of writing."""
+def generate_codes(size: Size) -> Iterator[Predictions]:
+    """The same as the codes of one model."""
+    for positions, values in generate(size):
+        logits = torch.logit(torch.from_numpy(values), eps=1e-12)
+        yield Predictions(int(positions[0]), {"model": encode(logits).numpy()})
+
+
+def rank_codes(size: Size, path: Path) -> Seconds:
+    """Merge (one model) and rank codes as they stream."""
+    segments = make_segments(size.num_segments)
+    merger = Merger(EnsembleSettings(), ["model"])
+    topk = TopK(size.num_classes, size.k, segments)
+    ranking_seconds = 0.0
+    for batch in generate_codes(size):
+        started = time.perf_counter()
+        topk.update(batch.positions, merger(batch.codes))
+        ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    ranking = topk.result()
+    ranking_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    write_submission(path, ranking, make_vocabulary(size.num_classes))
+    return Seconds(0.0, ranking_seconds, time.perf_counter() - started)
+
+
+def rank_stored_codes(size: Size, path: Path) -> Seconds:
+    """Write codes to a store, then merge and rank them class by class."""
+    segments = make_segments(size.num_segments)
+    index = StoreIndex(
+        models={"model": StoredModel(kind="agnostic", digest="")},
+        vocabulary="",
+        catalog="",
+        num_segments=size.num_segments,
+        num_classes=size.num_classes,
+    )
+    writer = StoreWriter(path.with_name("store"), index)
+    started = time.perf_counter()
+    writer.prepare()
+    storing_seconds = time.perf_counter() - started
+    for batch in generate_codes(size):
+        started = time.perf_counter()
+        writer.write(batch)
+        storing_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    writer.close()
+    store = writer.finish()
+    storing_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    ranking = rank_stored({"model": store}, Merger(EnsembleSettings(), ["model"]), segments, size.k)
+    ranking_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    write_submission(path, ranking, make_vocabulary(size.num_classes))
+    return Seconds(storing_seconds, ranking_seconds, time.perf_counter() - started)
+
+
+def rank_streaming(size: Size, path: Path) -> Seconds:
+    """Rank and write with the package; generation is left out."""
     segments = make_segments(size.num_segments)
     ranking_seconds = 0.0
     started = time.perf_counter()
@@ -102,10 +175,10 @@ def rank_streaming(size: Size, path: Path) -> tuple[float, float]:
     ranking_seconds += time.perf_counter() - started
     started = time.perf_counter()
     write_submission(path, ranking, make_vocabulary(size.num_classes))
-    return ranking_seconds, time.perf_counter() - started
+    return Seconds(0.0, ranking_seconds, time.perf_counter() - started)
 
 
-def rank_with_lists(size: Size, path: Path) -> tuple[float, float]:
+def rank_with_lists(size: Size, path: Path) -> Seconds:
     """Keep a list of pairs for each class and sort it at the end."""
     segments = make_segments(size.num_segments)
     ranks = segments.ranks.tolist()
@@ -120,10 +193,10 @@ def rank_with_lists(size: Size, path: Path) -> tuple[float, float]:
     started = time.perf_counter()
     best = [sorted(of_class)[: size.k] for of_class in candidates]
     ranking_seconds += time.perf_counter() - started
-    return ranking_seconds, write_plainly(best, segments, path)
+    return Seconds(0.0, ranking_seconds, write_plainly(best, segments, path))
 
 
-def rank_with_heaps(size: Size, path: Path) -> tuple[float, float]:
+def rank_with_heaps(size: Size, path: Path) -> Seconds:
     """Keep a heap of the best K pairs for each class."""
     segments = make_segments(size.num_segments)
     ranks = segments.ranks.tolist()
@@ -142,7 +215,7 @@ def rank_with_heaps(size: Size, path: Path) -> tuple[float, float]:
     started = time.perf_counter()
     best = [[(-value, -rank) for value, rank in sorted(heap, reverse=True)] for heap in heaps]
     ranking_seconds += time.perf_counter() - started
-    return ranking_seconds, write_plainly(best, segments, path)
+    return Seconds(0.0, ranking_seconds, write_plainly(best, segments, path))
 
 
 def write_plainly(best: list[list[tuple[float, int]]], segments: Segments, path: Path) -> float:
@@ -156,10 +229,14 @@ def write_plainly(best: list[list[tuple[float, int]]], segments: Segments, path:
     return time.perf_counter() - started
 
 
-WAYS: dict[str, Callable[[Size, Path], tuple[float, float]]] = {
+PROBABILITIES: dict[str, Callable[[Size, Path], Seconds]] = {
     "streaming top-K": rank_streaming,
     "lists, sorted": rank_with_lists,
     "heaps of K": rank_with_heaps,
+}
+CODES: dict[str, Callable[[Size, Path], Seconds]] = {
+    "codes, streaming": rank_codes,
+    "codes, stored": rank_stored_codes,
 }
 
 
@@ -171,11 +248,11 @@ def peak_bytes() -> int:
 
 def measure(name: str, size: Size, path: Path) -> Measured:
     """Rank in this process and look at what was written."""
-    ranking_seconds, writing_seconds = WAYS[name](size, path)
+    seconds = (PROBABILITIES | CODES)[name](size, path)
     peak = peak_bytes()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()
-    return Measured(name, size, ranking_seconds, writing_seconds, peak, path.stat().st_size, digest)
+    return Measured(name, size, *seconds, peak, path.stat().st_size, digest)
 
 
 def measure_scoring(size: Size, path: Path) -> tuple[float, int, float]:
@@ -210,17 +287,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "submission.csv"
         print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
-        row = "{:<16} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>11} {:>10} {:>8}"
-        titles = ("way", "segments", "classes", "k", "ranking", "writing", "together", "segments/s")
+        row = "{:<16} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>11} {:>10} {:>8}"
+        titles = ("way", "segments", "classes", "k", "storing", "ranking", "writing", "together", "segments/s")
         print(row.format(*titles, "peak", "file"))
 
         def show(name: str, size: Size) -> Measured:
             found = in_new_process(measure, name, size, path)
-            together = found.ranking_seconds + found.writing_seconds
+            together = found.storing_seconds + found.ranking_seconds + found.writing_seconds
             cells = (
                 f"{size.num_segments:,}",
                 f"{size.num_classes:,}",
                 f"{size.k:,}",
+                f"{found.storing_seconds:.2f} s",
                 f"{found.ranking_seconds:.2f} s",
                 f"{found.writing_seconds:.2f} s",
                 f"{together:.2f} s",
@@ -235,9 +313,12 @@ def main() -> None:
             # K in the same proportion to the segments, so that as large a part of them is kept.
             k = max(1, round(options.k * options.opponent_segments / options.segments))
             small = replace(full, num_segments=options.opponent_segments, k=k)
-            digests = {show(name, small).digest for name in WAYS}
-            print("the same bytes from all" if len(digests) == 1 else "DIFFERENT FILES")
+            for ways in (PROBABILITIES, CODES):
+                digests = {show(name, small).digest for name in ways}
+                print("the same bytes from all" if len(digests) == 1 else "DIFFERENT FILES")
         show("streaming top-K", full)
+        digests = {show(name, full).digest for name in CODES}
+        print("the same bytes from both" if len(digests) == 1 else "DIFFERENT FILES")
         if options.score:
             seconds, peak, score = in_new_process(measure_scoring, full, path)
             print(f"scored in {seconds:.1f} s, peak {peak / 2**20:,.0f} MiB, MAP {score:.4f} (at random)")

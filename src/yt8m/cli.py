@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from yt8m.dataset.catalog import Catalog
     from yt8m.dataset.describe import Description, Spread
     from yt8m.ranking.check import Checked
+    from yt8m.ranking.ensemble import EnsembleSettings
     from yt8m.run import Run
 
 app = typer.Typer(
@@ -376,30 +377,93 @@ def find_rate(
     )
 
 
+WeightOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--weight",
+        help="Weight of a model, NAME=NUMBER; 1 for those not named. May be given again.",
+        show_default=False,
+    ),
+]
+MergeOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set",
+        help="How models are merged, path=value as in a recipe's ensemble (method=geometric, "
+        "video_prior.models=[NAME], video_prior.video_exponent=0.2); may be given again.",
+        show_default=False,
+    ),
+]
+TableOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--table", help="Also write the list as a Parquet table, with probabilities.", show_default=False),
+]
+TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=100_000, help="Segments to list for each class.")]
+
+
 @app.command()
 def predict(
     models: Annotated[list[Path], typer.Argument(help="Model folders of segment classifiers.", show_default=False)],
     shards: Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.", show_default=False)],
     vocabulary: Annotated[Path, typer.Option(help="segment_vocabulary.csv.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder of predictions to make.", show_default=False)],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="The submission to write.", show_default=False),
+    ] = None,
+    store: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--store",
+            help="Folder to keep all probabilities in, for `yt8m submit`: 2 bytes for each segment, class and model.",
+            show_default=False,
+        ),
+    ] = None,
+    table: TableOption = None,
+    weight: WeightOption = None,
+    merge: MergeOption = None,
+    shift: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(
+            "--shift",
+            min=-5,
+            max=5,
+            help="Seconds by which to move what is seen of a segment; may be given again, and the mean is taken "
+            "(--shift -1 --shift 0 --shift 1).",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: TopKOption = 100_000,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
 ) -> None:
-    r"""Predict every segment of some shards with one or more models, in one pass, and keep the probabilities.
+    r"""Predict every segment of some shards with one or more models, in one pass, and rank them.
 
-    `yt8m submit` merges them into a submission, so that a model can be added later without predicting again.
+    Writes the best segments of each class as a submission (--out), or keeps all probabilities (--store), so that models
+    can be added and weighed anew without predicting again, or both. A prediction that was stopped goes on with the same
+    command. With torchrun, several processes share the work; the result is the same.
 
         yt8m predict runs/demo/finetune/*/model --shards data/segment/test --vocabulary data/segment_vocabulary.csv \
-            --out predictions
+            --out submission.csv
+        yt8m predict runs/demo/finetune/*/model --shards data/segment/test --vocabulary data/segment_vocabulary.csv \
+            --store predictions
     """
     from yt8m.display import out as terminal
-    from yt8m.predictions import predict_folders
+    from yt8m.predictions import Wanted, predict_folders
+    from yt8m.settings import validated
+    from yt8m.training.machine import MachineConfig
 
-    store = predict_folders(models, _indexed(shards), vocabulary, out, accelerator)
-    terminal.print(
-        f"{out}: {store.index.num_segments:,} segments x {store.index.num_classes:,} classes, "
-        f"models {', '.join(store.index.models)}",
-        markup=False,
+    if out is None and store is None and table is None:
+        raise UsageError("There is nothing to make: give --out, a submission to write, or --store, or --table.")
+    shifts = sorted(set(shift or [0]))
+    machine = validated(
+        MachineConfig, {"accelerator": accelerator, "precision": precision}, "--accelerator, --precision"
     )
+    wanted = Wanted(out, table, store, top_k)
+    settings = _ensemble(weight, merge)
+    names = predict_folders(models, _indexed(shards), vocabulary, settings, wanted, machine, shifts)
+    for path, what in ((store, "probabilities"), (out, "the submission"), (table, "the table")):
+        if path is not None and _is_first_process():
+            terminal.print(f"{path}: {what} of {', '.join(names)}", markup=False)
 
 
 @app.command()
@@ -408,23 +472,25 @@ def submit(
     shards: Annotated[Path, typer.Option("--shards", help="Folder of the shards predicted.", show_default=False)],
     vocabulary: Annotated[Path, typer.Option(help="segment_vocabulary.csv.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="The submission to write.", show_default=False)],
-    weight: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="Weight of a model, NAME=NUMBER; 1 for those not named. May be given again.", show_default=False
-        ),
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, max=100_000, help="Segments to list for each class.")] = 100_000,
+    table: TableOption = None,
+    weight: WeightOption = None,
+    merge: MergeOption = None,
+    top_k: TopKOption = 100_000,
 ) -> None:
-    """Merge predictions into a submission: the best segments of every class, by the mean of the models.
+    """Merge stored predictions into a submission: the best segments of every class.
 
-    yt8m submit predictions --shards data/segment/test --vocabulary data/segment_vocabulary.csv --out submission.csv
+    What comes out is what predicting all the models together would give, to the last bit.
+
+        yt8m submit predictions --shards data/segment/test --vocabulary data/segment_vocabulary.csv --out submission.csv
+        yt8m submit a b --weight best=2 --set method=geometric --shards data/segment/test \
+            --vocabulary data/segment_vocabulary.csv --out submission.csv
     """
     from yt8m.display import out as terminal
-    from yt8m.predictions import merge_stores
+    from yt8m.predictions import Wanted, merge_stores
 
-    names = merge_stores(predictions, _indexed(shards), vocabulary, out, _weights(weight or []), top_k)
-    terminal.print(f"{out}: the mean of {len(names)} models ({', '.join(names)})", markup=False)
+    settings = _ensemble(weight, merge)
+    names = merge_stores(predictions, _indexed(shards), vocabulary, settings, Wanted(out, table, None, top_k))
+    terminal.print(f"{out}: the {settings.method} mean of {len(names)} models ({', '.join(names)})", markup=False)
 
 
 @app.command()
@@ -839,6 +905,19 @@ def _print_results(done: Run, comparison: Comparison) -> None:
     )
     pictures = sorted((done.out / "predict").glob("*.png"))
     out.print(f"pictures: {', '.join(map(str, pictures))}", markup=False)
+
+
+def _ensemble(weights: Sequence[str] | None, merge: Sequence[str] | None) -> EnsembleSettings:
+    """How models are merged, as options say it."""
+    from yt8m.ranking.ensemble import EnsembleSettings
+    from yt8m.settings import overridden, validated
+
+    values = overridden({"weights": _weights(weights or [])}, merge or [])
+    return validated(EnsembleSettings, values, "--set")
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.sampling import fractions, random_keys
 from yt8m.display import tracked
-from yt8m.ranking.ensemble import weighted_mean
-from yt8m.ranking.predict import Predictions, SegmentClassifier, predict, segments_of
+from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.one_pass import Merge, Pass, rank_streaming, store_predictions
+from yt8m.ranking.predict import batches_of, predict
+from yt8m.ranking.store import StoreIndex, rank_stored
 from yt8m.ranking.submission import ranked_segments, write_submission
+from yt8m.ranking.table import write_table
 from yt8m.ranking.topk import Ranking, Segments, TopK
 from yt8m.scoring.map_at_k import Truth, load_positives_csv, load_ratings_csv, map_at_k, write_class_scores
 from yt8m.scoring.report import SCORES_FILE, ScoreRow, plot_scores, plot_timeline, write_scores
@@ -28,45 +33,54 @@ TIMELINE_CLASSES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Merge:
-    """One ranking to make: a weighted mean of models, or a random order.
+class RankingWanted:
+    """One ranking to make: of a merge of models, or a random order.
 
     Args:
         name: What the table calls it.
         kind: "agnostic", "aware", "mixture" or "random".
-        weights: A weight a model; empty for a random order.
+        merger: How models are merged; None for a random order.
     """
 
     name: str
     kind: str
-    weights: Mapping[str, float]
+    merger: Merger | None
 
 
-def merges(kinds: Mapping[str, str], weights: Mapping[str, float], compare: bool) -> list[Merge]:
+def rankings_wanted(
+    kinds: Mapping[str, str], ensemble: EnsembleSettings, members: Sequence[str], compare: bool
+) -> list[RankingWanted]:
     """Rankings to make of a set of models; the submission's is the last.
 
     Args:
-        kinds: "agnostic" or "aware" for each model, by name.
-        weights: Weights of the ensemble's models.
+        kinds: "agnostic" or "aware" for each segment model, by name.
+        ensemble: How the ensemble's models are merged.
+        members: The ensemble's models.
         compare: Whether to make more than the submission's.
     """
-    mixture = Merge("mixture", "mixture", weights)
+    mixture = RankingWanted("mixture", "mixture", Merger(ensemble, members))
     if not compare:
         return [mixture]
-    singles = [Merge(name, kind, {name: 1.0}) for name, kind in kinds.items()]
-    alike = [
-        Merge(f"{kind} only", kind, {name: weight for name, weight in weights.items() if kinds[name] == kind})
-        for kind in dict.fromkeys(kinds.values())
-    ]
-    return [Merge("random", "random", {}), *singles, *(merge for merge in alike if merge.weights), mixture]
+
+    def of(names: Sequence[str]) -> Merger:
+        """The same mean of some of the models, without what classifiers of videos say."""
+        weights = {name: weight for name, weight in ensemble.weights.items() if name in names}
+        return Merger(EnsembleSettings(method=ensemble.method, weights=weights), names)
+
+    wanted = [RankingWanted("random", "random", None)]
+    wanted += [RankingWanted(name, kind, Merger(EnsembleSettings(), [name])) for name, kind in kinds.items()]
+    for kind in dict.fromkeys(kinds.values()):
+        alike = [name for name in members if kinds[name] == kind and ensemble.weights.get(name, 1.0) > 0]
+        if alike:
+            wanted.append(RankingWanted(f"{kind} only", kind, of(alike)))
+    if ensemble.video_models:
+        wanted.append(RankingWanted("segment models only", "mixture", of(members)))
+    return [*wanted, mixture]
 
 
-def merged(merge: Merge, batch: Predictions, num_classes: int, seed: int) -> NDArray[np.float32]:
-    """Probabilities of one merge for a batch, float32 (n, C); a random order depends on (seed, first position) alone."""
-    if not merge.weights:
-        rng = np.random.default_rng([seed, int(batch.positions[0])])
-        return rng.random((len(batch.positions), num_classes), dtype=np.float32)
-    return weighted_mean([batch.probabilities[name] for name in merge.weights], list(merge.weights.values()))
+def random_probabilities(positions: NDArray[np.int64], num_classes: int, seed: int) -> NDArray[np.float32]:
+    """Probabilities of a random order, float32 (n, C), which depend on (seed, position, class) alone."""
+    return fractions(random_keys(seed, positions, num_classes)).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,64 +130,132 @@ class Comparison:
     num_segments: int
 
 
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Where what prediction makes goes.
+
+    Args:
+        submission: The file to write.
+        table: The same as a table, with probabilities.
+        folder: Receives `timeline.png`, and where there is truth `scores.csv`, `class_scores.csv` and `scores.png`.
+        store: Folder of predictions, where they are kept.
+    """
+
+    submission: Path
+    table: Path
+    folder: Path
+    store: Path
+    keep_store: bool
+
+
 def predict_and_score(
-    reader: FrameReader,
-    models: Mapping[str, SegmentClassifier],
-    wanted: Sequence[Merge],
+    work: Pass,
+    wanted: Sequence[RankingWanted],
     top_k: int,
     vocabulary: Vocabulary,
     truths: Truths,
-    submission: Path,
-    folder: Path,
-    device: torch.device,
+    outputs: Outputs,
+    precision: str,
+    mark: str,
     seed: int,
-) -> Comparison:
+) -> Comparison | None:
     """Predict every segment once, rank it for every merge, write the last one's submission, and score all.
 
     Args:
-        reader: The test videos.
-        models: Segment classifiers by name, on `device`.
+        work: The test videos, their segments and the models.
         wanted: Rankings to make; the last one is the submission.
         top_k: Segments listed for a class.
         vocabulary: The segment classes.
         truths: What to score against.
-        submission: The file to write.
-        folder: Receives `timeline.png`, and where there is truth `scores.csv`, `class_scores.csv` and `scores.png`.
-        device: Where the models are.
+        outputs: Where everything goes.
+        precision: Numbers of the matrix products.
+        mark: Names everything that decides the result.
         seed: Of the random order.
+
+    Returns:
+        What was found; None on all processes but the first.
+
+    Raises:
+        Interrupted: The processes were asked to stop; the same goes on from there.
     """
-    segments = segments_of(reader)
-    rankers = [TopK(len(vocabulary), top_k, segments) for _ in wanted]
-    shown = _video_to_show(reader, segments, truths)
-    timeline: list[NDArray[np.float32]] = []
-    batches = predict(reader, models, device, progress=lambda items: tracked(items, "predict"))
-    for batch in batches:
-        for merge, ranker in zip(wanted, rankers, strict=True):
-            probabilities = merged(merge, batch, len(vocabulary), seed)
-            ranker.update(batch.positions, probabilities)
-        timeline.append(probabilities[segments.rows[batch.positions] == shown])
-    rankings = [ranker.result() for ranker in rankers]
-    write_submission(submission, rankings[-1], vocabulary)
-    video_id = reader.catalog.id_of(shown)
-    _write_timeline(folder / "timeline.png", video_id, shown, segments, np.concatenate(timeline), truths, vocabulary)
+    if outputs.keep_store or any(ranking.merger and ranking.merger.needs_whole_classes for ranking in wanted):
+        rankings = _ranked_from_store(work, wanted, top_k, vocabulary, outputs, precision, seed)
+    else:
+        rankings = _ranked_streaming(work, wanted, top_k, len(vocabulary), outputs.folder, mark, seed)
+    if rankings is None:
+        return None
+    write_submission(outputs.submission, rankings[-1], vocabulary)
+    write_table(outputs.table, rankings[-1], vocabulary)
+    segments, reader = work.segments, work.reader
+    merger = wanted[-1].merger
+    if merger is not None:
+        shown = _video_to_show(reader, segments, truths)
+        _write_timeline(outputs.folder / "timeline.png", work, shown, merger, truths, vocabulary)
+    if not outputs.keep_store and outputs.store.is_dir():
+        shutil.rmtree(outputs.store)
     if truths.ratings is None and truths.positives is None:
-        write_scores(folder / SCORES_FILE, [])
+        write_scores(outputs.folder / SCORES_FILE, [])
         return Comparison([], len(segments))
     rows = [
         ScoreRow(
-            merge.name,
-            merge.kind,
+            ranking_wanted.name,
+            ranking_wanted.kind,
             _score(ranking, truths.ratings, top_k, vocabulary),
             _score(ranking, truths.positives, top_k, vocabulary),
         )
-        for merge, ranking in tracked(list(zip(wanted, rankings, strict=True)), "score")
+        for ranking_wanted, ranking in tracked(list(zip(wanted, rankings, strict=True)), "score")
     ]
     if truths.ratings is not None:
         score = map_at_k(ranked_segments(rankings[-1], vocabulary), truths.ratings, top_k, vocabulary)
-        write_class_scores(folder / "class_scores.csv", score, vocabulary)
-    write_scores(folder / SCORES_FILE, rows)
-    plot_scores(folder / "scores.png", rows, top_k)
+        write_class_scores(outputs.folder / "class_scores.csv", score, vocabulary)
+    write_scores(outputs.folder / SCORES_FILE, rows)
+    plot_scores(outputs.folder / "scores.png", rows, top_k)
     return Comparison(rows, len(segments))
+
+
+def _ranked_streaming(
+    work: Pass, wanted: Sequence[RankingWanted], top_k: int, num_classes: int, folder: Path, mark: str, seed: int
+) -> list[Ranking] | None:
+    """Rankings of all merges from probabilities that are not kept."""
+
+    def merge(ranking: RankingWanted) -> Merge:
+        merger = ranking.merger
+        if merger is None:
+            return lambda batch: random_probabilities(batch.positions, num_classes, seed)
+        return lambda batch: merger(batch.codes)
+
+    rankers = rank_streaming(work, [merge(ranking) for ranking in wanted], num_classes, top_k, folder, mark)
+    return None if rankers is None else [ranker.result() for ranker in rankers]
+
+
+def _ranked_from_store(
+    work: Pass,
+    wanted: Sequence[RankingWanted],
+    top_k: int,
+    vocabulary: Vocabulary,
+    outputs: Outputs,
+    precision: str,
+    seed: int,
+) -> list[Ranking] | None:
+    """Rankings of all merges from probabilities that are stored first."""
+    catalog = work.reader.catalog
+    index = StoreIndex.of(work.models, work.segments, vocabulary.digest, catalog.digest, work.shifts, precision)
+    store = store_predictions(work, outputs.store, index)
+    if store is None:
+        return None
+    stores = dict.fromkeys(work.models, store)
+    rankings = []
+    for ranking in wanted:
+        if ranking.merger is None:
+            ranker = TopK(len(vocabulary), top_k, work.segments)
+            for batch in batches_of([slice(0, len(work.segments))], work.segments_per_batch):
+                positions = np.arange(batch.start, batch.stop)
+                ranker.update(positions, random_probabilities(positions, len(vocabulary), seed))
+            rankings.append(ranker.result())
+            continue
+        progress = partial(tracked, description=f"rank {ranking.name}")
+        rankings.append(rank_stored(stores, ranking.merger, work.segments, top_k, progress))
+    return rankings
 
 
 def _score(ranking: Ranking, truth: Truth | None, top_k: int, vocabulary: Vocabulary) -> float | None:
@@ -196,16 +278,16 @@ def _video_to_show(reader: FrameReader, segments: Segments, truths: Truths) -> i
     return max(rows, key=lambda row: (changes.get(bytes(reader.catalog.ids[row]), 0), -row))
 
 
-def _write_timeline(
-    path: Path,
-    video_id: str,
-    row: int,
-    segments: Segments,
-    probabilities: NDArray[np.float32],
-    truths: Truths,
-    vocabulary: Vocabulary,
-) -> None:
+def _write_timeline(path: Path, work: Pass, row: int, merger: Merger, truths: Truths, vocabulary: Vocabulary) -> None:
     """Plot the classes that are there, or else seem to be, in one video."""
+    segments, video_id = work.segments, work.reader.catalog.id_of(row)
+    if merger.needs_whole_classes:
+        # Ranks among all segments say nothing to people.
+        merger = Merger(merger.settings.model_copy(update={"method": "arithmetic"}), merger.segment_models)
+    positions = np.flatnonzero(segments.rows == row)
+    batch = slice(int(positions[0]), int(positions[-1]) + 1)
+    [predictions] = predict(work.reader, segments, work.models, [batch], work.shifts)
+    probabilities = merger(predictions.codes)
     starts = segments.start_seconds[segments.rows == row]
     truth = None
     strength = probabilities.max(axis=0)

@@ -39,7 +39,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir():
-            _replace_folder(temporary, path)
+            replace_folder(temporary, path)
         else:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -72,8 +72,8 @@ def clear_leftovers(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _replace_folder(new: Path, path: Path) -> None:
-    """Rename a folder into place; what stood there goes only once the new one could take its name."""
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder into place, beside which it is; what stood there goes only once the new one has its name."""
     if not path.exists():
         new.replace(path)
         return

@@ -1,60 +1,157 @@
-"""Prediction and merging as steps of their own: model folders -> stored probabilities -> a submission."""
+"""Prediction and merging as steps of their own: model folders -> a submission, or stored probabilities -> a submission."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.display import tracked
 from yt8m.errors import UsageError
-from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
+from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.models.saved import load_model, read_description
-from yt8m.ranking.ensemble import EnsembleSettings, merging_order, model_weights, weighted_mean
-from yt8m.ranking.predict import SegmentClassifier, predict, segments_of
-from yt8m.ranking.store import Store, stored_predictions, write_store
+from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.one_pass import Pass, Processes, rank_streaming, store_predictions
+from yt8m.ranking.predict import segments_of
+from yt8m.ranking.store import Store, StoreIndex, rank_stored
 from yt8m.ranking.submission import write_submission
-from yt8m.ranking.topk import TopK
-from yt8m.settings import validated
+from yt8m.ranking.table import write_table
+from yt8m.ranking.topk import Ranking
 from yt8m.training.machine import MachineConfig, make_fabric
+from yt8m.training.stopping import StopRequest
 from yt8m.vocabulary import Vocabulary
 
 
-def predict_folders(folders: Sequence[Path], catalog: Catalog, vocabulary: Path, out: Path, accelerator: str) -> Store:
-    """Predict every segment of a catalog with the models of some folders, in one pass, into a folder of predictions.
+@dataclass(frozen=True)
+class Wanted:
+    """What prediction or merging is to make.
 
     Args:
-        folders: Model folders of segment classifiers; a model's name is what its folder says it was trained as.
-        catalog: The videos.
-        vocabulary: `segment_vocabulary.csv`.
-        out: The folder of predictions to make.
-        accelerator: "auto", "cpu", "cuda" or "mps".
+        submission: The submission; None makes none.
+        table: The same as a Parquet table.
+        store: Folder for all probabilities.
+        top_k: Segments to list for each class.
+    """
+
+    submission: Path | None
+    table: Path | None = None
+    store: Path | None = None
+    top_k: int = 100_000
+
+
+def processes_of(fabric: Fabric, stop: StopRequest) -> Processes:
+    """Fabric's processes, as a pass sees them."""
+    return Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
+
+
+def load_folded(
+    folders: Sequence[Path], classes: Vocabulary, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, FoldedClassifier]:
+    """Load model folders as prediction uses them; a model's name is what its folder says it was trained as.
+
+    Args:
+        folders: Model folders.
+        classes: The segment classes.
+        device: Where they compute.
+        dtype: Type of the matrix products.
 
     Raises:
-        UsageError: A folder holds no segment classifier of this vocabulary, or two have one name.
+        UsageError: A folder holds no classifier of these classes, or two have one name.
     """
-    classes = Vocabulary.load(vocabulary)
-    device = make_fabric(validated(MachineConfig, {"accelerator": accelerator}, "--accelerator")).device
-    models: dict[str, SegmentClassifier] = {}
+    models: dict[str, FoldedClassifier] = {}
+    encoders: dict[str, FoldedEncoder] = {}
     for folder in folders:
-        model = load_model(folder, vocabulary_digest=classes.digest, device=device)
-        if not isinstance(model, ContextAgnosticClassifier | ContextAwareClassifier):
-            raise UsageError(
-                f"{folder}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them."
-            )
         name = str(read_description(folder).provenance.get("name", folder.name))
         if name in models:
             raise UsageError(f"{folder}: a model named {name!r} is among the others already.")
-        models[name] = model
+        # Folded one by one, so that no second copy of all their weights is held.
+        models[name] = FoldedClassifier(load_model(folder, vocabulary_digest=classes.digest), device, dtype, encoders)
+    return models
+
+
+def predict_folders(
+    folders: Sequence[Path],
+    catalog: Catalog,
+    vocabulary: Path,
+    settings: EnsembleSettings,
+    wanted: Wanted,
+    machine: MachineConfig,
+    shifts: Sequence[int] = (0,),
+) -> list[str]:
+    """Predict every segment of a catalog with the models of some folders, in one pass, and merge them.
+
+    Several processes share the work. A prediction that was interrupted goes on when it is called for again.
+
+    Args:
+        folders: Model folders; those of video classifiers count as the settings say, or are only stored.
+        catalog: The videos.
+        vocabulary: `segment_vocabulary.csv`.
+        settings: How models are merged.
+        wanted: What to make.
+        machine: Devices and precision.
+        shifts: Test-time shifts, in seconds.
+
+    Returns:
+        Names of the models.
+
+    Raises:
+        UsageError: A folder holds no classifier of this vocabulary, two have one name, or the settings name a model
+            that is not there.
+        Interrupted: The processes were asked to stop.
+    """
+    classes = Vocabulary.load(vocabulary)
+    fabric = make_fabric(machine)
+    models = load_folded(folders, classes, fabric.device, machine.product_dtype)
+    merger = None
+    if wanted.submission is not None or wanted.table is not None:
+        kinds = {name: model.kind for name, model in models.items()}
+        merger = _merger(settings, kinds, idle_allowed=wanted.store is not None)
+        if merger.needs_whole_classes and wanted.store is None:
+            raise UsageError("The mean of ranks takes all probabilities at once; store them (--store) as well.")
     reader = FrameReader(catalog)
     segments = segments_of(reader)
-    batches = predict(reader, models, device, progress=lambda items: tracked(items, "predict"))
-    return write_store(out, batches, list(models), segments, len(classes), classes.digest, catalog.digest)
+    index = StoreIndex.of(models, segments, classes.digest, catalog.digest, shifts, machine.precision)
+
+    def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
+        return tracked(batches, "predict", count) if fabric.is_global_zero else batches
+
+    ranking = None
+    with StopRequest(fabric) as stop:
+        work = Pass(reader, segments, models, shifts, processes_of(fabric, stop), shown)
+        if wanted.store is not None:
+            store = store_predictions(work, wanted.store, index)
+            if store is not None and merger is not None:
+                stores = dict.fromkeys(models, store)
+                ranking = rank_stored(stores, merger, segments, wanted.top_k, lambda classes: tracked(classes, "rank"))
+        elif merger is not None:
+            output = wanted.submission or wanted.table
+            folder = Path(f"{output}.unfinished")
+            rankers = rank_streaming(
+                work,
+                [lambda batch: merger(batch.codes)],
+                len(classes),
+                wanted.top_k,
+                folder,
+                _mark(index, settings, wanted),
+            )
+            ranking = None if rankers is None else rankers[0].result()
+            if fabric.is_global_zero and folder.is_dir():
+                folder.rmdir()
+    if ranking is not None:
+        _write(ranking, wanted, classes)
+    fabric.barrier()
+    return list(models)
 
 
 def merge_stores(
-    folders: Sequence[Path], catalog: Catalog, vocabulary: Path, out: Path, weights: dict[str, float], top_k: int
+    folders: Sequence[Path], catalog: Catalog, vocabulary: Path, settings: EnsembleSettings, wanted: Wanted
 ) -> list[str]:
     """Merge all models of some folders of predictions into a submission.
 
@@ -62,15 +159,15 @@ def merge_stores(
         folders: Folders of predictions, of the same catalog and vocabulary.
         catalog: The videos that were predicted.
         vocabulary: `segment_vocabulary.csv`.
-        out: The submission.
-        weights: Weight of a model by name; 1 for those not named.
-        top_k: Segments to list for each class.
+        settings: How models are merged.
+        wanted: What to make.
 
     Returns:
-        Names of the models.
+        Names of the segment models merged.
 
     Raises:
-        UsageError: A folder is of other videos or classes, two models have one name, or a weight names none.
+        UsageError: A folder is of other videos or classes, two models have one name, or the settings name a model that
+            is not there.
     """
     classes = Vocabulary.load(vocabulary)
     stores: dict[str, Store] = {}
@@ -84,10 +181,52 @@ def merge_stores(
             if name in stores:
                 raise UsageError(f"{folder}: a model named {name!r} is in {stores[name].folder} already.")
             stores[name] = store
-    names = merging_order(stores)
-    factors = model_weights(EnsembleSettings(weights=weights), names)
-    ranker = TopK(len(classes), top_k, segments_of(FrameReader(catalog)))
-    for batch in tracked(stored_predictions(stores), "merge"):
-        ranker.update(batch.positions, weighted_mean([batch.probabilities[name] for name in names], factors))
-    write_submission(out, ranker.result(), classes)
-    return names
+    segments = segments_of(FrameReader(catalog))
+    for folder, store in {store.folder: store for store in stores.values()}.items():
+        if (store.index.num_segments, store.index.num_classes) != (len(segments), len(classes)):
+            raise UsageError(
+                f"{folder}: holds {store.index.num_segments:,} segments of {store.index.num_classes:,} classes, expected "
+                f"{len(segments):,} of {len(classes):,}."
+            )
+    merger = _merger(settings, {name: store.index.models[name].kind for name, store in stores.items()}, True)
+    keys = rank_stored(stores, merger, segments, wanted.top_k, lambda classes: tracked(classes, "merge"))
+    _write(keys, wanted, classes)
+    return merger.segment_models
+
+
+def _merger(settings: EnsembleSettings, kinds: Mapping[str, str], idle_allowed: bool) -> Merger:
+    """A merger of all segment models among some models, by kind.
+
+    Raises:
+        UsageError: There is none, the settings name a model that is not there or of the wrong kind, or a classifier of
+            videos has no say where that is not allowed.
+    """
+    members = [name for name, kind in kinds.items() if kind != "video"]
+    videos = [name for name, kind in kinds.items() if kind == "video"]
+    if not members:
+        raise UsageError(
+            f"{', '.join(videos)}: classifies whole videos; `yt8m finetune` makes segment classifiers of such models."
+        )
+    for name in settings.video_models:
+        if name not in videos:
+            raise UsageError(f"The ensemble asks the video classifier {name!r}, which is not among the models given.")
+    for name in videos:
+        if name not in settings.video_models and not idle_allowed:
+            raise UsageError(
+                f"{name}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them, and "
+                "video_prior and candidates say where one may weigh in."
+            )
+    return Merger(settings, members)
+
+
+def _mark(index: StoreIndex, settings: EnsembleSettings, wanted: Wanted) -> str:
+    """Names everything that decides a ranking."""
+    decided = [index.model_dump(mode="json"), settings.model_dump(mode="json"), wanted.top_k]
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def _write(ranking: Ranking, wanted: Wanted, classes: Vocabulary) -> None:
+    if wanted.submission is not None:
+        write_submission(wanted.submission, ranking, classes)
+    if wanted.table is not None:
+        write_table(wanted.table, ranking, classes)

@@ -9,11 +9,9 @@ Everything is checked before anything runs: keys, types, values, and that every 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from yt8m.errors import UsageError
@@ -21,7 +19,7 @@ from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
 from yt8m.models.layers import MixtureConfig
 from yt8m.ranking.ensemble import EnsembleSettings, model_weights
 from yt8m.ranking.topk import MAX_SEGMENTS
-from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, validated
+from yt8m.settings import Settings, nearest, overridden, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
 from yt8m.training.machine import MachineConfig
 from yt8m.training.metrics_log import LogConfig
@@ -91,6 +89,22 @@ class EnsembleRecipe(EnsembleSettings):
 
     models: list[str] = Field(default_factory=list)
     """The segment models to merge; all of them where left empty."""
+    find_weights: bool = False
+    """Find the models' weights on what each says of the fold that it held out."""
+    shifts: list[Annotated[int, Field(ge=-5, le=5)]] = Field(default=[0], min_length=1)
+    """Test-time shifts: seconds by which the frames seen of a segment are moved; the mean of the probabilities counts."""
+    store: bool = False
+    """Keep all probabilities in `predict/store`, 2 bytes for each segment, class and model, to merge them anew later."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.find_weights and self.weights:
+            raise ValueError("find_weights: there are weights already; leave one of the two out")
+        if self.find_weights and self.method == "rank":
+            raise ValueError("find_weights: ranks have no likelihood to find weights by; use another method")
+        if len(set(self.shifts)) != len(self.shifts):
+            raise ValueError("shifts: a shift is named more than once")
+        return self
 
 
 class Recipe(Settings):
@@ -139,6 +153,13 @@ class Recipe(Settings):
         for name in self.ensemble.models:
             if self.ensemble.models.count(name) > 1:
                 raise ValueError(f"ensemble.models: {name!r} is named more than once; give it a weight instead")
+        for name in self.ensemble.video_models:
+            if name not in self.base_models:
+                raise ValueError(f"ensemble: there is no base model {name!r}{nearest(name, self.base_models)}")
+            if name in self.segment_models:
+                raise ValueError(
+                    f"ensemble: {name!r} is a base model and a segment model; give one of them another name"
+                )
         try:
             model_weights(self.ensemble, self.ensemble_models)
         except UsageError as error:
@@ -194,27 +215,5 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """
     values = read_yaml(path)
     if isinstance(values, dict):
-        for override in overrides or []:
-            _set(values, override)
+        values = overridden(values, overrides or [])
     return validated(Recipe, values, str(path))
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Put one override into a recipe's plain values."""
-    match = re.fullmatch(r"([^=\s]+)=(.*)", override, re.DOTALL)
-    if not match:
-        raise UsageError(f"--set {override}: expected path=value, such as base_models.dbof.training.steps=100.")
-    *parents, last = match[1].split(".")
-    try:
-        value = parse_yaml(match[2])
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
-    place = values
-    for depth, key in enumerate(parents, start=1):
-        inner = place.get(key, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
-        # What YAML's `*name` repeats is one object: without a copy, all its places would change.
-        place[key] = dict(inner)
-        place = place[key]
-    place[last] = value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ import yaml
 from lightning_fabric import Fabric
 from torch import nn
 
-from yt8m.comparison import Comparison, Truths, merges, predict_and_score
+from yt8m.comparison import Comparison, Outputs, Truths, predict_and_score, rankings_wanted
 from yt8m.dataset.catalog import PARTS, REPORT_NAME, Catalog, current_catalog, damaged_places, index_and_save
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.loading import FrameChoice, fold_of_videos
@@ -30,9 +30,12 @@ from yt8m.display import byte_bar, err, step_bar, tracked
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.models.saved import load_model
-from yt8m.ranking.ensemble import merging_order, model_weights
-from yt8m.ranking.predict import SegmentClassifier
+from yt8m.ranking.ensemble import merging_order
+from yt8m.ranking.one_pass import Pass, Processes
+from yt8m.ranking.predict import SegmentClassifier, segments_of
+from yt8m.ranking.weights import find_weights, out_of_fold
 from yt8m.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
 from yt8m.scoring.report import SCORES_FILE, read_scores
 from yt8m.settings import nearest, read_yaml, to_yaml
@@ -48,15 +51,18 @@ from yt8m.training.rate_finder import (
     sweep_rates,
     write_rates,
 )
+from yt8m.training.stopping import StopRequest
 from yt8m.training.tasks import SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
 STAGE_FILE = "stage.yaml"
 SUBMISSION_FILE = "submission.csv"
+TABLE_FILE = "segments.parquet"
+STORE_FOLDER = "store"
 RATES_FOLDER = "find-rate"
 PARTS_NEEDED = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 """Parts of the dataset that each kind of stage needs; a model is known by what its base models were trained on, too."""
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised when a change of the code changes what a stage gives for the same settings."""
 
 _NOT_RESULTS = ("log_every", "checkpoint_every")
@@ -218,53 +224,122 @@ class Run:
             )
         return FoundRate(suggestion, stage.training.peak_rate, folder / PICTURE_FILE)
 
-    def predict(self) -> Comparison:
+    def predict(self) -> Comparison | None:
         """Predict every test segment with the ensemble's models, write `submission.csv`, score it where there is truth.
 
+        All processes share the work.
+
+        Returns:
+            What was found; None on all processes but the first.
+
         Raises:
-            UsageError: A segment model is not trained with these settings.
+            UsageError: A model is not trained with these settings.
+            Interrupted: The processes were asked to stop; the next try goes on from there.
         """
+        ensemble, fabric = self.recipe.ensemble, self.fabric
         reader = FrameReader(self.catalog("segment/test"))
         truths = Truths.find(self.data / "segment", reader, self.vocabulary)
         compare = self.recipe.compare and (truths.ratings is not None or truths.positives is not None)
         names = list(self.recipe.segment_models) if compare else self.recipe.ensemble_models
-        of_ensemble = merging_order(self.recipe.ensemble_models)
-        weights = dict(zip(of_ensemble, model_weights(self.recipe.ensemble, of_ensemble).tolist(), strict=True))
-        settings = {"weights": weights, "top_k": self.recipe.top_k, "compare": compare, "seed": self.recipe.seed}
-        inputs = {name: self._finetune_mark(name) for name in names} | {
-            "segment/test": reader.catalog.digest,
-            "truth": truths.digest,
+        settings = ensemble.model_dump(mode="json", exclude={"models"}) | {
+            "models": merging_order(self.recipe.ensemble_models),
+            "top_k": self.recipe.top_k,
+            "compare": compare,
+            "seed": self.recipe.seed,
+            "precision": self.recipe.machine.precision,
         }
+        inputs = {name: self._finetune_mark(name) for name in names}
+        inputs |= {name: self._pretrain_mark(name) for name in ensemble.video_models}
+        inputs |= {"segment/test": reader.catalog.digest, "truth": truths.digest}
         mark = fingerprint("predict", settings, inputs)
-        folder, submission = self.out / "predict", self.out / SUBMISSION_FILE
+        folder = self.out / "predict"
+        outputs = Outputs(
+            self.out / SUBMISSION_FILE, self.out / TABLE_FILE, folder, folder / STORE_FOLDER, ensemble.store
+        )
         record = read_stage(folder)
-        is_whole = submission.is_file() and (folder / SCORES_FILE).is_file()
-        if record and (record.fingerprint, record.status) == (mark, "finished") and is_whole:
+        fabric.barrier()
+        made = [outputs.submission, outputs.table, folder / SCORES_FILE, *([outputs.store] if ensemble.store else [])]
+        if record and (record.fingerprint, record.status) == (mark, "finished") and all(map(Path.exists, made)):
             self._say("predict: finished before, skipped")
             return Comparison(read_scores(folder / SCORES_FILE), int(record.metrics["segments"]))
-        models = {name: self._segment_classifier(name) for name in names}
-        if record and record.fingerprint != mark:
-            if submission.is_file():
-                submission.replace(folder / SUBMISSION_FILE)
-            self._keep_former("predict", folder)
+        encoders: dict[str, FoldedEncoder] = {}
+        dtype = self.recipe.machine.product_dtype
+        models = {
+            name: FoldedClassifier(load(name), fabric.device, dtype, encoders)
+            for load, chosen in ((self._segment_classifier, names), (self._trained_base, ensemble.video_models))
+            for name in chosen
+        }
         started = time.monotonic()
-        comparison = predict_and_score(
-            reader,
-            models,
-            merges({name: self._segment(name).kind for name in names}, weights, compare),
-            self.recipe.top_k,
-            self.vocabulary,
-            truths,
-            submission,
-            folder,
-            self.fabric.device,
-            self.recipe.seed,
-        )
-        seconds = time.monotonic() - started
-        metrics = {"segments": float(comparison.num_segments), "models": float(len(models))}
-        _write_stage(folder, StageRecord(mark, "finished", seconds, metrics), settings)
-        self._say(f"predict: {comparison.num_segments:,} segments with {len(models)} models, {seconds:.0f} s")
+        if fabric.is_global_zero:
+            if record and record.fingerprint != mark:
+                for path in (outputs.submission, outputs.table):
+                    if path.is_file():
+                        path.replace(folder / path.name)
+                self._keep_former("predict", folder)
+            elif record and record.status == "started":
+                self._say("predict: goes on where it was stopped")
+            _write_stage(folder, StageRecord(mark, "started", 0.0, {}), settings)
+        fabric.barrier()
+        found = self._found_weights(models) if ensemble.find_weights else None
+        if found is not None:
+            ensemble = ensemble.model_copy(update={"weights": found})
+        kinds = {name: self._segment(name).kind for name in names}
+
+        def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
+            return tracked(batches, "predict", count) if fabric.is_global_zero else batches
+
+        with StopRequest(fabric) as stop:
+            processes = Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
+            comparison = predict_and_score(
+                Pass(reader, segments_of(reader), models, ensemble.shifts, processes, shown),
+                rankings_wanted(kinds, ensemble, self.recipe.ensemble_models, compare),
+                self.recipe.top_k,
+                self.vocabulary,
+                truths,
+                outputs,
+                self.recipe.machine.precision,
+                mark,
+                self.recipe.seed,
+            )
+        if comparison is not None:
+            seconds = time.monotonic() - started
+            metrics = {"segments": float(comparison.num_segments), "models": float(len(models))}
+            metrics |= {f"weight of {name}": weight for name, weight in (found or {}).items()}
+            _write_stage(folder, StageRecord(mark, "finished", seconds, metrics), settings)
+            self._say(f"predict: {comparison.num_segments:,} segments with {len(models)} models, {seconds:.0f} s")
         return comparison
+
+    def _found_weights(self, models: Mapping[str, FoldedClassifier]) -> dict[str, float]:
+        """Weights of the ensemble's models, found on what each says of the fold that it held out."""
+        members = merging_order(self.recipe.ensemble_models)
+        reader = FrameReader(self.catalog("segment/train"))
+        held_out = {name: self._segment(name).fold for name in members}
+        folds = [
+            out_of_fold(
+                reader,
+                self.vocabulary,
+                {name: models[name] for name in members if held_out[name] == fold},
+                fold_of_videos(reader.catalog, self.recipe.folds) == fold,
+                self.recipe.ensemble.shifts,
+            )
+            for fold in tracked(sorted(set(held_out.values())), "weights")
+        ]
+        families = {name: self._family(name) for name in members}
+        method = self.recipe.ensemble.method
+        found = find_weights(folds, families, "geometric" if method == "geometric" else "arithmetic")
+        if not found.num_ratings:
+            self._say("predict: no fold was held out by models of two kinds, so all weights stay 1")
+        else:
+            listed = ", ".join(f"{name} {weight:g}" for name, weight in found.weights.items())
+            self._say(
+                f"predict: weights found on {found.num_ratings:,} held-out ratings: {listed} (cross-entropy "
+                f"{found.loss:.4f}, with equal weights {found.equal_loss:.4f})"
+            )
+        return found.weights
+
+    def _family(self, name: str) -> str:
+        """What makes two segment models alike: all their settings but fold and seed."""
+        return json.dumps(self._segment(name).model_dump(mode="json", exclude={"fold", "seed"}), sort_keys=True)
 
     def _segment_classifier(self, name: str) -> SegmentClassifier:
         model = self._trained("finetune", name, self._finetune_mark(name))
@@ -303,7 +378,7 @@ class Run:
                 self.pretrain(name)
             elif kind == "finetune":
                 self.finetune(name)
-            elif self.fabric.is_global_zero:
+            else:
                 comparison = self.predict()
         self.fabric.barrier()
         return comparison

@@ -10,6 +10,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,3 +196,39 @@ def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [option for member in typing.get_args(annotation) for option in _options(member)]
     return [annotation]
+
+
+def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Plain values with some of them set anew.
+
+    Args:
+        values: Plain values; not changed.
+        overrides: `path=value` each, such as `base_models.dbof.training.steps=100`; values are YAML.
+
+    Raises:
+        UsageError: An override is not of this form, or goes through a value that has no keys.
+    """
+    values = dict(values)
+    for override in overrides:
+        _set(values, override)
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    match = re.fullmatch(r"([^=\s]+)=(.*)", override, re.DOTALL)
+    if not match:
+        raise UsageError(f"--set {override}: expected path=value, such as base_models.dbof.training.steps=100.")
+    *parents, last = match[1].split(".")
+    try:
+        value = parse_yaml(match[2])
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    place = values
+    for depth, key in enumerate(parents, start=1):
+        inner = place.get(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
+        # What YAML's `*name` repeats is one object: without a copy, all its places would change.
+        place[key] = dict(inner)
+        place = place[key]
+    place[last] = value

@@ -27,6 +27,8 @@ ENCODER_CONFIGS = [
     DBOF.model_copy(update={"frame_se_reduction": 0, "input_batch_norm": True}),
     NEXTVLAD,
     NEXTVLAD.model_copy(update={"cut_after_linear": True, "input_batch_norm": True}),
+    DBOF.model_copy(update={"input": "bytes"}),
+    NEXTVLAD.model_copy(update={"input": "bytes", "assignment_batch_norm": False}),
 ]
 
 
@@ -51,7 +53,10 @@ def aware_classifier() -> ContextAwareClassifier:
     return model
 
 
-@pytest.fixture(params=ENCODER_CONFIGS, ids=["dbof", "dbof variant", "nextvlad", "nextvlad variant"])
+@pytest.fixture(
+    params=ENCODER_CONFIGS,
+    ids=["dbof", "dbof variant", "nextvlad", "nextvlad variant", "dbof of bytes", "nextvlad of bytes"],
+)
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     torch.manual_seed(0)
     built = build_encoder(request.param)

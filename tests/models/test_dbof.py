@@ -14,7 +14,9 @@ LENGTHS = torch.tensor([6, 1, 4])
 
 def plain_dbof(encoder: DBoFEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
     """The paper's formula: only the frames that exist, in lists, and no dropout."""
-    values = [f[:n].double() * 4 / 255 + 4 / 512 - 2 for f, n in zip(frames, lengths.tolist(), strict=True)]
+    values = [f[:n].double() for f, n in zip(frames, lengths.tolist(), strict=True)]
+    if encoder.config.input == "dequantized":
+        values = [v * 4 / 255 + 4 / 512 - 2 for v in values]
     if encoder.config.input_batch_norm:
         pool, norm = torch.cat(values), encoder.frame_input.norm
         mean, var = norm.running_mean, norm.running_var
@@ -51,6 +53,8 @@ def tiny(**settings: object) -> DBoFEncoder:
         {"video_se_reduction": 0},
         {"frame_se_reduction": 0, "video_se_reduction": 0},
         {"input_batch_norm": True},
+        {"input": "bytes"},
+        {"input": "bytes", "input_batch_norm": True, "frame_se_reduction": 0},
     ],
     ids=str,
 )
@@ -72,6 +76,7 @@ def test_defaults_are_dbof_3_and_the_last_linear_has_no_bias() -> None:
     config = DBoFConfig()
     assert (config.hidden_size, config.output_size, config.max_frames, config.dropout) == (4096, 2048, 150, 0.5)
     assert (config.frame_se_reduction, config.video_se_reduction, config.input_batch_norm) == (8, 4, False)
+    assert config.input == "dequantized"
     with torch.device("meta"):
         encoder = DBoFEncoder(config)
     assert encoder.frame_gate.squeeze.weight.shape == (512, 4096)

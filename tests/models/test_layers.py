@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from yt8m.models.layers import (
     MixtureConfig,
     MixtureOfExperts,
     SqueezeExcite,
+    averaged_logits,
     decaying_parameters,
     dequantize,
     frame_mask,
@@ -73,6 +75,8 @@ def test_dequantize_gives_the_values_of_the_format() -> None:
 def test_values_are_not_taken_for_bytes() -> None:
     with pytest.raises(TypeError, match="expected frames as bytes"):
         dequantize(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="expected frames as bytes"):
+        FrameInput(values="bytes")(torch.zeros(2, 3, FRAME_SIZE), torch.tensor([3, 3]))
 
 
 def test_frame_mask() -> None:
@@ -87,14 +91,29 @@ def test_input_is_zero_at_padding_whatever_stands_there() -> None:
     torch.testing.assert_close(features[1, :2], frames[1, :2].float() * 4 / 255 + 4 / 512 - 2)
 
 
-def test_input_batch_norm_is_that_of_the_valid_frames() -> None:
-    module, plain = FrameInput(batch_norm=True), nn.BatchNorm1d(FRAME_SIZE, affine=False)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_may_be_numbers_exactly_and_padding_is_zero_all_the_same(dtype: torch.dtype) -> None:
+    frames = torch.arange(2 * 4 * FRAME_SIZE).remainder(256).to(torch.uint8).view(2, 4, FRAME_SIZE)
+    kept = frames.clone()
+    features, mask = FrameInput(values="bytes")(frames, torch.tensor([4, 2]), dtype)
+    assert mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert features.dtype == dtype
+    assert features[mask].long().tolist() == kept[mask].tolist()
+    assert features.max() == 255
+    assert features[1, 2:].abs().max() == 0
+    assert torch.equal(frames, kept)
+
+
+@pytest.mark.parametrize("values", ["dequantized", "bytes"])
+def test_input_batch_norm_is_that_of_the_valid_frames(values: Literal["dequantized", "bytes"]) -> None:
+    module, plain = FrameInput(batch_norm=True, values=values), nn.BatchNorm1d(FRAME_SIZE, affine=False)
     frames = torch.randint(0, 256, (4, 5, FRAME_SIZE), dtype=torch.uint8)
     for training in (True, False):
         module.train(training)
         plain.train(training)
         features, mask = module(frames, LENGTHS)
-        torch.testing.assert_close(features[mask], plain(dequantize(frames)[mask]), atol=1e-5, rtol=1e-5)
+        plain_values = frames.float() if values == "bytes" else dequantize(frames)
+        torch.testing.assert_close(features[mask], plain(plain_values[mask]), atol=1e-5, rtol=1e-5)
         assert features[~mask].abs().max() == 0
     assert not list(module.parameters())
 
@@ -422,19 +441,61 @@ def test_mixture_is_finite_at_extreme_logits_and_can_come_back(dtype: torch.dtyp
     torch.testing.assert_close(lost.grad, torch.full_like(lost, 0.5))
 
 
+def plain_average_of_logits(experts: Tensor, gates: Tensor) -> Tensor:
+    """Probabilities of sum_k softmax(gates)_k experts_k, the silent expert's being 0; shapes as above."""
+    weights = torch.exp(gates) / torch.exp(gates).sum(1, keepdim=True)
+    total = 0 * weights[:, -1] + torch.zeros_like(experts[:, 0])
+    for k in range(experts.shape[1]):
+        total = total + weights[:, k] * experts[:, k]
+    return 1 / (1 + torch.exp(-total))
+
+
+def test_average_of_logits_by_hand() -> None:
+    experts = torch.tensor([[[2.0, -4.0], [6.0, 8.0]]])
+    shared = torch.log(torch.tensor([[[1.0], [2.0], [5.0]]]))
+    torch.testing.assert_close(averaged_logits(experts, shared), torch.tensor([[14 / 8, 12 / 8]]))
+    gates = torch.log(torch.tensor([[[1.0, 3.0], [1.0, 0.5], [2.0, 0.5]]]))
+    torch.testing.assert_close(averaged_logits(experts, gates), torch.tensor([[8 / 4, -8 / 4]]))
+    silence = torch.tensor([0.0, 0.0, 1e4]).view(1, 3, 1)
+    assert torch.sigmoid(averaged_logits(experts, silence)).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("gate_classes", [1, 5])
+def test_gradient_of_the_average_of_logits(gate_classes: int) -> None:
+    experts = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+    gates = torch.randn(6, 4, gate_classes, dtype=torch.float64, requires_grad=True)
+    expected = plain_average_of_logits(experts, gates)
+    torch.testing.assert_close(torch.sigmoid(averaged_logits(experts, gates)), expected, atol=1e-14, rtol=1e-12)
+    assert torch.autograd.gradcheck(averaged_logits, (experts, gates))
+
+
 @pytest.mark.parametrize("per_class", [False, True])
-def test_mixture_of_experts_module_in_eval_mode(per_class: bool) -> None:
-    moe = MixtureOfExperts(6, 5, MixtureConfig(num_experts=3, per_class=per_class)).double().eval()
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("training", [False, True])
+def test_mixture_of_experts_module_and_its_gradients(per_class: bool, average: str, training: bool) -> None:
+    settings = {"num_experts": 3, "per_class": per_class, "average": average, "dropout": 0.0}
+    moe = MixtureOfExperts(6, 5, MixtureConfig.model_validate(settings)).double().train(training)
     randomize(moe)
-    x = torch.randn(4, 6, dtype=torch.float64)
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
 
     def normed(norm: MaskedBatchNorm) -> Tensor:
-        return (x - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias
+        mean, var = norm.running_mean, norm.running_var
+        if training:
+            mean, var = x.mean(0), x.var(0, correction=0)
+        return (x - mean) / torch.sqrt(var + 1e-5) * norm.weight + norm.bias
 
     experts = normed(moe.expert_norm) @ moe.experts.weight.T + moe.experts.bias
     gates = normed(moe.gate_norm) @ moe.gate.weight.T + moe.gate.bias
-    expected = plain_probabilities(experts.view(4, 3, 5), gates.view(4, 4, -1))
-    torch.testing.assert_close(torch.sigmoid(moe(x)), expected, atol=1e-12, rtol=1e-12)
+    plain = plain_average_of_logits if average == "logits" else plain_probabilities
+    expected = plain(experts.view(4, 3, 5), gates.view(4, 4, -1))
+    ours = torch.sigmoid(moe(x))
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-12)
+    upstream = torch.randn(4, 5, dtype=torch.float64)
+    leaves = [x, *moe.parameters()]
+    for found, plain_grad in zip(
+        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(found, plain_grad, atol=1e-11, rtol=1e-11)
     assert moe.gate.weight.shape == ((20, 6) if per_class else (4, 6))
 
 
@@ -461,8 +522,9 @@ def test_untrained_experts_say_the_initial_probability() -> None:
     torch.testing.assert_close(probabilities, torch.full((1, 5), 0.02 * 4 / 5))
 
 
-def test_mixture_runs_in_float32_under_autocast() -> None:
-    moe = MixtureOfExperts(16, 5, MixtureConfig()).eval()
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_mixture_runs_in_float32_under_autocast(average: Literal["probabilities", "logits"]) -> None:
+    moe = MixtureOfExperts(16, 5, MixtureConfig(average=average)).eval()
     x = torch.randn(4, 16)
     with torch.autocast("cpu", torch.bfloat16):
         logits = moe(x)

@@ -32,7 +32,9 @@ def plain_vlad(vlad: ModalityVLAD, features: Tensor, mask: Tensor) -> Tensor:
     attention = 1 / (1 + torch.exp(-(expanded @ vlad.attention.weight.T + vlad.attention.bias)))
     logits = (expanded @ vlad.assignment.weight.T + vlad.assignment.bias).view(batch, frames, groups, clusters)
     filled = torch.zeros_like(logits)
-    filled[mask] = normalized(vlad.assignment_norm, logits[mask].reshape(-1, clusters)).view(-1, groups, clusters)
+    filled[mask] = logits[mask]
+    if vlad.assignment_norm is not None:
+        filled[mask] = normalized(vlad.assignment_norm, logits[mask].reshape(-1, clusters)).view(-1, groups, clusters)
     assignment = torch.exp(filled) / torch.exp(filled).sum(-1, keepdim=True)
     x = expanded.view(batch, frames, 1, groups, size)
     residuals = x - vlad.centroids.view(1, 1, clusters, 1, size)
@@ -44,7 +46,9 @@ def plain_vlad(vlad: ModalityVLAD, features: Tensor, mask: Tensor) -> Tensor:
 
 def plain_nextvlad(encoder: NeXtVLADEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
     mask = torch.arange(frames.shape[1]) < lengths.unsqueeze(1)
-    features = frames.double() * 4 / 255 + 4 / 512 - 2
+    features = frames.double()
+    if encoder.config.input == "dequantized":
+        features = features * 4 / 255 + 4 / 512 - 2
     if encoder.config.input_batch_norm:
         norm = encoder.frame_input.norm
         mean, var = norm.running_mean, norm.running_var
@@ -75,6 +79,10 @@ def tiny(**settings: object) -> NeXtVLADEncoder:
         {"se_reduction": 0},
         {"cut_after_linear": True},
         {"input_batch_norm": True},
+        {"input": "bytes"},
+        {"input": "bytes", "input_batch_norm": True},
+        {"assignment_batch_norm": False},
+        {"assignment_batch_norm": False, "num_clusters": 5},
     ],
     ids=str,
 )
@@ -120,6 +128,7 @@ def test_whole_clusters_are_dropped_and_the_others_scaled() -> None:
 
 
 def test_audio_has_half_the_clusters() -> None:
+    assert tiny(num_clusters=7).audio.centroids.shape == (3, 32)
     with torch.device("meta"):
         encoder = NeXtVLADEncoder(NeXtVLADConfig())
     assert encoder.rgb.centroids.shape == (64, 128)
@@ -128,6 +137,8 @@ def test_audio_has_half_the_clusters() -> None:
     assert encoder.projection.weight.shape == (2048, 64 * 128 + 32 * 16)
     assert encoder.gate.squeeze.weight.shape == (512, 2048)
     assert (encoder.config.cluster_dropout, encoder.config.max_frames) == (0.25, 150)
+    assert encoder.config.input == "dequantized"
+    assert encoder.config.assignment_batch_norm
 
 
 def test_cut_encoder_is_the_whole_one_before_relu_and_gate() -> None:
@@ -163,6 +174,6 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="num_groups 48 must divide the expanded audio features, 256"):
         validated(NeXtVLADConfig, {"num_groups": 48}, "recipe")
     with pytest.raises(UsageError, match="'num_clusters'"):
-        validated(NeXtVLADConfig, {"num_clusters": 7}, "recipe")
+        validated(NeXtVLADConfig, {"num_clusters": 1}, "recipe")
     with pytest.raises(UsageError, match=r"did you mean 'num_clusters'\?"):
         validated(NeXtVLADConfig, {"n_clusters": 8}, "recipe")

@@ -19,6 +19,7 @@ MODELS = {
     "video": lambda: video_classifier(DBOF, num_experts=2),
     "agnostic": lambda: ContextAgnosticClassifier.from_video_classifier(video_classifier(NEXTVLAD, per_class=True), 2),
     "aware": aware_classifier,
+    "as in 2019": lambda: video_classifier(DBOF.model_copy(update={"input": "bytes"}), average="logits"),
 }
 
 
@@ -66,6 +67,14 @@ def test_a_loaded_model_trains_on(folder: Path) -> None:
     assert model.mixture.gate_norm.num_batches_tracked == 1
 
 
+def test_a_folder_from_before_these_settings_means_the_same(folder: Path) -> None:
+    expected = logits(load_model(folder))
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["config"]["encoder"]["input"], values["config"]["mixture"]["average"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert torch.equal(logits(load_model(folder)), expected)
+
+
 def test_config_says_what_the_model_is(folder: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     assert list(values) == [
@@ -84,6 +93,7 @@ def test_config_says_what_the_model_is(folder: Path) -> None:
         "num_experts": 4,
         "dropout": 0.5,
         "per_class": True,
+        "average": "probabilities",
         "initial_probability": 0.005,
     }
     assert read_description(folder).provenance == {"name": "n", "step": 7}

@@ -14,7 +14,15 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.models.layers import FRAME_SIZE, Dropout, Encoder, MaskedBatchNorm, gated_max_mean_pool, squeeze_excite
+from yt8m.models.layers import (
+    FRAME_SIZE,
+    Dropout,
+    Encoder,
+    InputValues,
+    MaskedBatchNorm,
+    gated_max_mean_pool,
+    squeeze_excite,
+)
 from yt8m.settings import Settings
 
 
@@ -36,13 +44,16 @@ class DBoFConfig(Settings):
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
     """Normalize each input feature over the batch's frames; the paper does not."""
+    input: InputValues = "dequantized"
+    """What the network sees of a byte: the value that it stands for, or with `bytes` the number 0 to 255, as the
+    networks of 2019 did; padding is masked either way."""
 
 
 class DBoFEncoder(Encoder):
     """Gated DBoF: (B, T, D) -> (B, output_size)."""
 
     def __init__(self, config: DBoFConfig) -> None:
-        super().__init__(config.output_size, config.input_batch_norm)
+        super().__init__(config.output_size, config.input_batch_norm, config.input)
         self.config = config
         self.frame_projection = nn.Linear(FRAME_SIZE, config.hidden_size)
         self.frame_gate = squeeze_excite(config.hidden_size, config.frame_se_reduction)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -24,6 +24,9 @@ from yt8m.settings import Settings
 RGB_SIZE = 1024
 AUDIO_SIZE = 128
 FRAME_SIZE = RGB_SIZE + AUDIO_SIZE
+
+InputValues = Literal["dequantized", "bytes"]
+"""What networks see of a byte: the value it stands for, or the number 0 to 255."""
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a block on a CPU: 4 MB of float32, which the cache keeps from one operation to the next. Smaller blocks
@@ -65,10 +68,23 @@ def dequantize(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Raises:
         TypeError: The frames are not bytes; values that are dequantized already would be taken for bytes.
     """
+    values = as_numbers(frames, torch.promote_types(dtype, torch.float32))
+    return values.mul_(4 / 255).add_(4 / 512 - 2).to(dtype)
+
+
+def as_numbers(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn bytes into the numbers 0 to 255, a new tensor; each is exact in any floating-point type.
+
+    Args:
+        frames: uint8 of any shape.
+        dtype: Type of the result.
+
+    Raises:
+        TypeError: The frames are not bytes.
+    """
     if frames.dtype != torch.uint8:
         raise TypeError(f"expected frames as bytes (uint8), found {frames.dtype}")
-    values = frames.to(torch.promote_types(dtype, torch.float32))
-    return values.mul_(4 / 255).add_(4 / 512 - 2).to(dtype)
+    return frames.to(dtype)
 
 
 def frame_mask(lengths: Tensor, num_frames: int) -> Tensor:
@@ -91,14 +107,16 @@ class FrameInput(nn.Module):
         batch_norm: Also normalize each feature by its mean and deviation over the batch's valid frames (running
             statistics in eval mode). It has no weight and bias of its own, since every encoder goes on with a linear
             layer; so no gradient is ever computed for (B, T, D) inputs.
+        values: What a byte becomes: the value it stands for (`dequantized`), or the number 0 to 255 itself (`bytes`).
     """
 
-    def __init__(self, batch_norm: bool = False) -> None:
+    def __init__(self, batch_norm: bool = False, values: InputValues = "dequantized") -> None:
         super().__init__()
+        self.values = values
         self.norm = MaskedBatchNorm(FRAME_SIZE, affine=False) if batch_norm else None
 
     def forward(self, frames: Tensor, lengths: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Dequantize and mask.
+        """Make features of bytes, and mask them.
 
         Args:
             frames: uint8 (B, T, D); anything may stand beyond a video's length.
@@ -109,7 +127,7 @@ class FrameInput(nn.Module):
             Features (B, T, D), zero at padding, and the mask, bool (B, T).
         """
         mask = frame_mask(lengths, frames.shape[1])
-        features = dequantize(frames, dtype)
+        features = dequantize(frames, dtype) if self.values == "dequantized" else as_numbers(frames, dtype)
         if self.norm is not None:
             mean, scale, _ = self.norm.statistics(features, mask)
             features = features.sub_(mean.to(dtype)).mul_(scale.to(dtype))
@@ -122,12 +140,13 @@ class Encoder(nn.Module, ABC):
     Args:
         output_size: Size of the vector.
         input_batch_norm: See `FrameInput`.
+        input_values: See `FrameInput`.
     """
 
-    def __init__(self, output_size: int, input_batch_norm: bool) -> None:
+    def __init__(self, output_size: int, input_batch_norm: bool, input_values: InputValues = "dequantized") -> None:
         super().__init__()
         self.output_size = output_size
-        self.frame_input = FrameInput(input_batch_norm)
+        self.frame_input = FrameInput(input_batch_norm, input_values)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Encode.
@@ -557,6 +576,9 @@ class MixtureConfig(Settings):
     """Share of features dropped in front of the experts, and another share in front of the gate."""
     per_class: bool = False
     """A gate for each class instead of one that all classes share."""
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over the experts: probabilities, as in the paper, or logits, as in its authors' code of 2019,
+    where the silent expert's logit of 0 pulls a class towards a half and not to nothing."""
     initial_probability: float = Field(0.005, gt=0, lt=1)
     """What untrained experts say of every class; near the share of videos that show one, so that training need not
     begin by unlearning a half. Fresh weights only."""
@@ -565,9 +587,9 @@ class MixtureConfig(Settings):
 class MixtureOfExperts(nn.Module):
     """Probability of a class = mean of its experts' probabilities, weighted by a gate that may also choose silence.
 
-    `p = sum_k gate_k sigmoid(z_k)`, gate = softmax over the experts and one more that always predicts zero. Batch
-    norm and dropout of their own stand before the experts and before the gate (SPEC: mixture of experts). All of it
-    runs in float32 under autocast: bfloat16 has steps of 0.06 at the logits of a rare class, and a ranking is made of
+    `p = sum_k gate_k sigmoid(z_k)`, gate = softmax over the experts and one more that always predicts zero; or, where
+    logits are averaged, `logit p = sum_k gate_k z_k`, the silent expert's z being 0. Batch norm and dropout of their
+    own stand before the experts and before the gate (SPEC: mixture of experts). All of it runs in float32 under autocast: bfloat16 has steps of 0.06 at the logits of a rare class, and a ranking is made of
     these numbers.
 
     Args:
@@ -580,6 +602,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_classes, self.num_experts = num_classes, config.num_experts
         self.gate_classes = num_classes if config.per_class else 1
+        self.averages_logits = config.average == "logits"
         self.expert_norm = MaskedBatchNorm(in_features)
         self.expert_dropout = Dropout(config.dropout)
         self.experts = nn.Linear(in_features, config.num_experts * num_classes)
@@ -594,7 +617,8 @@ class MixtureOfExperts(nn.Module):
             features = features.to(self.experts.weight.dtype)
             experts = self.experts(self.expert_dropout(self.expert_norm(features)))
             gate = self.gate(self.gate_dropout(self.gate_norm(features)))
-            return mixture_logits(
+            mixed = averaged_logits if self.averages_logits else mixture_logits
+            return mixed(
                 experts.view(-1, self.num_experts, self.num_classes),
                 gate.view(-1, self.num_experts + 1, self.gate_classes),
             )
@@ -612,6 +636,20 @@ def mixture_logits(expert_logits: Tensor, gate_logits: Tensor) -> Tensor:
         (B, C), `logit(sum_k gate_k sigmoid(z_k))`, between -80 and 40 or so. Differentiable once.
     """
     return cast("Tensor", _MixtureLogit.apply(expert_logits, gate_logits))  # type: ignore[no-untyped-call]
+
+
+def averaged_logits(expert_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    """Average of the experts' logits, the silent expert's being 0.
+
+    Args:
+        expert_logits: (B, experts, C).
+        gate_logits: (B, experts + 1, C), or (B, experts + 1, 1) for a gate shared by all classes; the last is the
+            silent expert's.
+
+    Returns:
+        (B, C), `sum_k gate_k z_k` over the experts that speak.
+    """
+    return (torch.softmax(gate_logits, 1)[:, :-1] * expert_logits).sum(1)
 
 
 # --------------------------------------------------------------------------------------------------- weight decay

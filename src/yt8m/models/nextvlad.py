@@ -1,6 +1,6 @@
 """NeXtVLAD: frames in groups are softly assigned to clusters, and their residuals to the centroids summed.
 
-Shapes: B videos or segments, T frames, D=1152 features (1,024 rgb and 128 audio, apart), K clusters (K/2 for audio),
+Shapes: B videos or segments, T frames, D=1152 features (1,024 rgb and 128 audio, apart), K clusters (half for audio),
 G groups, J = expansion * D / G features of a group, C classes.
 
 rgb and audio apart: x / |x| -> expansion Linear (D -> G J) -> per group a sigmoid attention and a softmax over the
@@ -19,7 +19,15 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yt8m.models.layers import AUDIO_SIZE, RGB_SIZE, Dropout, Encoder, MaskedBatchNorm, squeeze_excite
+from yt8m.models.layers import (
+    AUDIO_SIZE,
+    RGB_SIZE,
+    Dropout,
+    Encoder,
+    InputValues,
+    MaskedBatchNorm,
+    squeeze_excite,
+)
 from yt8m.settings import Settings
 
 
@@ -27,8 +35,8 @@ class NeXtVLADConfig(Settings):
     """NeXtVLAD; the defaults are the paper's `nextvlad-2`."""
 
     type: Literal["nextvlad"] = "nextvlad"
-    num_clusters: int = Field(64, ge=2, multiple_of=2)
-    """K, clusters of rgb features; audio has half as many."""
+    num_clusters: int = Field(64, ge=2)
+    """K, clusters of rgb features; audio has half as many, rounded down."""
     num_groups: int = Field(16, ge=1)
     """G, groups that a frame's expanded features are split in."""
     expansion: int = Field(2, ge=1)
@@ -43,6 +51,11 @@ class NeXtVLADConfig(Settings):
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
     """Normalize each input feature over the batch's frames; the paper does not."""
+    input: InputValues = "dequantized"
+    """What the network sees of a byte: the value that it stands for, or with `bytes` the number 0 to 255, as the
+    networks of 2019 did; padding is masked either way."""
+    assignment_batch_norm: bool = True
+    """Normalize the logits of the assignment, a cluster over all frames and groups; without it they are the Linear's."""
     cut_after_linear: bool = False
     """Stop after the Linear, without ReLU and gate: the segment side of a context-aware classifier."""
 
@@ -69,12 +82,19 @@ class ModalityVLAD(nn.Module):
         num_groups: G.
         expansion: How many times wider a frame is made.
         cluster_dropout: Share of clusters dropped in training.
+        assignment_batch_norm: Whether to normalize the logits of the assignment.
     """
 
     parameters_without_decay: ClassVar[tuple[str, ...]] = ("centroids",)
 
     def __init__(
-        self, in_features: int, num_clusters: int, num_groups: int, expansion: int, cluster_dropout: float
+        self,
+        in_features: int,
+        num_clusters: int,
+        num_groups: int,
+        expansion: int,
+        cluster_dropout: float,
+        assignment_batch_norm: bool = True,
     ) -> None:
         super().__init__()
         expanded = expansion * in_features
@@ -83,7 +103,7 @@ class ModalityVLAD(nn.Module):
         self.expansion = nn.Linear(in_features, expanded)
         self.attention = nn.Linear(expanded, num_groups)
         self.assignment = nn.Linear(expanded, num_groups * num_clusters)
-        self.assignment_norm = MaskedBatchNorm(num_clusters, copies=num_groups)
+        self.assignment_norm = MaskedBatchNorm(num_clusters, copies=num_groups) if assignment_batch_norm else None
         self.centroids = nn.Parameter(torch.empty(num_clusters, self.group_size))
         self.descriptor_norm = MaskedBatchNorm(num_clusters * self.group_size)
         nn.init.normal_(self.centroids, std=math.sqrt(2 / (3 * in_features)))
@@ -142,7 +162,9 @@ class ModalityVLAD(nn.Module):
     def _weights(self, logits: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
         """Assignment times attention, (B, T, G, K), zero at masked frames."""
         shape = (*mask.shape, self.num_groups, self.num_clusters)
-        assignment = torch.softmax(self.assignment_norm(logits, mask).view(shape), dim=-1)
+        if self.assignment_norm is not None:
+            logits = self.assignment_norm(logits, mask)
+        assignment = torch.softmax(logits.view(shape), dim=-1)
         attention = torch.sigmoid(attention) * mask.unsqueeze(-1)
         return assignment * attention.unsqueeze(-1)
 
@@ -165,9 +187,9 @@ class NeXtVLADEncoder(Encoder):
     """NeXtVLAD of rgb and audio: (B, T, D) -> (B, output_size)."""
 
     def __init__(self, config: NeXtVLADConfig) -> None:
-        super().__init__(config.output_size, config.input_batch_norm)
+        super().__init__(config.output_size, config.input_batch_norm, config.input)
         self.config = config
-        shared = (config.num_groups, config.expansion, config.cluster_dropout)
+        shared = (config.num_groups, config.expansion, config.cluster_dropout, config.assignment_batch_norm)
         self.rgb = ModalityVLAD(RGB_SIZE, config.num_clusters, *shared)
         self.audio = ModalityVLAD(AUDIO_SIZE, config.num_clusters // 2, *shared)
         described = self.rgb.descriptor_norm.num_features + self.audio.descriptor_norm.num_features

@@ -1,46 +1,66 @@
 """One pass: every segment of a catalog, seen by every model at once.
 
-A video's frames are read once. Its context is encoded once for each different context encoder, its segments are
-windows of the same array, and the segments of several videos make up a batch (DESIGN: one pass to predict). What a
-model says of a segment depends on the video and the model alone.
+A video's frames are read once. Its context is encoded once for each different context encoder, what a frame adds to
+the segments is computed once for all segments that see it, and the segments of many videos make up a batch (DESIGN: one
+pass to predict). What a model says of a segment depends on the video and the model alone, to the last bit: not on the
+batch, the order of the shards or the number of processes (`models.folded` says how).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import joined, padded
-from yt8m.dataset.sampling import crop, evaluated_segments, even_frames, num_evaluated_segments
+from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.sampling import crop, evaluated_segments, even_frames
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
+from yt8m.models.folded import FoldedClassifier
+from yt8m.ranking.codes import encode, mean_logits
 from yt8m.ranking.topk import Segments
 from yt8m.shards.example import SEGMENT_SECONDS
 
 SegmentClassifier = ContextAgnosticClassifier | ContextAwareClassifier
 
-SEGMENTS_PER_BATCH = 512
-"""Segments that fill a batch; a few videos of about 35 segments each."""
+SEGMENTS_PER_BATCH = 2048
+"""Segments of a batch, those of some 55 videos: enough that little of the last chunk of each product is filler. On a
+device the chunks are four times as large, and so are batches."""
+
+
+def segments_per_batch(device: torch.device) -> int:
+    """Segments of a batch on a device."""
+    return SEGMENTS_PER_BATCH if device.type == "cpu" else 4 * SEGMENTS_PER_BATCH
+
+
+NO_SHIFT = (0,)
+"""Segments are seen where they are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Probabilities of some segments.
+    """What models say of some consecutive segments.
 
     Args:
-        positions: Positions in the `Segments` to rank, int64 (n,).
-        probabilities: Of each model, by name, float32 (n, C).
+        start: Position of the first of them in the `Segments` to rank.
+        codes: Probabilities of each model, by name, as `ranking.codes` encodes them: uint16 (n, C).
     """
 
-    positions: NDArray[np.int64]
-    probabilities: dict[str, NDArray[np.float32]]
+    start: int
+    codes: dict[str, NDArray[np.uint16]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.codes.values())))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Positions of the segments, int64 (n,)."""
+        return np.arange(self.start, self.start + len(self))
 
 
 def segments_of(reader: FrameReader) -> Segments:
@@ -58,124 +78,183 @@ def segments_of(reader: FrameReader) -> Segments:
     return Segments(reader.catalog.video_ids, rows, starts)
 
 
+def batches_of(runs: Iterable[slice], size: int) -> list[slice]:
+    """Cut runs of positions into batches of `size` segments."""
+    return [slice(start, min(start + size, run.stop)) for run in runs for start in range(run.start, run.stop, size)]
+
+
 def predict(
     reader: FrameReader,
-    models: Mapping[str, SegmentClassifier],
-    device: torch.device,
-    segments_per_batch: int = SEGMENTS_PER_BATCH,
-    progress: Callable[[Iterable[slice]], Iterable[slice]] = lambda batches: batches,
+    segments: Segments,
+    models: Mapping[str, FoldedClassifier],
+    batches: Iterable[slice] | None = None,
+    shifts: Sequence[int] = NO_SHIFT,
 ) -> Iterator[Predictions]:
-    """Predict every segment of a catalog with every model, in one pass over the videos.
+    """Predict segments with every model, in one pass over their videos.
+
+    On a GPU a batch is computed while whoever asks works on the one before it.
 
     Args:
         reader: Frames of the videos.
-        models: Segment classifiers by name, in eval mode on `device`.
-        device: Where they compute.
-        segments_per_batch: Segments wanted in a batch; whole videos are put together until it is full.
-        progress: Wraps the batches (slices of the videos' rows).
+        segments: Segments of these videos, row by row of the catalog; see `segments_of`.
+        models: Classifiers by name, on one device. What a classifier of whole videos says, it says of each segment.
+        batches: Positions in `segments` to predict, a batch each; all by default.
+        shifts: Seconds by which to move what is seen of a segment; the mean of the probabilities is taken.
 
     Yields:
-        Predictions of a batch; each segment of `segments_of(reader)` once, in order.
+        Predictions of each batch, in order.
     """
-    counts = num_evaluated_segments(reader.catalog.num_frames)
-    ends = np.cumsum(counts)
-    contexts = {
-        name: _digest(model.context_encoder)
-        for name, model in models.items()
-        if isinstance(model, ContextAwareClassifier)
-    }
-    for batch in progress(video_batches(counts, segments_per_batch)):
-        rows = np.arange(batch.start, batch.stop)[counts[batch] > 0]
-        first = int(ends[rows[0]] - counts[rows[0]])
+    if batches is None:
+        batches = batches_of([slice(0, len(segments))], segments_per_batch(next(iter(models.values())).device))
+    waiting: _Started | None = None
+    for batch in batches:
         with torch.inference_mode():
-            probabilities = _predict_videos(reader, models, contexts, rows, device)
-        positions = np.arange(first, int(ends[rows[-1]]))
-        yield Predictions(positions, {name: tensor.cpu().numpy() for name, tensor in probabilities.items()})
+            started = _start(reader, segments, models, batch, shifts)
+        if waiting is not None:
+            yield waiting.finished()
+        waiting = started
+        if not started.is_on_its_way:
+            yield started.finished()
+            waiting = None
+    if waiting is not None:
+        yield waiting.finished()
 
 
-def video_batches(counts: NDArray[np.int64], segments_per_batch: int) -> list[slice]:
-    """Split videos, in order, into runs of about `segments_per_batch` segments; runs without a segment are left out.
+class _Started(NamedTuple):
+    """A batch whose codes are being computed, and copied to the processor's memory, by a device."""
+
+    start: int
+    codes: dict[str, Tensor]
+    done: torch.cuda.Event | None
+
+    @property
+    def is_on_its_way(self) -> bool:
+        return self.done is not None
+
+    def finished(self) -> Predictions:
+        if self.done is not None:
+            self.done.synchronize()
+        return Predictions(self.start, {name: codes.numpy() for name, codes in self.codes.items()})
+
+
+class _Window(NamedTuple):
+    """Frames that windows see: which of a batch's frames are described, and where each window finds its own.
 
     Args:
-        counts: Segments of each video, int64 (N,).
-        segments_per_batch: A run ends with the video that reaches it.
+        frames: Rows of the batch's frames, int64 (N,).
+        windows: Rows of `frames`, int64 (S, W), a tensor for each shift.
+        masks: Where there is a frame, bool (S, W), a tensor for each shift.
     """
-    batches, start, waiting = [], 0, 0
-    for row, count in enumerate(counts.tolist()):
-        waiting += count
-        if waiting >= segments_per_batch:
-            batches.append(slice(start, row + 1))
-            start, waiting = row + 1, 0
-    if waiting:
-        batches.append(slice(start, len(counts)))
-    return batches
+
+    frames: Tensor
+    windows: list[Tensor]
+    masks: list[Tensor]
 
 
-def _predict_videos(
+def _start(
     reader: FrameReader,
-    models: Mapping[str, SegmentClassifier],
-    encoders: Mapping[str, str],
-    rows: NDArray[np.int64],
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Probabilities of all segments of some videos, float32 (n, C) for each model.
-
-    `encoders` tells which context encoder a context-aware model has: those with the same one share its vectors.
-    """
+    segments: Segments,
+    models: Mapping[str, FoldedClassifier],
+    batch: slice,
+    shifts: Sequence[int],
+) -> _Started:
+    """Read the videos of a batch of segments and set the device to work on them."""
+    device = next(iter(models.values())).device
+    rows, places = np.unique(segments.rows[batch], return_inverse=True)
+    starts = segments.start_seconds[batch].astype(np.int64)
     lengths = reader.catalog.num_frames[rows].astype(np.int64)
-    rgb, audio, _ = padded(reader, rows, [slice(0, length) for length in lengths.tolist()])
-    frames = joined(rgb.to(device, non_blocking=True), audio.to(device, non_blocking=True))
-    places, starts = evaluated_segments(lengths)
-    windows: dict[int, tuple[Tensor, Tensor]] = {}
+    ends = np.cumsum(lengths)
+    offsets = ends - lengths
+    flat = torch.empty((int(ends[-1]), NUM_FEATURES), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for row, offset, end in zip(rows.tolist(), offsets.tolist(), ends.tolist(), strict=True):
+        reader.read(row, out=flat.numpy()[offset:end])
+    frames = flat.to(device, non_blocking=True)
+    place_of_segment = torch.from_numpy(places).to(device)
+
+    windows: dict[int, _Window] = {}
     vectors: dict[str, Tensor] = {}
-    probabilities = {}
+    codes = {}
     for name, model in models.items():
-        margin = model.config.margin_frames
+        of_video = None
+        if model.context_encoder is not None:
+            digest = model.context_encoder.digest
+            if digest not in vectors:
+                context = _contexts(lengths, offsets, model.max_frames, device)
+                vectors[digest] = model.encode_contexts(frames[context.frames], context.windows[0], context.masks[0])
+            of_video = model.of_videos(vectors[digest])
+        if model.segment_encoder is None:
+            if of_video is not None:
+                codes[name] = encode(of_video).view(torch.int16)[place_of_segment].view(torch.uint16)
+            continue
+        margin = model.margin_frames
         if margin not in windows:
-            windows[margin] = _windows(frames, lengths, places, starts, margin)
-        if isinstance(model, ContextAwareClassifier):
-            encoder = encoders[name]
-            if encoder not in vectors:
-                max_frames = model.config.context_encoder.max_frames
-                vectors[encoder] = model.encode_context(*_contexts(frames, lengths, max_frames))
-            of_segments = vectors[encoder][torch.from_numpy(places).to(device)]
-            logits = model(*windows[margin], of_segments)
-        else:
-            logits = model(*windows[margin])
-        probabilities[name] = torch.sigmoid(logits.float())
-    return probabilities
+            windows[margin] = _windows(lengths[places], offsets[places], starts, margin, shifts, device)
+        window = windows[margin]
+        described = model.segment_encoder.describe(frames[window.frames])
+        shared = None if of_video is None else of_video[place_of_segment]
+        logits = [
+            model.of_windows(described, where, mask, shared)
+            for where, mask in zip(window.windows, window.masks, strict=True)
+        ]
+        codes[name] = encode(mean_logits(logits))
+    return _fetched(batch.start, codes, device)
+
+
+def _fetched(start: int, codes: Mapping[str, Tensor], device: torch.device) -> _Started:
+    """Begin to copy a batch's codes to the processor's memory."""
+    if device.type != "cuda":
+        return _Started(start, {name: tensor.cpu() for name, tensor in codes.items()}, None)
+    fetched = {}
+    for name, tensor in codes.items():
+        fetched[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        fetched[name].copy_(tensor, non_blocking=True)
+    return _Started(start, fetched, torch.cuda.current_stream(device).record_event())
 
 
 def _windows(
-    frames: Tensor, lengths: NDArray[np.int64], places: NDArray[np.int32], starts: NDArray[np.int32], margin: int
-) -> tuple[Tensor, Tensor]:
-    """Cut the windows of segments out of padded videos: uint8 (n, 5 + 2 margin, D) and their lengths.
+    lengths: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    margin: int,
+    shifts: Sequence[int],
+    device: torch.device,
+) -> _Window:
+    """Windows of segments: the segment and its margins, as far as they are inside the video.
 
-    Valid frames come first, as everywhere; the window of a segment near an end is shorter.
+    Args:
+        lengths: Frames of each segment's video, (S,).
+        offsets: Where that video's frames begin, (S,).
+        starts: Start seconds, (S,).
+        margin: Frames on either side.
+        shifts: Seconds by which the windows are moved.
+        device: Where to.
     """
-    first = np.maximum(starts - margin, 0)
-    stop = np.minimum(starts + SEGMENT_SECONDS + margin, lengths[places])
-    index = first[:, None] + np.arange(SEGMENT_SECONDS + 2 * margin)
-    index = np.minimum(index, frames.shape[1] - 1)
-    windows = frames[torch.from_numpy(places.astype(np.int64))[:, None], torch.from_numpy(index.astype(np.int64))]
-    return windows, torch.from_numpy((stop - first).astype(np.int64)).to(frames.device)
+    index, masks = [], []
+    for shift in shifts:
+        first = np.maximum(starts + shift - margin, 0)
+        stop = np.minimum(starts + shift + SEGMENT_SECONDS + margin, lengths)
+        frames = first[:, None] + np.arange(SEGMENT_SECONDS + 2 * margin)
+        masks.append(frames < stop[:, None])
+        index.append(np.minimum(frames, stop[:, None] - 1) + offsets[:, None])
+    return _window(index, masks, device)
 
 
-def _contexts(frames: Tensor, lengths: NDArray[np.int64], max_frames: int) -> tuple[Tensor, Tensor]:
-    """Cut the context of each video out of padded videos: uint8 (B, T, D) and lengths."""
-    chosen = [even_frames(*crop(int(length)), max_frames) for length in lengths]
-    sizes = np.array([len(indices) for indices in chosen])
-    index = np.zeros((len(chosen), int(sizes.max())), np.int64)
-    for row, indices in enumerate(chosen):
-        index[row, : len(indices)] = indices
-    rows = torch.arange(len(chosen))[:, None]
-    return frames[rows, torch.from_numpy(index)], torch.from_numpy(sizes).to(frames.device)
+def _contexts(lengths: NDArray[np.int64], offsets: NDArray[np.int64], max_frames: int, device: torch.device) -> _Window:
+    """Contexts of videos as windows of `max_frames` frames each: cropped, then evenly spaced."""
+    index = np.zeros((len(lengths), max_frames), np.int64)
+    mask = np.zeros(index.shape, np.bool_)
+    for row, (length, offset) in enumerate(zip(lengths.tolist(), offsets.tolist(), strict=True)):
+        chosen = even_frames(*crop(length), max_frames)
+        index[row] = offset + chosen[0]
+        index[row, : len(chosen)] = offset + chosen
+        mask[row, : len(chosen)] = True
+    return _window([index], [mask], device)
 
 
-def _digest(module: nn.Module) -> str:
-    """Fingerprint of a network: its settings and its weights."""
-    digest = hashlib.sha256(repr(getattr(module, "config", "")).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _window(index: list[NDArray[np.int64]], masks: list[NDArray[np.bool_]], device: torch.device) -> _Window:
+    """Leave out the frames that no window sees."""
+    frames, places = np.unique(np.stack(index), return_inverse=True)
+    where = torch.from_numpy(places.reshape(len(index), *index[0].shape)).to(device)
+    return _Window(
+        torch.from_numpy(frames).to(device), list(where), [torch.from_numpy(mask).to(device) for mask in masks]
+    )

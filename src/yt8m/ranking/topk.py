@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -241,6 +242,47 @@ class TopK:
         for class_index, count in enumerate(other._counts):
             self._keep(class_index, other._keys[class_index, :count])
 
+    def save(self, file: BinaryIO) -> None:
+        """Write what was taken so far, for `load`: what a ranking that was interrupted goes on from."""
+        self._refuse_if_finished()
+        self._take_block()
+        np.save(file, np.array([self.num_classes, self.k, len(self.segments)], np.int64))
+        np.save(file, np.packbits(self._seen))
+        np.save(file, np.array(self._counts, np.int64))
+        for class_index, count in enumerate(self._counts):
+            np.save(file, self._keys[class_index, :count])
+
+    def load(self, file: BinaryIO) -> None:
+        """Take what another ranker of the same segments had saved, as if its updates had been made here.
+
+        Raises:
+            Yt8mError: The file holds something else, or a segment that was given already.
+        """
+        self._refuse_if_finished()
+        wrong = Yt8mError("What was kept of a ranking is damaged, or is one of other segments.")
+        try:
+            shape = np.load(file, allow_pickle=False)
+            if shape.tolist() != [self.num_classes, self.k, len(self.segments)]:
+                raise wrong
+            seen = np.unpackbits(np.load(file, allow_pickle=False), count=len(self.segments)).astype(np.bool_)
+            counts: list[int] = np.load(file, allow_pickle=False).tolist()
+            twice = np.flatnonzero(self._seen & seen)
+            if len(twice):
+                raise Yt8mError(self._given_twice(twice[0]))
+            self._seen |= seen
+            for class_index, count in zip(range(self.num_classes), counts, strict=True):
+                keys = np.load(file, allow_pickle=False)
+                if keys.dtype != np.uint64 or keys.shape != (count,):
+                    raise wrong
+                self._keep(class_index, keys)
+        except (ValueError, EOFError, OSError) as error:
+            raise wrong from error
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which segments were given, bool (S,)."""
+        return self._seen.copy()
+
     def result(self, *, allow_missing: bool = False) -> Ranking:
         """Finish: sort what was kept. The ranking lives in the ranker's memory, so no update may follow.
 
@@ -329,6 +371,42 @@ class TopK:
         worst = keys[self.k - 1 : self.k]
         self._worst_keys[class_index : class_index + 1] = worst
         self._worst_probabilities[class_index : class_index + 1] = _probabilities_of(worst)
+
+
+def best_of_class(
+    segments: Segments, probabilities: NDArray[np.float32], k: int, where: str = ""
+) -> NDArray[np.uint64]:
+    """The sorted keys of a class's best K segments, from its probabilities for all of them: what `TopK` comes to.
+
+    Args:
+        segments: The segments.
+        probabilities: From 0 to 1, float32 (S,).
+        k: Segments to keep.
+        where: Which class, for an error.
+
+    Raises:
+        Yt8mError: A probability is not a number from 0 to 1.
+    """
+    if not (len(probabilities) == 0 or (probabilities.min() >= 0 and probabilities.max() <= 1)):
+        position = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))[0]
+        raise Yt8mError(
+            f"The probability of segment {segments.name(position)}{where} is {probabilities[position]}; "
+            "expected a number from 0 to 1."
+        )
+    bits = ~np.abs(probabilities).view(np.uint32)
+    keys: NDArray[np.uint64]
+    if k < len(bits):
+        # The K-th smallest of the upper halves rules out most segments before any key is made.
+        worst = np.partition(bits, k - 1)[k - 1]
+        chosen = np.flatnonzero(bits <= worst)
+        keys = (bits[chosen].astype(np.uint64) << np.uint64(32)) | segments.ranks[chosen]
+        if len(keys) > k:
+            keys.partition(k - 1)
+            keys = keys[:k]
+    else:
+        keys = (bits.astype(np.uint64) << np.uint64(32)) | segments.ranks
+    keys.sort()
+    return keys
 
 
 def _probabilities_of(keys: NDArray[np.uint64]) -> NDArray[np.float32]:

@@ -38,6 +38,11 @@ class MachineConfig(Settings):
         """Whether the network is compiled on this device."""
         return device.type == "cuda" if self.compile is None else self.compile
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Type of the matrix products of prediction, which has no autocast."""
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision, torch.float32)
+
     def captures(self, fabric: Fabric) -> bool:
         """Whether compiled steps are recorded as a CUDA graph: on one GPU, where no gradient scale is looked at."""
         on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1

@@ -1,0 +1,341 @@
+"""Measure prediction: the paper's 12 models at paper sizes over invented videos, in one pass, against a segment at a time.
+
+Three ways to the same probabilities, each in a process of its own:
+
+- *one pass*: `yt8m.ranking.predict`, merged and ranked as it streams;
+- *a segment on its own, plain*: what the 2019 loop does. Each segment of a batch comes with its window and, for a
+  context-aware model, with its whole video (cropped, at most L_max frames), which is encoded again for every segment and
+  every model; networks as the formulas are written (`plain_models.py`), NeXtVLAD's sums as a matrix product;
+- *a segment on its own, our networks*: the same loop with the networks that training uses: what the pass alone is worth.
+
+Weights are random, running statistics too. The videos are 160 to 300 frames long, 38 segments on average as those of the
+real test set. The ways have to agree on the segments that all of them predict.
+
+    python benchmarks/predicting.py                             # 2 CPU cores: 15 to 20 minutes
+    python benchmarks/predicting.py --device cuda --precision bf16-mixed --segments 65536
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import plain_models as plain
+from measuring import memory, new_process
+from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.loading import context_frames, padded
+from yt8m.dataset.sampling import segment_window
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.dbof import DBoFConfig
+from yt8m.models.folded import FoldedClassifier, FoldedEncoder
+from yt8m.ranking.codes import probabilities_of_codes
+from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.one_pass import Pass, rank_streaming
+from yt8m.ranking.predict import predict, segments_of
+from yt8m.recipe import AwareRecipe, find_recipe, read_recipe
+from yt8m.shards.writer import ShardWriter, encode_video
+from yt8m.training.machine import MachineConfig
+
+CLASSES = 1000
+TEST_SEGMENTS = 1_704_348
+COMPARED = 64
+"""Segments that every way predicts, for them to agree on."""
+
+Model = ContextAgnosticClassifier | ContextAwareClassifier
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    shards: Path
+    device: str
+    precision: str
+    num_segments: int
+    rounds: int
+    alone: int
+    batch: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Seconds of each round over so many segments, peak memory, and what is said of the first segments."""
+
+    way: str
+    num_segments: int
+    seconds: list[float]
+    peak_mib: float
+    probabilities: dict[str, NDArray[np.float32]]
+    notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def speed(self) -> float:
+        """Segments a second, of the median round."""
+        return self.num_segments / statistics.median(self.seconds)
+
+
+def write_videos(folder: Path, num_videos: int) -> None:
+    """Invented videos of random bytes, 160 to 300 frames long."""
+    rng = np.random.default_rng(0)
+    for shard in range(4):
+        with ShardWriter(folder / f"test{shard:04d}.tfrecord") as writer:
+            for video in range(shard, num_videos, 4):
+                frames = rng.integers(0, 256, (int(rng.integers(160, 301)), 1152), np.uint8)
+                writer.write(encode_video(f"{video:04d}", frames, ()))
+
+
+def paper_models() -> dict[str, Model]:
+    """The seventh place's 12 segment models, with random weights and running statistics such as training leaves."""
+    recipe = read_recipe(find_recipe("seventh-place"))
+    torch.manual_seed(0)
+    bases = {
+        name: with_statistics(VideoClassifier(base.classifier, CLASSES)) for name, base in recipe.base_models.items()
+    }
+    models: dict[str, Model] = {}
+    for name, settings in recipe.segment_models.items():
+        if isinstance(settings, AwareRecipe):
+            model: Model = ContextAwareClassifier.from_video_classifiers(
+                bases[settings.context], bases[settings.segment], fusion=settings.fusion, mixture=settings.mixture
+            )
+            with_statistics(model.mixture)
+        else:
+            model = ContextAgnosticClassifier.from_video_classifier(bases[settings.base])
+            with_statistics(model.encoder)
+        models[name] = model.eval()
+    return models
+
+
+def with_statistics(module: nn.Module) -> nn.Module:
+    """Give batch norms statistics that are not 0 and 1."""
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.05)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    return module
+
+
+def as_plain(model: Model) -> nn.Module:
+    """The same network written plainly, with the same weights."""
+    encoders = []
+    config = model.config
+    configs = (
+        [config.context_encoder, config.segment_encoder]
+        if isinstance(model, ContextAwareClassifier)
+        else [config.encoder]
+    )
+    for settings in configs:
+        if isinstance(settings, DBoFConfig):
+            encoders.append(plain.DBoF())
+        else:
+            encoders.append(plain.NeXtVLAD(cut=settings.cut_after_linear))
+    mixture = plain.Mixture(2048, CLASSES, config.mixture.num_experts)
+    written: nn.Module = (
+        plain.AwareClassifier(*encoders, mixture) if len(encoders) == 2 else plain.VideoClassifier(*encoders, mixture)
+    )
+    written.load_state_dict(model.state_dict())
+    plain.use_matrix_product(written, True)
+    return written.eval()
+
+
+def synchronized(device: torch.device) -> float:
+    """The time once a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory: the device's where there is one, else of the process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else memory("VmHWM")
+
+
+def one_pass(setting: Setting) -> Measured:
+    """Predict, merge and rank in one pass."""
+    device = torch.device(setting.device)
+    dtype = MachineConfig(precision=setting.precision).product_dtype
+    folded: dict[str, FoldedClassifier] = {}
+    encoders: dict[str, FoldedEncoder] = {}
+    models = paper_models()
+    for name in list(models):
+        folded[name] = FoldedClassifier(models.pop(name), device, dtype, encoders)
+    gc.collect()
+    reader = FrameReader(index_folder(setting.shards))
+    segments = segments_of(reader)
+    part = slice(0, setting.num_segments)
+    [first] = predict(reader, segments, folded, [slice(0, COMPARED)])
+    said = {name: probabilities_of_codes()[codes] for name, codes in first.codes.items()}
+    merger = Merger(EnsembleSettings(), folded)
+    seconds, merging = [], 0.0
+    chosen = type(segments)(segments.video_ids, segments.rows[part], segments.start_seconds[part])
+
+    def merge(batch: object) -> NDArray[np.float32]:
+        nonlocal merging
+        started = time.perf_counter()
+        merged = merger(batch.codes)  # type: ignore[attr-defined]
+        merging += time.perf_counter() - started
+        return merged
+
+    with tempfile.TemporaryDirectory() as kept:
+        for _ in range(setting.rounds):
+            started = synchronized(device)
+            work = Pass(reader, chosen, folded)
+            rank_streaming(work, [merge], CLASSES, 100_000, Path(kept), "benchmark")
+            seconds.append(synchronized(device) - started)
+    peak = peak_mib(device)
+    with FlopCounterMode(display=False) as counter:
+        list(predict(reader, segments, folded, [slice(0, 2048)]))
+    flops = counter.get_total_flops() / 2048
+    notes = {
+        "GFLOP a segment": flops / 1e9,
+        "GFLOP/s": flops * len(chosen) / statistics.median(seconds) / 1e9,
+        "merging, share of the time": merging / sum(seconds),
+    }
+    return Measured("one pass", len(chosen), seconds, peak, said, notes)
+
+
+def a_segment_on_its_own(setting: Setting, is_plain: bool) -> Measured:
+    """The 2019 loop: a batch of segments, each with its window and its whole video, through each model by itself."""
+    device = torch.device(setting.device)
+    dtype = MachineConfig(precision=setting.precision).product_dtype
+    models = paper_models()
+    needs = {
+        name: (model.config.context_encoder.max_frames if isinstance(model, ContextAwareClassifier) else None)
+        for name, model in models.items()
+    }
+    forward: dict[str, nn.Module] = {}
+    for name in list(models):
+        model = models.pop(name)
+        forward[name] = (as_plain(model) if is_plain else model).to(device)
+    reader = FrameReader(index_folder(setting.shards))
+    segments = segments_of(reader)
+    said: dict[str, list[NDArray[np.float32]]] = {name: [] for name in forward}
+
+    def call(name: str, frames: Tensor, lengths: Tensor, *context: Tensor) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = forward[name](frames, lengths, *context).float()
+        said[name].append((output if is_plain else torch.sigmoid(output)).cpu().numpy())
+
+    @torch.inference_mode()
+    def whole() -> None:
+        for start in range(0, setting.alone, setting.batch):
+            batch = slice(start, min(start + setting.batch, setting.alone))
+            rows = segments.rows[batch].astype(np.int64)
+            lengths = reader.catalog.num_frames[rows].tolist()
+            windows = [
+                slice(*segment_window(second, length, 3))
+                for second, length in zip(segments.start_seconds[batch].tolist(), lengths, strict=True)
+            ]
+            seen = padded(reader, rows, windows)
+            frames, valid = seen.frames.to(device), seen.lengths.to(device)
+            for name, max_frames in needs.items():
+                if max_frames is None:
+                    call(name, frames, valid)
+                    continue
+                context = context_frames(reader, rows, max_frames)
+                vectors = forward[name].encode_context(context.frames.to(device), context.lengths.to(device))  # type: ignore[operator]
+                call(name, frames, valid, vectors)
+
+    seconds = []
+    for _ in range(setting.rounds):
+        for parts in said.values():
+            parts.clear()
+        started = synchronized(device)
+        whole()
+        seconds.append(synchronized(device) - started)
+    first = {name: np.concatenate(parts)[:COMPARED] for name, parts in said.items()}
+    way = f"a segment on its own, {'plain' if is_plain else 'our networks'}"
+    return Measured(way, setting.alone, seconds, peak_mib(device), first)
+
+
+def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product: the roof."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        started = synchronized(device)
+        a @ b
+        times.append(synchronized(device) - started)
+    return 2 * size**3 / min(times) / 1e9
+
+
+def roof(setting: Setting) -> float:
+    """The same, for a process of its own."""
+    return product_speed(torch.device(setting.device), MachineConfig(precision=setting.precision).product_dtype)
+
+
+def main() -> None:
+    """Parse, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed")
+    parser.add_argument("--segments", type=int, default=4096, help="segments of one pass")
+    parser.add_argument("--alone", type=int, default=COMPARED, help="segments of the other ways")
+    parser.add_argument("--batch", type=int, default=32, help="segments in a batch of the other ways")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-ours", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_videos(Path(folder), 8 + options.segments // 34)
+        setting = Setting(
+            Path(folder),
+            options.device,
+            options.precision,
+            options.segments,
+            options.rounds,
+            options.alone,
+            options.batch,
+        )
+        ways: list[tuple[Callable[..., Measured], tuple[object, ...]]] = [(one_pass, ())]
+        if not options.only_ours:
+            ways += [(a_segment_on_its_own, (False,)), (a_segment_on_its_own, (True,))]
+        print(
+            f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, {options.device}, "
+            f"{options.precision}, {torch.get_num_threads()} threads"
+        )
+        found: list[Measured] = []
+        for function, arguments in ways:
+            with new_process() as pool:
+                found.append(pool.submit(function, setting, *arguments).result())
+            measured = found[-1]
+            hours = TEST_SEGMENTS / measured.speed / 3600
+            print(
+                f"{measured.way:40} {measured.num_segments:>7,} segments, rounds of "
+                f"{', '.join(f'{seconds:.1f}' for seconds in measured.seconds)} s: {measured.speed:,.1f} segments/s, "
+                f"the test set {f'{hours:,.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}, peak {measured.peak_mib:,.0f} MiB"
+            )
+            for title, value in measured.notes.items():
+                print(f"{'':40} {title}: {value:,.3g}")
+            if len(found) > 1:
+                difference = max(
+                    float(np.abs(measured.probabilities[name] - found[0].probabilities[name]).max())
+                    for name in measured.probabilities
+                )
+                print(
+                    f"{'':40} {found[0].speed / measured.speed:,.1f} times slower; largest difference {difference:.1e}"
+                )
+                if difference > (2e-4 if options.precision == "32-true" else 5e-2):
+                    sys.exit("the ways do not agree")
+            sys.stdout.flush()
+        with new_process() as pool:
+            print(f"a large matrix product: {pool.submit(roof, setting).result():,.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""From videos to a ranking or a store in one pass, by one process or several, which may be killed at any moment.
+
+Every process takes its share of the batches. What it has ranked is saved every few minutes, as it stands (a ranker is
+1 GB at most), and when it is asked to stop; so a pass that was killed goes on from there, and at the end the first
+process merges what the others left. A store is written block by block, and knows which of them are there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.dataset.frames import FrameReader
+from yt8m.errors import Interrupted, Yt8mError
+from yt8m.files import clear_leftovers, written_atomically
+from yt8m.models.folded import FoldedClassifier
+from yt8m.ranking.predict import NO_SHIFT, Predictions, batches_of, predict, segments_per_batch
+from yt8m.ranking.store import Store, StoreIndex, StoreWriter
+from yt8m.ranking.topk import Segments, TopK
+
+SAVE_SECONDS = 300.0
+"""How much work of a streaming pass a kill may cost."""
+
+Merge = Callable[[Predictions], NDArray[np.float32]]
+"""Probabilities to rank, (n, C), of what all models say of some segments."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a pass, as one of them sees it; alone by default.
+
+    Args:
+        rank: Which one this is.
+        count: How many there are.
+        barrier: Waits for all of them.
+        stop_requested: Whether to stop now: the same answer for all, who ask equally often.
+    """
+
+    rank: int = 0
+    count: int = 1
+    barrier: Callable[[], None] = lambda: None
+    stop_requested: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is predicted: which segments of which videos, by which models, how.
+
+    Args:
+        reader: Frames of the videos.
+        segments: Their segments.
+        models: Classifiers by name.
+        shifts: See `predict`.
+        processes: Who shares the work.
+        progress: Wraps the batches, of which there are so many.
+    """
+
+    reader: FrameReader
+    segments: Segments
+    models: Mapping[str, FoldedClassifier]
+    shifts: Sequence[int] = NO_SHIFT
+    processes: Processes = Processes()
+    progress: Callable[[Iterable[slice | None], int], Iterable[slice | None]] = lambda batches, _: batches
+
+    @property
+    def segments_per_batch(self) -> int:
+        """Segments of a batch on the models' device."""
+        return segments_per_batch(next(iter(self.models.values())).device)
+
+    def predictions(self, batches: Sequence[slice | None]) -> Iterator[Predictions]:
+        """Predict this process's batches; None stands for one that is done already, or that only others have.
+
+        Raises:
+            _StopRequestedError: All processes were asked to stop.
+        """
+
+        def asked() -> Iterator[slice]:
+            for batch in self.progress(batches, len(batches)):
+                if self.processes.stop_requested():
+                    raise _StopRequestedError
+                if batch is not None:
+                    yield batch
+
+        return predict(self.reader, self.segments, self.models, asked(), self.shifts)
+
+
+class _StopRequestedError(Exception):
+    pass
+
+
+def rank_streaming(
+    work: Pass, merges: Sequence[Merge], num_classes: int, k: int, folder: Path, mark: str
+) -> list[TopK] | None:
+    """Predict all segments and keep the best of every class, for several merges at once.
+
+    Args:
+        work: What to predict.
+        merges: What to rank.
+        num_classes: C.
+        k: Segments to list for a class.
+        folder: Where each process keeps what it has ranked so far; all processes see it.
+        mark: Names everything that decides the result: what was kept under another mark is not used.
+
+    Returns:
+        A ranker for each merge, of all segments; None on all processes but the first.
+
+    Raises:
+        Interrupted: The processes were asked to stop; what they have ranked is saved.
+    """
+    processes = work.processes
+    kept = _Kept(folder, processes, mark, [TopK(num_classes, k, work.segments) for _ in merges])
+    kept.load()
+    seen = kept.rankers[0].seen
+    mine = batches_of([slice(0, len(work.segments))], work.segments_per_batch)
+    share: list[slice | None] = [
+        None if seen[batch].all() else batch for batch in mine[processes.rank :: processes.count]
+    ]
+    share += [None] * (-(-len(mine) // processes.count) - len(share))
+    try:
+        for predictions in work.predictions(share):
+            for merge, ranker in zip(merges, kept.rankers, strict=True):
+                ranker.update(predictions.positions, merge(predictions))
+            kept.save_sometimes()
+    except _StopRequestedError:
+        kept.save()
+        processes.barrier()
+        raise Interrupted(
+            f"{folder}: stopped as asked; the same command goes on with the segments that are not ranked yet."
+        ) from None
+    if processes.count > 1:
+        if processes.rank:
+            kept.save()
+        processes.barrier()
+        if not processes.rank:
+            kept.load_of_others()
+        processes.barrier()
+    kept.remove()
+    return None if processes.rank else kept.rankers
+
+
+class _Kept:
+    """What one process has ranked so far, in memory and in a file.
+
+    Args:
+        folder: Where the files of all processes are.
+        processes: Who shares the work.
+        mark: Names everything that decides the result.
+        rankers: What is kept.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, mark: str, rankers: list[TopK]) -> None:
+        self.folder, self.processes, self.rankers = folder, processes, rankers
+        self._mark = mark.encode() + b"\n"
+        self._saved = time.monotonic()
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"ranked-{rank}-of-{self.processes.count}.part"
+
+    def save_sometimes(self) -> None:
+        """Save if the last time is long ago; the rarer, the longer it takes."""
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        with written_atomically(self._path(self.processes.rank)) as temporary, temporary.open("wb") as file:
+            file.write(self._mark)
+            for ranker in self.rankers:
+                ranker.save(file)
+        self._saved = time.monotonic()
+
+    def load(self) -> None:
+        """Take what a former try of this process saved, if it was the same pass by as many processes."""
+        path = self._path(self.processes.rank)
+        clear_leftovers(path)
+        if path.is_file():
+            self._load(path)
+
+    def load_of_others(self) -> None:
+        """Take what all other processes saved at the end of their shares.
+
+        Raises:
+            Yt8mError: A file is missing, or not of this pass.
+        """
+        for rank in range(1, self.processes.count):
+            if not (self._path(rank).is_file() and self._load(self._path(rank))):
+                raise Yt8mError(
+                    f"{self._path(rank)}: what process {rank} ranked is not there; all processes must see the same folder."
+                )
+
+    def _load(self, path: Path) -> bool:
+        with path.open("rb") as file:
+            if file.readline() != self._mark:
+                return False
+            for ranker in self.rankers:
+                ranker.load(file)
+        return True
+
+    def remove(self) -> None:
+        """Remove what was saved, by other numbers of processes too."""
+        if not self.processes.rank:
+            for path in self.folder.glob("ranked-*-of-*.part"):
+                path.unlink(missing_ok=True)
+
+
+def store_predictions(work: Pass, folder: Path, index: StoreIndex) -> Store | None:
+    """Predict all segments and keep the probabilities on the disk.
+
+    Args:
+        work: What to predict.
+        folder: The folder of predictions to make; replaced where it holds former ones.
+        index: What it will hold.
+
+    Returns:
+        The store; None on all processes but the first.
+
+    Raises:
+        UsageError: The folder holds something else.
+        Yt8mError: There is not enough space on the disk.
+        Interrupted: The processes were asked to stop; what they have predicted is there.
+    """
+    processes = work.processes
+    writer = StoreWriter(folder, index)
+    if not processes.rank:
+        writer.prepare()
+    processes.barrier()
+    pending = writer.pending()
+    # Nobody writes before all have read what there is to do.
+    processes.barrier()
+    per_block = len(batches_of([index.block(0)], work.segments_per_batch))
+    share: list[slice | None] = []
+    for block in pending[processes.rank :: processes.count]:
+        batches: list[slice | None] = [*batches_of([block], work.segments_per_batch)]
+        share += batches + [None] * (per_block - len(batches))
+    share += [None] * (per_block * -(-len(pending) // processes.count) - len(share))
+    try:
+        for predictions in work.predictions(share):
+            writer.write(predictions)
+    except _StopRequestedError:
+        writer.close()
+        processes.barrier()
+        raise Interrupted(f"{folder}: stopped as asked; the same command goes on with what is missing.") from None
+    writer.close()
+    processes.barrier()
+    return None if processes.rank else writer.finish()
