@@ -37,6 +37,7 @@ COMMANDS = [
     "predict",
     "submit",
     "evaluate",
+    "import-2019",
     "demo",
 ]
 
