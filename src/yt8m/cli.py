@@ -504,8 +504,8 @@ def import_2019(
     A classifier of videos, of segments, or of segments with context, as config.yaml and the tensors say. It predicts and
     is merged like any other, and gives the original's probabilities. Of model.pth only tensors are unpickled.
 
-    It trains on as any other too, but the context encoder of a classifier with context stays frozen, also where it was
-    trained in 2019, and the batch norm of NeXtVLAD's assignment has become a part of the layer before it.
+    It can be trained further in Python, but for two parts: the context encoder of a classifier with context stays frozen,
+    also where it was trained in 2019, and the batch norm of NeXtVLAD's assignment is folded into the layer before it.
 
         yt8m import-2019 models_2019/aware-1 models/aware-1 --check models_2019/aware-1/example.npz
     """

@@ -32,6 +32,8 @@ from tests.models.reference_2019 import (
     write_example,
     write_folder,
 )
+from tests.test_settings import BOMB
+from tests.tiny_shards import random_videos, write_shard
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import (
     Classifier,
@@ -42,6 +44,7 @@ from yt8m.models.classifier import (
 )
 from yt8m.models.import_2019 import import_model, largest_difference, read_example, read_model
 from yt8m.models.saved import load_model, read_description
+from yt8m.ranking.store import Store
 from yt8m.vocabulary import OFFICIAL_DIGEST, OFFICIAL_SIZE, Vocabulary
 
 CLASSES = 7
@@ -258,6 +261,37 @@ def test_a_model_folder_of_ours_says_where_it_comes_from(tmp_path: Path) -> None
     assert (said.kind, said.num_classes, said.vocabulary) == ("video", CLASSES, "abc")
     assert said.provenance["imported_from"] == "gated/model.pth"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
+
+
+def test_imported_models_predict_and_are_merged_with_the_original_s_probabilities(tmp_path: Path) -> None:
+    """Every segment of some videos, from shards to stored probabilities, against the plain formulas."""
+    videos = random_videos(3, num_frames=(61, 90))
+    write_shard(tmp_path / "shards" / "a.tfrecord", videos)
+    vocabulary = write_vocabulary(tmp_path / "segment_vocabulary.csv", CLASSES)
+    configs = {
+        "agnostic": agnostic_config(nextvlad_settings()),
+        "aware": aware_config(nextvlad_settings(add_batchnorm=False), dbof_settings(), head_settings()),
+    }
+    tensors = {}
+    for name, config in configs.items():
+        tensors[name] = random_tensors(config, CLASSES)
+        folder = write_folder(tmp_path / "theirs" / name, config, tensors[name])
+        succeeds("import-2019", folder, tmp_path / name, "--vocabulary", vocabulary)
+    shards = ["--shards", tmp_path / "shards", "--vocabulary", vocabulary]
+    models = [tmp_path / name for name in configs]
+    succeeds("predict", *models, *shards, "--out", tmp_path / "predictions", "--accelerator", "cpu")
+    store = Store.open(tmp_path / "predictions")
+    assert store.index.models == list(configs)
+    for name, config in configs.items():
+        expected = []
+        for video in videos:
+            frames = torch.from_numpy(video.frames)
+            for start in range(30, 5 * (-(-len(frames) // 5) - 2), 5):
+                inputs = (frames.unsqueeze(0), frames[start - 3 : start + 8].unsqueeze(0))
+                expected.append(reference.probabilities(config, tensors[name], *inputs))
+        assert np.abs(store.probabilities(name) - torch.cat(expected).numpy()).max() < 1e-5
+    merged = succeeds("submit", tmp_path / "predictions", *shards, "--out", tmp_path / "submission.csv").out
+    assert "the mean of 2 models (agnostic, aware)" in merged
 
 
 # ----------------------------------------------------------------------------------------------------------- the check
@@ -569,6 +603,7 @@ def test_settings_of_huge_networks_allocate_nothing(folder: Path, section: str) 
         ("", "is not that of a model of 2019"),
         ("training: {}", "is not that of a model of 2019"),
         ("[1, 2", "is not valid YAML"),
+        (f"{BOMB}video: {{model: {{type: *a29}}}}", "is not valid YAML: it holds more than 100,000 values"),
         ("video: {model: *nothing}", "is not valid YAML"),
         ("video: 3", "'video': expected keys and values, found 3"),
         ("video: {}", "'video.model' is missing"),

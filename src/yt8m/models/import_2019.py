@@ -5,8 +5,9 @@ these only what the settings ask for, in the shapes that they ask for. The resul
 
 What those networks do otherwise than ours, and where it goes:
 
-- They see the bytes 0 to 255: `input: bytes`. In DBoF it would fold into the first Linear, but then its weights were 64
-  times larger and its biases far from zero, for which no learning rate is meant; NeXtVLAD normalizes what it sees.
+- They see the bytes 0 to 255: `input: bytes`. In DBoF that would fold into the first Linear as well, but its weights
+  would be 64 times larger, so that a step of Adam would change them 64 times less than in the recipes it comes from.
+  NeXtVLAD normalizes what it sees, and nothing folds.
 - Mixtures average logits: `average: logits`.
 - Logits of NeXtVLAD's assignment come as (cluster, group), ours as (group, cluster): rows are reordered, here and in the
   mixture, whose experts come as (class, expert).
