@@ -26,9 +26,9 @@ ROAD = (
     ("scoring",),
     ("training",),
     ("recipe", "display", "timeline", "notifications"),
-    ("comparison", "predictions", "locating", "estimate"),
+    ("comparison", "predictions", "estimate"),
     ("run",),
-    ("demo",),
+    ("demo", "locating"),
     ("cli",),
 )
 """Modules and packages in order: each may import itself and what stands before it."""

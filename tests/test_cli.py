@@ -39,6 +39,7 @@ COMMANDS = [
     "check",
     "locate",
     "evaluate",
+    "import-2019",
     "demo",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -144,6 +145,42 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("frame:\n  side: 1\n  side: 2\n")
     with pytest.raises(UsageError, match=r"^.*a\.yaml: is not valid YAML: the key 'side' stands twice in .*line 3"):
         read_yaml(path)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            BOMB + "side: *a29\n",
+            "it holds more than 100,000 values, counting repeated ones, or one that repeats itself",
+        ),
+        (
+            "side: &itself [*itself]",
+            "it holds more than 100,000 values, counting repeated ones, or one that repeats itself",
+        ),
+        ("side: " + 5000 * "[", "it is nested too deeply"),
+        ("side: " + 5000 * "{a: ", "it is nested too deeply"),
+        ("side: 2019-02-31", "a value is none (day is out of range for month)"),
+        ("side: !!int words", "a value is none (invalid literal for int() with base 10: 'words')"),
+        ("side: " + 5000 * "1", "a value is none ("),
+    ],
+    ids=["repeated", "within itself", "lists", "keys", "day", "word", "digits"],
+)
+def test_yaml_that_would_end_in_a_traceback_or_fill_the_memory(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UsageError, match=rf"a\.yaml: is not valid YAML: {re.escape(problem)}"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_values_may_be_repeated() -> None:
+    assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}") == {
+        "a": {"x": [1, 2]},
+        "b": {"x": [1, 2]},
+        "c": {"x": [1, 2], "y": 3},
+    }
 
 
 def test_merged_keys_may_be_overridden() -> None:

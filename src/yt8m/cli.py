@@ -648,6 +648,55 @@ def evaluate(
         out.print(f"{per_class}: AP of each class", markup=False)
 
 
+@app.command("import-2019")
+def import_2019(
+    folder: Annotated[
+        Path, typer.Argument(help="A model's folder of 2019: config.yaml and model.pth.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to make.", show_default=False)],
+    check: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="What the original made of some videos (example.npz: video, segment, probabilities); a probability "
+            "more than 1e-5 from it is an error, and OUT is not written.",
+            show_default=False,
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="segment_vocabulary.csv that the model's classes are the rows of; without it, the challenge's own.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make an ordinary model folder of a model that the 7th place of 2019 published.
+
+    A classifier of videos, of segments, or of segments with context, as config.yaml and the tensors say. It predicts and
+    is merged like any other, and gives the original's probabilities. Of model.pth only tensors are unpickled.
+
+    It can be trained further in Python, but for two parts: the context encoder of a classifier with context stays frozen,
+    also where it was trained in 2019, and the batch norm of NeXtVLAD's assignment is folded into the layer before it.
+
+        yt8m import-2019 models_2019/aware-1 models/aware-1 --check models_2019/aware-1/example.npz
+    """
+    from yt8m.display import out as terminal
+    from yt8m.models.import_2019 import TOLERANCE, import_model
+    from yt8m.vocabulary import OFFICIAL_DIGEST, OFFICIAL_SIZE, Vocabulary
+
+    classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    digest, size = (OFFICIAL_DIGEST, OFFICIAL_SIZE) if classes is None else (classes.digest, len(classes))
+    made = import_model(folder, out, vocabulary_digest=digest, num_classes=size, example=check)
+    terminal.print(
+        f"{out}: {made.kind} classifier of {made.num_classes:,} classes, {made.num_parameters:,} parameters",
+        markup=False,
+    )
+    if made.difference is not None:
+        terminal.print(
+            f"{check}: probabilities differ by {made.difference:.2g} at most ({TOLERANCE:g} is allowed)", markup=False
+        )
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("build/demo"),

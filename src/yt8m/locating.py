@@ -16,65 +16,63 @@ import torch
 from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import Catalog, index_shard
-from yt8m.dataset.frames import NUM_FEATURES, FrameReader
-from yt8m.dataset.sampling import crop, even_frames, segment_window
+from yt8m.dataset.frames import FrameReader
 from yt8m.errors import UsageError
-from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.saved import load_model, read_description
-from yt8m.ranking.ensemble import EnsembleSettings, merging_order, model_weights, weighted_mean
+from yt8m.models.folded import FoldedClassifier, load_folded
+from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.predict import NO_SHIFT, predict
+from yt8m.ranking.topk import Segments
 from yt8m.recipe import read_recipe
+from yt8m.run import found_weights
 from yt8m.settings import validated
 from yt8m.shards.example import SEGMENT_SECONDS
 from yt8m.timeline import THRESHOLD, Timeline, strongest
 from yt8m.training.machine import MachineConfig, make_fabric
 from yt8m.vocabulary import Vocabulary
 
-SegmentClassifier = ContextAgnosticClassifier | ContextAwareClassifier
-
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Segment classifiers to ask together, in the order in which their probabilities are summed.
+    """Classifiers to ask together.
 
     Args:
-        models: In eval mode, on `device`.
-        weights: A weight each, float32.
-        device: Where they compute.
+        models: By name.
+        merger: How they are merged.
+        shifts: Seconds by which what is seen of a segment is moved.
     """
 
-    models: tuple[SegmentClassifier, ...]
-    weights: NDArray[np.float32]
-    device: torch.device
+    models: dict[str, FoldedClassifier]
+    merger: Merger
+    shifts: Sequence[int] = NO_SHIFT
 
 
-def load_ensemble(
-    folders: Sequence[Path],
-    vocabulary: Vocabulary,
-    accelerator: str = "auto",
-    settings: EnsembleSettings | None = None,
-) -> Ensemble:
-    """Load model folders as an ensemble.
+def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
+    """Load model folders as an ensemble of equal weights.
 
     Args:
         folders: Model folders of segment classifiers.
         vocabulary: Their classes.
         accelerator: "auto", "cpu", "cuda" or "mps".
-        settings: Weights of the models; all equal by default.
 
     Raises:
         UsageError: A folder holds no segment classifier of this vocabulary, two have one name, or there is no such
             accelerator.
         Yt8mError: The weights of one cannot be read.
     """
-    device = make_fabric(validated(MachineConfig, {"accelerator": accelerator}, "--accelerator")).device
-    models = _load_models(folders, vocabulary, device)
-    names = merging_order(models)
-    weights = model_weights(settings or EnsembleSettings(), names)
-    return Ensemble(tuple(models[name] for name in names), weights, device)
+    models = load_folded(folders, vocabulary.digest, _device(accelerator))
+    for name, model in models.items():
+        if model.kind == "video":
+            raise UsageError(
+                f"{name}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them."
+            )
+    return Ensemble(models, Merger(EnsembleSettings(), models))
 
 
 def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
-    """Load the ensemble of a run's folder, with the weights of its recipe.
+    """Load the ensemble of a run's folder, merged as its recipe says.
+
+    Ranks among all segments of a test set mean nothing for one video; an ensemble of them is merged by the arithmetic
+    mean.
 
     Args and errors: as `load_ensemble`.
 
@@ -85,23 +83,19 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     if not recipe_file.is_file():
         raise UsageError(f"{run}: is not the folder of a run (it has no recipe.yaml); `yt8m run` makes one.")
     recipe = read_recipe(recipe_file)
-    folders = [run / "finetune" / name / "model" for name in recipe.ensemble_models]
-    return load_ensemble(folders, vocabulary, accelerator, recipe.ensemble)
+    settings, members = recipe.ensemble, recipe.ensemble_models
+    if settings.find_weights:
+        settings = settings.model_copy(update={"weights": found_weights(run)})
+    if settings.method == "rank":
+        settings = settings.model_copy(update={"method": "arithmetic"})
+    folders = [run / "finetune" / name / "model" for name in members]
+    folders += [run / "pretrain" / name / "model" for name in settings.video_models]
+    models = load_folded(folders, vocabulary.digest, _device(accelerator))
+    return Ensemble(models, Merger(settings, members), settings.shifts)
 
 
-def _load_models(folders: Sequence[Path], vocabulary: Vocabulary, device: torch.device) -> dict[str, SegmentClassifier]:
-    models: dict[str, SegmentClassifier] = {}
-    for folder in folders:
-        model = load_model(folder, vocabulary_digest=vocabulary.digest, device=device)
-        if not isinstance(model, ContextAgnosticClassifier | ContextAwareClassifier):
-            raise UsageError(
-                f"{folder}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them."
-            )
-        name = str(read_description(folder).provenance.get("name", folder.name))
-        if name in models:
-            raise UsageError(f"{folder}: a model named {name!r} is among the others already.")
-        models[name] = model
-    return models
+def _device(accelerator: str) -> torch.device:
+    return make_fabric(validated(MachineConfig, {"accelerator": accelerator}, "--accelerator")).device
 
 
 def find_video(catalog: Catalog, video_id: str) -> int:
@@ -146,30 +140,11 @@ def segment_probabilities(
     Raises:
         ShardError: The shard is gone or has changed.
     """
-    video = reader.read(row)
-    starts = np.arange(0, len(video), SEGMENT_SECONDS, dtype=np.int32)
-    frames = torch.from_numpy(video).to(ensemble.device)
-    with torch.inference_mode():
-        merged = weighted_mean([_of_model(model, frames, starts) for model in ensemble.models], ensemble.weights)
-    return starts, merged
-
-
-def _of_model(model: SegmentClassifier, frames: torch.Tensor, starts: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Probabilities of one model for the segments of a video, uint8 (T, D): float32 (n, C)."""
-    margin = model.config.margin_frames
-    spans = [segment_window(start, len(frames), margin) for start in starts.tolist()]
-    windows = frames.new_zeros((len(spans), SEGMENT_SECONDS + 2 * margin, NUM_FEATURES))
-    for window, (first, stop) in zip(windows, spans, strict=True):
-        window[: stop - first] = frames[first:stop]
-    lengths = torch.tensor([stop - first for first, stop in spans], device=frames.device)
-    if isinstance(model, ContextAwareClassifier):
-        chosen = torch.from_numpy(even_frames(*crop(len(frames)), model.config.context_encoder.max_frames))
-        context = model.encode_context(frames[chosen][None], torch.tensor([len(chosen)], device=frames.device))
-        logits = model(windows, lengths, context.expand(len(spans), -1))
-    else:
-        logits = model(windows, lengths)
-    probabilities: NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
-    return probabilities
+    starts = np.arange(0, reader.num_frames(row), SEGMENT_SECONDS, dtype=np.int32)
+    segments = Segments(reader.catalog.video_ids, np.full(len(starts), row, np.int32), starts)
+    whole = [slice(0, len(starts))]
+    [predictions] = predict(reader, segments, ensemble.models, whole, ensemble.shifts)
+    return starts, ensemble.merger(predictions.codes)
 
 
 def timelines(

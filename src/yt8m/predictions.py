@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lightning_fabric import Fabric
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.display import tracked
 from yt8m.errors import UsageError
-from yt8m.models.folded import FoldedClassifier, FoldedEncoder
-from yt8m.models.saved import load_model, read_description
+from yt8m.models.folded import load_folded
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
 from yt8m.ranking.one_pass import Pass, Processes, rank_streaming, store_predictions
 from yt8m.ranking.predict import segments_of
@@ -51,31 +49,6 @@ def processes_of(fabric: Fabric, stop: StopRequest) -> Processes:
     return Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
 
 
-def load_folded(
-    folders: Sequence[Path], classes: Vocabulary, device: torch.device, dtype: torch.dtype = torch.float32
-) -> dict[str, FoldedClassifier]:
-    """Load model folders as prediction uses them; a model's name is what its folder says it was trained as.
-
-    Args:
-        folders: Model folders.
-        classes: The segment classes.
-        device: Where they compute.
-        dtype: Type of the matrix products.
-
-    Raises:
-        UsageError: A folder holds no classifier of these classes, or two have one name.
-    """
-    models: dict[str, FoldedClassifier] = {}
-    encoders: dict[str, FoldedEncoder] = {}
-    for folder in folders:
-        name = str(read_description(folder).provenance.get("name", folder.name))
-        if name in models:
-            raise UsageError(f"{folder}: a model named {name!r} is among the others already.")
-        # Folded one by one, so that no second copy of all their weights is held.
-        models[name] = FoldedClassifier(load_model(folder, vocabulary_digest=classes.digest), device, dtype, encoders)
-    return models
-
-
 def predict_folders(
     folders: Sequence[Path],
     catalog: Catalog,
@@ -108,7 +81,7 @@ def predict_folders(
     """
     classes = Vocabulary.load(vocabulary)
     fabric = make_fabric(machine)
-    models = load_folded(folders, classes, fabric.device, machine.product_dtype)
+    models = load_folded(folders, classes.digest, fabric.device, machine.product_dtype)
     merger = None
     if wanted.submission is not None or wanted.table is not None:
         kinds = {name: model.kind for name, model in models.items()}

@@ -65,6 +65,7 @@ PARTS_NEEDED = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 CODE_VERSION = 3
 """Raised when a change of the code changes what a stage gives for the same settings."""
 
+_WEIGHT_OF = "weight of "
 _NOT_RESULTS = ("log_every", "checkpoint_every")
 """Settings of a training run that change nothing but how it is watched."""
 
@@ -304,7 +305,7 @@ class Run:
         if comparison is not None:
             seconds = time.monotonic() - started
             metrics = {"segments": float(comparison.num_segments), "models": float(len(models))}
-            metrics |= {f"weight of {name}": weight for name, weight in (found or {}).items()}
+            metrics |= {f"{_WEIGHT_OF}{name}": weight for name, weight in (found or {}).items()}
             _write_stage(folder, StageRecord(mark, "finished", seconds, metrics), settings)
             self._say(f"predict: {comparison.num_segments:,} segments with {len(models)} models, {seconds:.0f} s")
         return comparison
@@ -579,6 +580,17 @@ def _indexed(folder: Path) -> Catalog:
             f"{folder / REPORT_NAME} lists all; run again to go on without them."
         )
     return catalog
+
+
+def found_weights(out: Path) -> dict[str, float]:
+    """Weights that prediction found for the models of a run's ensemble, by name; none where it has not.
+
+    Args:
+        out: The run's folder.
+    """
+    record = read_stage(out / "predict")
+    metrics = {} if record is None else record.metrics
+    return {name.removeprefix(_WEIGHT_OF): value for name, value in metrics.items() if name.startswith(_WEIGHT_OF)}
 
 
 def _moved_aside(folder: Path) -> Path:

@@ -7,6 +7,7 @@ into one of them, or into one sentence that names the file, the key, what was fo
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -30,8 +31,23 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+_MOST_NODES = 100_000
+"""Values in a file, those that `*name` repeats counted as often as they stand there."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `2e-4` is a number, where YAML 1.1 wants `2.0e-4`, and no key may stand twice."""
+    """YAML as people mean it: `2e-4` is a number, where YAML 1.1 wants `2.0e-4`, and no key may stand twice.
+
+    Nor may a few lines stand for a billion values, by repeating what repeats what repeats.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _num_nodes(node, {}) > _MOST_NODES:
+            raise yaml.YAMLError(
+                f"it holds more than {_MOST_NODES:,} values, counting repeated ones, or one that repeats itself"
+            )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -45,6 +61,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _num_nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Number of values under a node, itself included; infinite where it stands within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_num_nodes(part, known) for part in parts)
+    return known[id(node)]
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -54,9 +80,14 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML into plain values.
 
     Raises:
-        yaml.YAMLError: It is not YAML.
+        yaml.YAMLError: It is not YAML, or holds a value that is none, like the day 2019-02-31.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:
+        raise yaml.YAMLError(f"a value is none ({error})") from None
 
 
 def read_yaml(path: Path) -> Any:

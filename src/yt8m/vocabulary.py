@@ -19,6 +19,11 @@ from yt8m.errors import UsageError
 
 FILE_NAME = "segment_vocabulary.csv"
 
+OFFICIAL_DIGEST = "783376a6a3b8fc23"
+"""`Vocabulary.digest` of the `segment_vocabulary.csv` that the challenge of 2019 published."""
+OFFICIAL_SIZE = 1000
+"""Classes in it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:

@@ -27,9 +27,9 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.dbof import DBoFConfig
+from yt8m.models.folded import FoldedClassifier, fold_classifiers
 from yt8m.models.layers import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.models.folded import FoldedClassifier, fold_classifiers
 from yt8m.ranking.codes import MAX_LOGIT_ERROR, probabilities_of_codes
 from yt8m.ranking.predict import SegmentClassifier, batches_of, predict, segments_of
 
@@ -109,9 +109,7 @@ def one(frames: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(frames.copy())[None], torch.tensor([len(frames)])
 
 
-def slow_predictions(
-    videos: Sequence[TinyVideo], model: SegmentClassifier, shift: int = 0
-) -> Probabilities:
+def slow_predictions(videos: Sequence[TinyVideo], model: SegmentClassifier, shift: int = 0) -> Probabilities:
     """Each segment's probabilities: a call of the whole model a segment, its context encoded anew."""
     found = {}
     for video in videos:
@@ -232,9 +230,7 @@ def test_a_video_says_the_same_to_the_last_bit_whatever_it_is_predicted_with(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_large_products_do_not_depend_on_company_either(
-    tmp_path: Path, threads: int
-) -> None:
+def test_large_products_do_not_depend_on_company_either(tmp_path: Path, threads: int) -> None:
     """Libraries take other roads for large matrices than for those of the tiny networks above."""
     videos = videos_of([300, 180, 91, 222])
     dbof = DBoFConfig(hidden_size=1024, output_size=512, max_frames=150)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from yt8m.errors import UsageError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, Kind
 from yt8m.models.dbof import DBoFEncoder
 from yt8m.models.layers import (
@@ -33,6 +35,7 @@ from yt8m.models.layers import (
     mixture_logits,
 )
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADEncoder
+from yt8m.models.saved import load_model, read_description
 
 
 class Chunks(NamedTuple):
@@ -449,3 +452,30 @@ def fold_classifiers(
     """Fold several classifiers; those with equal context encoders share one."""
     encoders: dict[str, FoldedEncoder] = {}
     return {name: FoldedClassifier(model, device, dtype, encoders) for name, model in models.items()}
+
+
+def load_folded(
+    folders: Iterable[Path], vocabulary_digest: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, FoldedClassifier]:
+    """Load model folders as prediction uses them; a model's name is what its folder says it was trained as.
+
+    Args:
+        folders: Model folders.
+        vocabulary_digest: Digest of the vocabulary in use.
+        device: Where they compute.
+        dtype: Type of the matrix products.
+
+    Raises:
+        UsageError: A folder holds no classifier of these classes, or two have one name.
+        Yt8mError: The weights cannot be read, or are not those of such a network.
+    """
+    models: dict[str, FoldedClassifier] = {}
+    encoders: dict[str, FoldedEncoder] = {}
+    for folder in folders:
+        name = str(read_description(folder).provenance.get("name", folder.name))
+        if name in models:
+            raise UsageError(f"{folder}: a model named {name!r} is among the others already.")
+        # Folded one by one, so that no second copy of all their weights is held.
+        model = load_model(folder, vocabulary_digest=vocabulary_digest)
+        models[name] = FoldedClassifier(model, device, dtype, encoders)
+    return models

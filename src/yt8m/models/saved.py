@@ -148,12 +148,22 @@ def load_model(folder: Path, *, vocabulary_digest: str | None = None, device: to
         tensors = safetensors.torch.load_file(path, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
         raise Yt8mError(f"{path}: cannot be read as a safetensors file ({error}).") from None
-    _check(tensors, model.state_dict(), path)
+    check_tensors(tensors, model.state_dict(), path)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
-def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """See that a file holds the tensors of the network that the `config.yaml` beside it describes.
+
+    Args:
+        found: What the file holds.
+        expected: Names, shapes and types of what it should hold; values are not looked at.
+        path: The file, for messages.
+
+    Raises:
+        Yt8mError: Some are missing, unknown, or of another shape or type; the sentence names them.
+    """
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     misshapen = [
