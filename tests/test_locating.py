@@ -54,7 +54,7 @@ def test_an_ensemble_is_the_mean_of_its_models_on_single_segments(
     assert starts.tolist() == list(range(0, num_frames, 5))
     expected = [[of_one_segment(folder, video.frames, start) for folder in folders] for start in starts.tolist()]
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.mean(expected, axis=1), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found, np.mean(expected, axis=1), rtol=4e-4)
     if num_frames > 12:
         assert np.ptp(found, axis=0).min() > 1e-5
 
@@ -95,7 +95,7 @@ def test_weights_of_a_run_are_those_of_its_recipe(
         assert "weights: {}" in recipe
         (run / "recipe.yaml").write_text(recipe.replace("weights: {}", change))
         _, found = segment_probabilities(reader, load_ensemble_of_run(run, tiny_vocabulary, "cpu"), 0)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=4e-4)
     (run / "recipe.yaml").write_text(recipe.replace("models: []", "models: [aware]"))
     _, found = segment_probabilities(reader, load_ensemble_of_run(run, tiny_vocabulary, "cpu"), 0)
     np.testing.assert_array_equal(found, alone["aware"])
