@@ -1,12 +1,14 @@
 """Measure prediction: the paper's 12 models at paper sizes over invented videos, in one pass, against a segment at a time.
 
-Three ways to the same probabilities, each in a process of its own:
+Four ways to the same probabilities, each in a process of its own:
 
 - *one pass*: `yt8m.ranking.predict`, merged and ranked as it streams;
-- *a segment on its own, plain*: what the 2019 loop does. Each segment of a batch comes with its window and, for a
-  context-aware model, with its whole video (cropped, at most L_max frames), which is encoded again for every segment and
-  every model; networks as the formulas are written (`plain_models.py`), NeXtVLAD's sums as a matrix product;
-- *a segment on its own, our networks*: the same loop with the networks that training uses: what the pass alone is worth.
+- *2019's loop*: batches of 32 segments, as its code has them. Each segment comes with its window and, for a context-aware
+  model, with its whole video (cropped, at most L_max frames), which is encoded again for every segment and every model.
+  Networks as the formulas are written (`plain_models.py`), NeXtVLAD with the tensor (B, T, K, G, J), which 2019's code
+  makes as well;
+- *2019's loop, NeXtVLAD as a matrix product*: the same, that tensor spared;
+- *2019's loop, our networks*: the same loop with the networks that training uses: what the pass alone is worth.
 
 Weights are random, running statistics too. The videos are 160 to 300 frames long, 38 segments on average as those of the
 real test set. The ways have to agree on the segments that all of them predict.
@@ -55,6 +57,12 @@ CLASSES = 1000
 TEST_SEGMENTS = 1_704_348
 COMPARED = 64
 """Segments that every way predicts, for them to agree on."""
+
+OUR_NETWORKS, MATRIX_PRODUCT, AS_WRITTEN = (
+    "2019's loop, our networks",
+    "2019's loop, NeXtVLAD as a matrix product",
+    "2019's loop",
+)
 
 Model = ContextAgnosticClassifier | ContextAwareClassifier
 
@@ -130,7 +138,7 @@ def with_statistics(module: nn.Module) -> nn.Module:
     return module
 
 
-def as_plain(model: Model) -> nn.Module:
+def as_plain(model: Model, matrix_product: bool) -> nn.Module:
     """The same network written plainly, with the same weights."""
     encoders = []
     config = model.config
@@ -149,7 +157,7 @@ def as_plain(model: Model) -> nn.Module:
         plain.AwareClassifier(*encoders, mixture) if len(encoders) == 2 else plain.VideoClassifier(*encoders, mixture)
     )
     written.load_state_dict(model.state_dict())
-    plain.use_matrix_product(written, True)
+    plain.use_matrix_product(written, matrix_product)
     return written.eval()
 
 
@@ -209,8 +217,9 @@ def one_pass(setting: Setting) -> Measured:
     return Measured("one pass", len(chosen), seconds, peak, said, notes)
 
 
-def a_segment_on_its_own(setting: Setting, is_plain: bool) -> Measured:
-    """The 2019 loop: a batch of segments, each with its window and its whole video, through each model by itself."""
+def loop_of_2019(setting: Setting, way: str) -> Measured:
+    """A batch of segments, each with its window and its whole video, through each model by itself."""
+    is_plain = way != OUR_NETWORKS
     device = torch.device(setting.device)
     dtype = MachineConfig(precision=setting.precision).product_dtype
     models = paper_models()
@@ -221,7 +230,7 @@ def a_segment_on_its_own(setting: Setting, is_plain: bool) -> Measured:
     forward: dict[str, nn.Module] = {}
     for name in list(models):
         model = models.pop(name)
-        forward[name] = (as_plain(model) if is_plain else model).to(device)
+        forward[name] = (as_plain(model, way == MATRIX_PRODUCT) if is_plain else model).to(device)
     reader = FrameReader(index_folder(setting.shards))
     segments = segments_of(reader)
     said: dict[str, list[NDArray[np.float32]]] = {name: [] for name in forward}
@@ -259,7 +268,6 @@ def a_segment_on_its_own(setting: Setting, is_plain: bool) -> Measured:
         whole()
         seconds.append(synchronized(device) - started)
     first = {name: np.concatenate(parts)[:COMPARED] for name, parts in said.items()}
-    way = f"a segment on its own, {'plain' if is_plain else 'our networks'}"
     return Measured(way, setting.alone, seconds, peak_mib(device), first)
 
 
@@ -304,7 +312,7 @@ def main() -> None:
         )
         ways: list[tuple[Callable[..., Measured], tuple[object, ...]]] = [(one_pass, ())]
         if not options.only_ours:
-            ways += [(a_segment_on_its_own, (False,)), (a_segment_on_its_own, (True,))]
+            ways += [(loop_of_2019, (way,)) for way in (OUR_NETWORKS, MATRIX_PRODUCT, AS_WRITTEN)]
         print(
             f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, {options.device}, "
             f"{options.precision}, {torch.get_num_threads()} threads"
@@ -316,19 +324,19 @@ def main() -> None:
             measured = found[-1]
             hours = TEST_SEGMENTS / measured.speed / 3600
             print(
-                f"{measured.way:40} {measured.num_segments:>7,} segments, rounds of "
+                f"{measured.way:42} {measured.num_segments:>7,} segments, rounds of "
                 f"{', '.join(f'{seconds:.1f}' for seconds in measured.seconds)} s: {measured.speed:,.1f} segments/s, "
                 f"the test set {f'{hours:,.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}, peak {measured.peak_mib:,.0f} MiB"
             )
             for title, value in measured.notes.items():
-                print(f"{'':40} {title}: {value:,.3g}")
+                print(f"{'':42} {title}: {value:,.3g}")
             if len(found) > 1:
                 difference = max(
                     float(np.abs(measured.probabilities[name] - found[0].probabilities[name]).max())
                     for name in measured.probabilities
                 )
                 print(
-                    f"{'':40} {found[0].speed / measured.speed:,.1f} times slower; largest difference {difference:.1e}"
+                    f"{'':42} {found[0].speed / measured.speed:,.1f} times slower; largest difference {difference:.1e}"
                 )
                 if difference > (2e-4 if options.precision == "32-true" else 5e-2):
                     sys.exit("the ways do not agree")

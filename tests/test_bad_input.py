@@ -362,7 +362,7 @@ def test_shards_that_changed_since_they_were_indexed(
     shutil.copytree(tiny_dataset / "segment/test", folder)
     model = finished_run.out / "finetune/bare/model"
     shards = ["--shards", folder, "--vocabulary", tiny_dataset]
-    succeeds("predict", model, *shards, "--out", out, "--accelerator", "cpu")
+    succeeds("predict", model, *shards, "--store", out, "--accelerator", "cpu")
     write_shard(folder / "test0003.tfrecord", random_videos(1, id_prefix="new"))
     sentence = refused(2, "submit", out, *shards, "--out", tmp_path / "submission.csv")
     assert sentence == f"{out}: was predicted from other videos than those of {folder}."
@@ -381,7 +381,7 @@ def test_damage_is_named_and_the_rest_goes_on(
     shards = ["--shards", folder, "--vocabulary", tiny_dataset]
     predictions, submission = tmp_path / "predictions", tmp_path / "submission.csv"
     calls: dict[str, list[object]] = {
-        "predict": ["predict", model, *shards, "--out", predictions, "--accelerator", "cpu"],
+        "predict": ["predict", model, *shards, "--store", predictions, "--accelerator", "cpu"],
         "submit": ["submit", predictions, *shards, "--out", submission],
         "evaluate": ["evaluate", submission, "--truth", folder],
         "describe": ["describe", folder],
@@ -461,7 +461,7 @@ def test_a_model_of_another_vocabulary(
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary"]
     sentence = refused(2, "predict", model, *shards, vocabulary, "--out", out, "--accelerator", "cpu")
     assert sentence.startswith(f"{model}: this model's 12 classes are those of another vocabulary")
-    succeeds("predict", model, *shards, tiny_dataset, "--out", out, "--accelerator", "cpu")
+    succeeds("predict", model, *shards, tiny_dataset, "--store", out, "--accelerator", "cpu")
     sentence = refused(2, "submit", out, *shards, vocabulary, "--out", tmp_path / "submission.csv")
     assert sentence == f"{out}: was predicted with another vocabulary than {vocabulary}."
     assert not (tmp_path / "submission.csv").exists()
@@ -518,11 +518,75 @@ def test_models_that_cannot_be_predicted_with(finished_run: FinishedRun, tiny_da
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--out", out]
     video, bare = (finished_run.out / stage / "model" for stage in ("pretrain/dbof", "finetune/bare"))
     sentence = refused(2, "predict", video, *shards, "--accelerator", "cpu")
-    assert sentence.startswith(f"{video}: is a classifier of whole videos")
+    assert sentence == "dbof: classifies whole videos; `yt8m finetune` makes segment classifiers of such models."
+    sentence = refused(2, "predict", video, bare, *shards, "--accelerator", "cpu")
+    assert sentence.startswith(
+        "dbof: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them"
+    )
     sentence = refused(2, "predict", bare, bare, *shards, "--accelerator", "cpu")
     assert sentence == f"{bare}: a model named 'bare' is among the others already."
     assert "expected 'auto', 'cpu', 'cuda' or 'mps'" in refused(2, "predict", bare, *shards, "--accelerator", "gpu")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "There is nothing to make: give --out, a submission to write, or --store, or --table."),
+        (["--out", "{out}", "--set", "method=rank"], "The mean of ranks takes all probabilities at once; store them (--store) as well."),
+        (["--table", "{out}", "--set", "method=rank"], "The mean of ranks takes all probabilities at once; store them (--store) as well."),
+        (["--out", "{out}", "--set", "metod=rank"], "--set: unknown key 'metod' (did you mean 'method'?)."),
+        (["--out", "{out}", "--set", "method=harmonic"], "--set: 'method': expected 'arithmetic', 'geometric' or 'rank', found 'harmonic'."),
+        (["--out", "{out}", "--set", "method"], "--set method: expected path=value, such as "),
+        (["--out", "{out}", "--set", "models=[bare]"], "--set: unknown key 'models' "),
+        (["--out", "{out}", "--set", "video_prior.models=[dbof]"], "The ensemble asks the video classifier 'dbof', which is not among the models given."),
+        (["--out", "{out}", "--set", "video_prior.models=[bare]"], "The ensemble asks the video classifier 'bare', which is not among the models given."),
+        (["--out", "{out}", "--set", "candidates.models=[dbof]"], "--set: 'candidates.min_video_probability' is missing."),
+        (["--out", "{out}", "--weight", "bear=2"], "The ensemble gives a weight to 'bear', which is not one of its models (did you mean 'bare'?)."),
+        (["--out", "{out}", "--weight", "bare=0"], "The ensemble's weights must have a sum above 0"),
+        (["--out", "{out}", "--precision", "64"], "--accelerator, --precision: 'precision': expected '32-true', "),
+    ],
+)  # fmt: skip
+def test_predictions_that_cannot_be_made(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path, options: list[str], expected: str
+) -> None:
+    shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--accelerator", "cpu"]
+    filled = [option.format(out=out) for option in options]
+    assert refused(2, "predict", finished_run.out / "finetune/bare/model", *shards, *filled).startswith(expected)
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize("shift", ["6", "-6", "half"])
+def test_shifts_that_are_none(finished_run: FinishedRun, tiny_dataset: Path, out: Path, shift: str) -> None:
+    shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--out", out]
+    outcome = command("predict", finished_run.out / "finetune/bare/model", *shards, "--shift", shift)
+    assert outcome.status == 2
+    assert "--shift" in outcome.err
+    assert not out.exists()
+
+
+def test_a_store_that_is_not_finished_cannot_be_merged(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    store = tmp_path / "store"
+    succeeds("predict", finished_run.out / "finetune/bare/model", *shards, "--store", store, "--accelerator", "cpu")
+    store.rename(tmp_path / "store.unfinished")
+    (tmp_path / "store.unfinished/predictions.yaml").rename(tmp_path / "store.unfinished/unfinished.yaml")
+    for folder in (store, tmp_path / "store.unfinished"):
+        sentence = refused(2, "submit", folder, *shards, "--out", tmp_path / "s.csv")
+        assert sentence.startswith(f"{folder}: ")
+        assert "is not finished; the same" in sentence
+    assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--store", "--table"])
+def test_predictions_under_a_file(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").write_text("")
+    shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--accelerator", "cpu"]
+    made = tmp_path / "file/made"
+    sentence = refused(1, "predict", finished_run.out / "finetune/bare/model", *shards, option, made)
+    assert sentence.startswith(f"{made}: cannot be written (")
 
 
 @pytest.mark.parametrize("weight", ["bare", "bare=", "bare=much", "bare=-1", "bare=inf", "bare=nan", "=1"])
@@ -563,7 +627,7 @@ def test_what_cannot_be_located(finished_run: FinishedRun, tiny_dataset: Path, t
     )
     absent = tmp_path / "absent.tfrecord"
     assert refused(2, "locate", absent, bare, *vocabulary) == f"{absent}: there is no such shard."
-    assert refused(2, "locate", known, video, *places).startswith(f"{video}: is a classifier of whole videos")
+    assert refused(2, "locate", known, video, *places).startswith("dbof: is a classifier of whole videos")
     assert refused(2, "locate", known, bare, bare, *places).endswith(
         "a model named 'bare' is among the others already."
     )
@@ -722,7 +786,10 @@ def test_no_space_for_a_submission(
     assert outcome.err.splitlines()[-1].startswith(expected)
     assert not (out / "submission.csv").exists()
     assert not [name for name in files_in(out) if "/." in f"/{name}"]
-    assert not (out / "predict/stage.yaml").exists()
+    assert "status: started" in (out / "predict/stage.yaml").read_text()
+    full_disk.free()
+    assert "predict: goes on where it was stopped" in succeeds(*arguments).err
+    assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
 
 
 def test_no_space_for_predictions(full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path) -> None:
@@ -731,7 +798,7 @@ def test_no_space_for_predictions(full_disk: FullDisk, finished_run: FinishedRun
         pytest.skip("no disk can be mounted here")
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
     out = full_disk.folder / "predictions"
-    sentence = refused(1, "predict", finished_run.out / "finetune/bare/model", *shards, "--out", out)
+    sentence = refused(1, "predict", finished_run.out / "finetune/bare/model", *shards, "--store", out)
     assert sentence.startswith(f"{out}: the predictions need 0.0 GB, and 0.0 GB are free.")
     assert files_in(full_disk.folder) == {"filler"}
 

@@ -6,12 +6,15 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer.main
 
@@ -22,6 +25,9 @@ from tests.conftest import TINY_SIZES, FinishedRun
 from tests.tiny_shards import random_videos, write_shards
 from yt8m.cli import app
 from yt8m.dataset.catalog import FILE_NAME, PARTS, Catalog
+from yt8m.errors import Yt8mError
+from yt8m.ranking.predict import Predictions, predict
+from yt8m.ranking.store import StoreIndex
 from yt8m.ranking.submission import read_submission
 from yt8m.vocabulary import Vocabulary
 
@@ -172,7 +178,7 @@ def merged(
     folders: list[Path] = []
     for model in models:
         folders.append(out / f"predictions-{len(folders)}")
-        succeeds("predict", model, *shards, "--out", folders[-1], "--accelerator", "cpu")
+        succeeds("predict", model, *shards, "--store", folders[-1], "--accelerator", "cpu")
     succeeds("submit", *folders, *shards, "--out", out / "submission.csv", *weights)
     return dict(read_submission(out / "submission.csv"))
 
@@ -199,11 +205,263 @@ def test_single_commands_make_what_run_makes(
     # In one pass, and in an order that is not the recipe's.
     models = [out / "finetune" / name / "model" for name in ("aware", "bare")]
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset / "segment_vocabulary.csv"]
-    predicted = succeeds("predict", *models, *shards, "--out", tmp_path / "predictions", "--accelerator", "cpu")
-    assert "models aware, bare" in predicted.out
+    predicted = succeeds("predict", *models, *shards, "--store", tmp_path / "predictions", "--accelerator", "cpu")
+    assert predicted.out == f"{tmp_path / 'predictions'}: probabilities of aware, bare\n"
     submitted = succeeds("submit", tmp_path / "predictions", *shards, "--out", tmp_path / "submission.csv")
-    assert "the mean of 2 models (aware, bare)" in submitted.out
+    assert "the arithmetic mean of 2 models (aware, bare)" in submitted.out
     assert (tmp_path / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+
+
+@pytest.fixture
+def places(tiny_dataset: Path) -> list[object]:
+    """Options of `predict` and `submit` that say what is predicted."""
+    return ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset / "segment_vocabulary.csv"]
+
+
+@pytest.fixture
+def models(finished_run: FinishedRun) -> list[object]:
+    """Model folders of the run's ensemble, in an order that is not the recipe's."""
+    return [finished_run.out / "finetune" / name / "model" for name in ("aware", "bare")]
+
+
+def test_predict_makes_the_runs_submission_and_table(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
+) -> None:
+    made = ["--out", tmp_path / "s.csv", "--table", tmp_path / "s.parquet"]
+    shown = succeeds("predict", *models, *places, *made, "--accelerator", "cpu")
+    assert shown.err == ""
+    assert shown.out == (
+        f"{tmp_path / 's.csv'}: the submission of aware, bare\n{tmp_path / 's.parquet'}: the table of aware, bare\n"
+    )
+    assert (tmp_path / "s.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+    assert pq.read_table(tmp_path / "s.parquet").equals(pq.read_table(finished_run.out / "segments.parquet"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.csv", "s.parquet"]
+
+
+def test_a_table_lists_what_the_submission_does(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
+) -> None:
+    succeeds("predict", *models, *places, "--table", tmp_path / "s.parquet", "--top-k", 9, "--accelerator", "cpu")
+    listed: dict[int, list[bytes]] = {}
+    for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
+        listed.setdefault(row["class"], []).append(f"{row['video']}:{row['start']}".encode())
+    whole = dict(read_submission(finished_run.out / "submission.csv"))
+    assert listed == {label_id: segments[:9] for label_id, segments in whole.items()}
+    assert [path.name for path in tmp_path.iterdir()] == ["s.parquet"]
+
+
+WAYS_TO_MERGE = {
+    "geometric": (["--set", "method=geometric", "--weight", "aware=2"], ["--weight", "aware=2"]),
+    "prior": (["--set", "video_prior={models: [dbof], video_exponent: 1.0}"], []),
+    "candidates": (["--set", "candidates={models: [nextvlad, dbof], min_video_probability: 0.0051}"], []),
+    "shifts": (["--shift", "1", "--shift", "-1", "--shift", "0"], []),
+    "top-k": (["--top-k", "7"], []),
+}
+"""Options of `predict`, and options that must make something else."""
+
+
+@pytest.mark.parametrize("name", WAYS_TO_MERGE)
+def test_streaming_is_storing_and_ranking(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object], name: str
+) -> None:
+    options, others = WAYS_TO_MERGE[name]
+    base_models = [finished_run.out / "pretrain" / base / "model" for base in ("dbof", "nextvlad")]
+    named = [model for model, base in zip(base_models, ("dbof", "nextvlad"), strict=True) if base in str(options)]
+    both = ["--accelerator", "cpu", *places]
+    streamed, stored, merged_later = (tmp_path / f"{kind}.csv" for kind in ("streamed", "stored", "merged"))
+    succeeds("predict", *models, *named, *both, *options, "--out", streamed)
+    store = ["--store", tmp_path / "store"]
+    succeeds("predict", *models, *named, *both, *options, "--out", stored, *store)
+    assert streamed.read_bytes() == stored.read_bytes()
+    # What is stored has been shifted already.
+    succeeds("submit", tmp_path / "store", *places, *([] if name == "shifts" else options), "--out", merged_later)
+    assert streamed.read_bytes() == merged_later.read_bytes()
+    succeeds("predict", *models, *both, *others, "--out", tmp_path / "plain.csv")
+    assert streamed.read_bytes() != (tmp_path / "plain.csv").read_bytes()
+
+
+def test_a_mean_of_ranks_is_made_of_what_is_stored(tmp_path: Path, models: list[object], places: list[object]) -> None:
+    rank = ["--set", "method=rank"]
+    store = ["--store", tmp_path / "store", "--accelerator", "cpu"]
+    succeeds("predict", *models, *places, *rank, "--out", tmp_path / "at-once.csv", *store)
+    shown = succeeds("submit", tmp_path / "store", *places, *rank, "--out", tmp_path / "later.csv")
+    assert "the rank mean of 2 models (aware, bare)" in shown.out
+    assert (tmp_path / "at-once.csv").read_bytes() == (tmp_path / "later.csv").read_bytes()
+    succeeds("submit", tmp_path / "store", *places, "--out", tmp_path / "plain.csv")
+    assert (tmp_path / "plain.csv").read_bytes() != (tmp_path / "later.csv").read_bytes()
+
+
+def test_classifiers_of_videos_may_be_stored_alone(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
+) -> None:
+    """To weigh in later, beside segment models stored before."""
+    dbof = finished_run.out / "pretrain/dbof/model"
+    prior = ["--set", "video_prior.models=[dbof]"]
+    succeeds("predict", dbof, *places, "--store", tmp_path / "video", "--accelerator", "cpu")
+    succeeds("predict", *models, *places, "--store", tmp_path / "segment", "--accelerator", "cpu")
+    stores = [tmp_path / "video", tmp_path / "segment"]
+    shown = succeeds("submit", *stores, *places, *prior, "--out", tmp_path / "apart.csv")
+    assert "of 2 models (aware, bare)" in shown.out
+    succeeds("predict", *models, dbof, *places, *prior, "--out", tmp_path / "together.csv", "--accelerator", "cpu")
+    assert (tmp_path / "apart.csv").read_bytes() == (tmp_path / "together.csv").read_bytes()
+
+
+def test_the_order_of_models_and_stores_changes_nothing(
+    tmp_path: Path, models: list[object], places: list[object]
+) -> None:
+    for name, order in (("a", models), ("b", models[::-1])):
+        succeeds("predict", *order, *places, "--out", tmp_path / f"{name}.csv", "--accelerator", "cpu")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- stopped predictions
+
+
+def noting(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
+    """Predict in batches of 16 and note where those begin that are predicted; get a SIGTERM after so many."""
+    starts: list[int] = []
+
+    def noted(*arguments: Any) -> Iterator[Predictions]:
+        for predictions in predict(*arguments):
+            starts.append(predictions.start)
+            if len(starts) == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield predictions
+
+    monkeypatch.setattr("yt8m.ranking.predict.SEGMENTS_PER_BATCH", 16)
+    monkeypatch.setattr("yt8m.ranking.one_pass.predict", noted)
+    return starts
+
+
+@pytest.mark.parametrize("kind", ["--out", "--table", "--store"])
+def test_a_prediction_that_gets_a_signal_goes_on_with_the_same_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    models: list[object],
+    places: list[object],
+    kind: str,
+) -> None:
+    def contents(path: Path) -> dict[str, bytes]:
+        files = [path] if path.is_file() else sorted(path.iterdir())
+        return {file.name: file.read_bytes() for file in files}
+
+    made = {name: tmp_path / name / "made" for name in ("alone", "stopped")}
+    make_index = StoreIndex.of
+
+    def in_small_blocks(*arguments: Any) -> StoreIndex:
+        return make_index(*arguments).model_copy(update={"segments_per_block": 16})
+
+    monkeypatch.setattr(StoreIndex, "of", in_small_blocks)
+    whole = noting(monkeypatch)
+    options = [*places, "--accelerator", "cpu", kind]
+    succeeds("predict", *models, *options, made["alone"])
+    before = noting(monkeypatch, stop_after=3)
+    sentence = refused(75, "predict", *models, *options, made["stopped"])
+    assert "stopped as asked; the same command goes on with" in sentence
+    assert str(made["stopped"]) in sentence
+    assert not made["stopped"].exists()
+    after = noting(monkeypatch)
+    succeeds("predict", *models, *options, made["stopped"])
+    assert len(before) == 3 < len(whole)
+    assert before + after == whole
+    assert contents(made["stopped"]) == contents(made["alone"])
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["made"]
+
+
+def test_other_settings_do_not_go_on_with_what_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[object], places: list[object]
+) -> None:
+    options = [*places, "--accelerator", "cpu", "--out", tmp_path / "s.csv"]
+    noting(monkeypatch, stop_after=3)
+    refused(75, "predict", *models, *options)
+    starts = noting(monkeypatch)
+    other = ["--weight", "aware=3"]
+    succeeds("predict", *models, *options, *other)
+    assert starts[0] == 0
+    succeeds("predict", *models, *places, *other, "--accelerator", "cpu", "--out", tmp_path / "alone.csv")
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert not (tmp_path / "s.csv.unfinished").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[object], places: list[object]
+) -> None:
+    """Hours of work are ranked by then, and only the file is missing."""
+    options = [*places, "--accelerator", "cpu", "--out", tmp_path / "s.csv"]
+
+    def full(*_: object) -> None:
+        raise Yt8mError("no space left on the disk.")
+
+    monkeypatch.setattr("yt8m.predictions.write_submission", full)
+    refused(1, "predict", *models, *options)
+    monkeypatch.undo()
+    starts = noting(monkeypatch)
+    succeeds("predict", *models, *options)
+    assert starts == []
+
+
+# ------------------------------------------------------------------------------------------------------ two processes
+
+IN_SMALL_BATCHES = """
+import yt8m.ranking.predict
+from yt8m.cli import main
+
+yt8m.ranking.predict.SEGMENTS_PER_BATCH = 16
+main()
+"""
+
+
+def torchrun(script: Path, *arguments: object) -> Outcome:
+    """Run the command as two processes, each of which has something to do."""
+    script.write_text(IN_SMALL_BATCHES)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    }
+    environment |= {"PYTHONPATH": str(Path(yt8m.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [sys.executable, *launcher, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=environment,
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_the_submission_of_one(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
+) -> None:
+    made = [*places, "--accelerator", "cpu"]
+    ended = torchrun(tmp_path / "small.py", "predict", *models, *made, "--out", tmp_path / "s.csv")
+    assert ended.status == 0, ended.err
+    assert ended.out == f"{tmp_path / 's.csv'}: the submission of aware, bare\n"
+    expected = (finished_run.out / "submission.csv").read_bytes()
+    assert (tmp_path / "s.csv").read_bytes() == expected
+    assert not (tmp_path / "s.csv.unfinished").exists()
+    ended = torchrun(tmp_path / "small.py", "predict", *models, *made, "--store", tmp_path / "store")
+    assert ended.status == 0, ended.err
+    succeeds("submit", tmp_path / "store", *places, "--out", tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [False, True])
+def test_two_processes_of_a_run_predict_the_submission_of_one(
+    tmp_path: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, store: bool
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished_run.out, out)
+    shutil.rmtree(out / "predict")
+    (out / "submission.csv").unlink()
+    arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", out, "--only", "predict"]
+    ended = torchrun(tmp_path / "small.py", *arguments, "--set", f"ensemble.store={str(store).lower()}")
+    assert ended.status == 0, ended.err
+    for name in ("submission.csv", "predict/scores.csv"):
+        assert (out / name).read_bytes() == (finished_run.out / name).read_bytes()
+    assert (out / "predict/store").is_dir() == store
 
 
 def test_models_predicted_apart_merge_to_the_same(

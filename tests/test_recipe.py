@@ -187,6 +187,23 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("ensemble",), {"models": ["bare"], "weights": {"aware": 1}}, "ensemble.weights: The ensemble gives a weight to 'aware', which is not one of its models"),
         (("ensemble",), {"weights": {"bare": 0, "aware": 0}}, "ensemble.weights: The ensemble's weights must have a sum above 0"),
         (("ensemble",), {"weights": {"bare": -1}}, "'ensemble.weights.bare': expected greater than or equal to 0, found -1"),
+        (("ensemble",), {"video_prior": {"models": ["dobf"]}}, "ensemble: there is no base model 'dobf' (did you mean 'dbof'?)"),
+        (("ensemble",), {"video_prior": {"models": ["bare"]}}, "ensemble: there is no base model 'bare' (known: dbof, nextvlad)"),
+        (("ensemble",), {"video_prior": {"models": []}}, "'ensemble.video_prior.models'"),
+        (("ensemble",), {"video_prior": {"models": ["dbof"], "exponent": 1}}, "unknown key 'ensemble.video_prior.exponent'"),
+        (("ensemble",), {"video_prior": {"models": ["dbof"], "segment_exponent": 0}}, "'ensemble.video_prior.segment_exponent': expected greater than 0, found 0"),
+        (("ensemble",), {"candidates": {"models": ["nextvald"], "min_video_probability": 0.1}}, "ensemble: there is no base model 'nextvald' (did you mean 'nextvlad'?)"),
+        (("ensemble",), {"candidates": {"models": ["dbof"]}}, "'ensemble.candidates.min_video_probability' is missing"),
+        (("ensemble",), {"candidates": {"models": ["dbof"], "min_video_probability": 0}}, "'ensemble.candidates.min_video_probability': expected greater than 0, found 0"),
+        (("ensemble",), {"method": "median"}, "'ensemble.method': expected 'arithmetic', 'geometric' or 'rank', found 'median'"),
+        (("ensemble",), {"find_weights": True, "weights": {"bare": 2}}, "'ensemble': find_weights: there are weights already; leave one of the two out"),
+        (("ensemble",), {"find_weights": True, "method": "rank"}, "'ensemble': find_weights: ranks have no likelihood to find weights by; use another method"),
+        (("ensemble",), {"shifts": [0, 6]}, "'ensemble.shifts.1': expected less than or equal to 5, found 6"),
+        (("ensemble",), {"shifts": [-6]}, "'ensemble.shifts.0': expected greater than or equal to -5, found -6"),
+        (("ensemble",), {"shifts": [0.5]}, "'ensemble.shifts.0': expected a valid integer, found 0.5"),
+        (("ensemble",), {"shifts": [0, 1, 0]}, "'ensemble': shifts: a shift is named more than once"),
+        (("ensemble",), {"shifts": []}, "'ensemble.shifts'"),
+        (("ensemble",), {"shifts": 1}, "'ensemble.shifts'"),
         (("folds",), 1, "'folds': expected greater than or equal to 2, found 1"),
         (("folds",), 8.5, "'folds': expected a valid integer, found 8.5"),
         (("top_k",), 100_001, "'top_k': expected less than or equal to 100000, found 100001"),
@@ -218,6 +235,46 @@ def test_impossible_recipes(tmp_path: Path, place: tuple[str, ...], value: objec
     assert expected in sentence
     assert sentence.endswith(".")
     assert not sentence.endswith("..")
+
+
+@pytest.mark.parametrize("part", ["video_prior", "candidates"])
+def test_a_classifier_of_videos_needs_a_name_of_its_own(tmp_path: Path, part: str) -> None:
+    """Where it has a say; two models of one name that never meet are no harm."""
+    content = values()
+    content["segment_models"]["dbof"] = content["segment_models"].pop("bare")
+    read_recipe(written(tmp_path / "apart.yaml", content))
+    content["ensemble"] = {
+        part: {"models": ["dbof"]} | ({"min_video_probability": 0.1} if part == "candidates" else {})
+    }
+    sentence = refusal(written(tmp_path / "wrong.yaml", content))
+    assert "ensemble: 'dbof' is a base model and a segment model; give one of them another name." in sentence
+
+
+def test_ways_to_merge_are_off_unless_asked_for(tiny_recipe: Path) -> None:
+    ensemble = read_recipe(tiny_recipe).ensemble
+    assert (ensemble.method, ensemble.weights, ensemble.find_weights, ensemble.shifts) == ("arithmetic", {}, False, [0])
+    assert (ensemble.video_prior, ensemble.candidates, ensemble.store, ensemble.video_models) == (None, None, False, [])
+    overrides = [
+        "ensemble.method=geometric",
+        "ensemble.find_weights=true",
+        "ensemble.video_prior.models=[nextvlad]",
+        "ensemble.video_prior.video_exponent=0.5",
+        "ensemble.candidates={models: [dbof], min_video_probability: 1e-3}",
+        "ensemble.shifts=[-1, 0, 1]",
+        "ensemble.store=true",
+    ]
+    ensemble = read_recipe(tiny_recipe, overrides).ensemble
+    assert ensemble.video_prior is not None
+    assert ensemble.candidates is not None
+    assert (ensemble.video_prior.video_exponent, ensemble.video_prior.segment_exponent) == (0.5, 0.8)
+    assert ensemble.candidates.min_video_probability == 0.001
+    assert ensemble.video_models == ["dbof", "nextvlad"]
+    assert (ensemble.method, ensemble.find_weights, ensemble.shifts, ensemble.store) == (
+        "geometric",
+        True,
+        [-1, 0, 1],
+        True,
+    )
 
 
 @pytest.mark.parametrize("missing", ["base_models", "segment_models"])

@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -26,6 +28,8 @@ from tests.conftest import FinishedRun
 from yt8m.comparison import predict_and_score
 from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.models.saved import load_model, read_description
+from yt8m.ranking.predict import Predictions, predict
+from yt8m.ranking.store import StoreIndex
 from yt8m.ranking.submission import read_submission
 from yt8m.run import StageRecord, fingerprint, read_stage
 from yt8m.training.loop import _Training
@@ -68,6 +72,19 @@ def test_submission_lists_every_evaluated_segment_of_every_class(
     assert len(expected) > 100
     assert all(set(segments) == expected for segments in found.values())
     assert len({tuple(segments) for segments in found.values()}) == len(found)
+
+
+def test_the_table_lists_what_the_submission_does(finished_run: FinishedRun, tiny_vocabulary: Vocabulary) -> None:
+    listed: dict[int, list[bytes]] = {}
+    names = dict(zip(tiny_vocabulary.label_ids.tolist(), tiny_vocabulary.names, strict=True))
+    before = (-1, 0.0)
+    for row in pq.read_table(finished_run.out / "segments.parquet").to_pylist():
+        listed.setdefault(row["class"], []).append(f"{row['video']}:{row['start']}".encode())
+        assert row["name"] == names[row["class"]]
+        assert 0 < row["probability"] < 1
+        assert before[0] != row["class"] or row["probability"] <= before[1]
+        before = (row["class"], row["probability"])
+    assert listed == dict(read_submission(finished_run.out / "submission.csv"))
 
 
 def test_stages_say_what_came_of_them(finished_run: FinishedRun) -> None:
@@ -161,9 +178,10 @@ def test_a_setting_retrains_only_what_depends_on_it(
     for stage in STAGES[:-1]:
         same = (copy / stage / weights).read_bytes() == (finished_run.out / stage / weights).read_bytes()
         assert same == (stage not in kept)
-    former = copy / "predict.before-1" / "submission.csv"
-    assert former.read_bytes() == (finished_run.out / "submission.csv").read_bytes()
-    assert (copy / "submission.csv").read_bytes() != former.read_bytes()
+    for name in ("segments.parquet", "submission.csv"):
+        former = copy / "predict.before-1" / name
+        assert former.read_bytes() == (finished_run.out / name).read_bytes()
+        assert (copy / name).read_bytes() != former.read_bytes()
     assert scores(copy)[1] == scores(finished_run.out)[1]
     assert scores(copy)[2] != scores(finished_run.out)[2]
 
@@ -210,7 +228,7 @@ def test_a_stage_file_of_something_else_is_no_record(tmp_path: Path) -> None:
     assert read_stage(tmp_path) == StageRecord("abc", "finished", 0.0, {})
 
 
-@pytest.mark.parametrize("lost", ["submission.csv", "predict/scores.csv"])
+@pytest.mark.parametrize("lost", ["submission.csv", "segments.parquet", "predict/scores.csv"])
 def test_a_lost_result_is_made_again(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, lost: str
 ) -> None:
@@ -237,6 +255,120 @@ def test_ensemble_without_comparison(
     assert {len(segments) for segments in found.values()} == {7}
     # The score of the first seven is not that of the whole list.
     assert scores(copy)[0]["dense_map"] != scores(finished_run.out)[1]["dense_map"]
+
+
+WAYS_TO_MERGE: dict[str, tuple[list[str], list[object]]] = {
+    "geometric": (["method=geometric", "weights.bare=2"], ["--set", "method=geometric", "--weight", "bare=2"]),
+    "rank": (["method=rank"], ["--set", "method=rank", "--store", "store"]),
+    "prior": (["video_prior.models=[dbof]"], ["--set", "video_prior.models=[dbof]"]),
+    "candidates": (
+        ["candidates={models: [nextvlad], min_video_probability: 0.0051}"],
+        ["--set", "candidates={models: [nextvlad], min_video_probability: 0.0051}"],
+    ),
+    "shifts": (["shifts=[-1,0,1]"], ["--shift", "-1", "--shift", "0", "--shift", "1"]),
+    "store": (["store=true", "weights.aware=0.5"], ["--weight", "aware=0.5"]),
+    "all": (
+        [
+            "method=geometric",
+            "video_prior={models: [nextvlad, dbof], video_exponent: 0.4}",
+            "candidates={models: [dbof], min_video_probability: 0.004}",
+            "shifts=[0,1]",
+            "store=true",
+        ],
+        [
+            *("--set", "method=geometric"),
+            *("--set", "video_prior={models: [nextvlad, dbof], video_exponent: 0.4}"),
+            *("--set", "candidates={models: [dbof], min_video_probability: 0.004}"),
+            *("--shift", "1", "--shift", "0"),
+        ],
+    ),
+}
+"""Settings of a recipe's ensemble, and the options of `predict` that say the same."""
+
+
+@pytest.mark.parametrize("name", WAYS_TO_MERGE)
+def test_every_way_to_merge_makes_the_submission_that_predict_makes(
+    copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, name: str
+) -> None:
+    settings, options = WAYS_TO_MERGE[name]
+    changes = [part for setting in settings for part in ("--set", f"ensemble.{setting}")]
+    arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", copy, *changes]
+    done = succeeds(*arguments)
+    assert skipped(done.err) == [stage.replace("/", " ") for stage in STAGES[:-1]]
+    assert (copy / "submission.csv").read_bytes() != (finished_run.out / "submission.csv").read_bytes()
+    uses_videos = name in ("prior", "candidates", "all")
+    more = ["segment models only"] if uses_videos else []
+    assert [row["ranking"] for row in scores(copy)] == [*RANKINGS[:-1], *more, "mixture"]
+    # Single models are ranked by what they say alone; only shifts change that.
+    assert (scores(copy)[:3] == scores(finished_run.out)[:3]) == (name not in ("shifts", "all"))
+    if name == "prior":
+        assert scores(copy)[-2]["map_at_k"] == scores(finished_run.out)[-1]["map_at_k"]
+    assert (copy / "predict/store").is_dir() == (name in ("store", "all"))
+    assert not list((copy / "predict").glob("*.part"))
+    assert not (copy / "predict/store.unfinished").exists()
+
+    folders = [copy / "finetune" / model / "model" for model in ("bare", "aware")]
+    folders += [copy / "pretrain" / base / "model" for base in ("dbof", "nextvlad") if base in str(settings)]
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--accelerator", "cpu"]
+    placed = [tmp_path / option if option == "store" else option for option in options]
+    succeeds("predict", *folders, *places, *placed, "--out", tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_bytes() == (copy / "submission.csv").read_bytes()
+
+    again = succeeds(*arguments)
+    assert len(skipped(again.err)) == len(STAGES)
+    assert again.out == done.out
+
+
+def test_a_store_that_is_kept_can_be_merged_anew(
+    copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    keep = ["--set", "ensemble.store=true"]
+    succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", copy, *keep)
+    for name in ("submission.csv", "segments.parquet", "predict/scores.csv", "predict/class_scores.csv"):
+        assert (copy / name).read_bytes() == (finished_run.out / name).read_bytes(), name
+    places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
+    succeeds("submit", copy / "predict/store", *places, "--out", tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_bytes() == (copy / "submission.csv").read_bytes()
+    shutil.rmtree(copy / "predict/store")
+    again = succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", copy, *keep)
+    assert skipped(again.err) == [stage.replace("/", " ") for stage in STAGES[:-1]]
+    assert (copy / "predict/store").is_dir()
+
+
+def test_weights_are_found_where_models_of_two_kinds_held_out_a_fold(
+    copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
+) -> None:
+    find = ["--set", "ensemble.find_weights=true"]
+    arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", copy, *find]
+    apart = succeeds(*arguments)
+    assert "predict: no fold was held out by models of two kinds, so all weights stay 1\n" in apart.err
+    assert (copy / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+
+    together = succeeds(*arguments, "--set", "segment_models.aware.fold=0")
+    line = next(line for line in together.err.splitlines() if "weights found" in line)
+    match = re.fullmatch(
+        r"predict: weights found on (\d+) held-out ratings: aware (\S+), bare (\S+) "
+        r"\(cross-entropy (\S+), with equal weights (\S+)\)",
+        line,
+    )
+    assert match
+    catalog = Catalog.load(tiny_dataset / "segment/train")
+    # Four folds by shard, a video a shard.
+    held_out = [row for row in range(len(catalog)) if row % 4 == 0]
+    of_fold = sum(len(catalog.ratings_of(row).label_ids) for row in held_out)
+    assert int(match[1]) == of_fold
+    aware, bare = float(match[2]), float(match[3])
+    assert aware + bare == pytest.approx(2, abs=1e-3)
+    assert float(match[4]) <= float(match[5])
+    record = read_stage(copy / "predict")
+    assert record is not None
+    assert record.metrics["weight of aware"] == aware
+    assert record.metrics["weight of bare"] == bare
+
+    given = ["--set", f"ensemble.weights={{aware: {aware}, bare: {bare}}}", "--set", "segment_models.aware.fold=0"]
+    found = (copy / "submission.csv").read_bytes()
+    succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", copy, *given)
+    assert (copy / "submission.csv").read_bytes() == found
 
 
 def test_without_truth_there_is_a_submission_and_no_score(
@@ -477,6 +609,48 @@ def test_prediction_that_was_stopped_is_made_again(
     assert len(skipped(succeeds(*command).err)) == len(STAGES) - 1
     for name in ("submission.csv", "predict/scores.csv"):
         assert (copy / name).read_bytes() == (finished_run.out / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_prediction_that_gets_a_signal_goes_on_where_it_was(
+    copy: Path,
+    finished_run: FinishedRun,
+    tiny_dataset: Path,
+    tiny_recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: bool,
+) -> None:
+    shutil.rmtree(copy / "predict")
+    (copy / "submission.csv").unlink()
+    make_index = StoreIndex.of
+
+    def in_small_blocks(*arguments: Any) -> StoreIndex:
+        return make_index(*arguments).model_copy(update={"segments_per_block": 16})
+
+    monkeypatch.setattr(StoreIndex, "of", in_small_blocks)
+    monkeypatch.setattr("yt8m.ranking.predict.SEGMENTS_PER_BATCH", 16)
+    starts: list[int] = []
+
+    def noted(*arguments: Any) -> Iterator[Predictions]:
+        for predictions in predict(*arguments):
+            starts.append(predictions.start)
+            if len(starts) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield predictions
+
+    monkeypatch.setattr("yt8m.ranking.one_pass.predict", noted)
+    command = ["run", tiny_recipe, "--data", tiny_dataset, "--out", copy, "--only", "predict"]
+    command += ["--set", f"ensemble.store={str(store).lower()}"]
+    assert "stopped as asked; the same command goes on" in refused(75, *command)
+    assert not (copy / "submission.csv").exists()
+    record = read_stage(copy / "predict")
+    assert record is not None
+    assert record.status == "started"
+    assert "predict: goes on where it was stopped" in succeeds(*command).err
+    assert starts == list(range(0, starts[-1] + 16, 16))
+    for name in ("submission.csv", "segments.parquet", "predict/scores.csv"):
+        assert (copy / name).read_bytes() == (finished_run.out / name).read_bytes(), name
+    assert not list((copy / "predict").glob("*.part"))
 
 
 KILLED_AFTER_A_CHECKPOINT = """

@@ -16,7 +16,7 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.sampling import fractions, random_keys
 from yt8m.display import tracked
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.one_pass import Merge, Pass, rank_streaming, store_predictions
+from yt8m.ranking.one_pass import Merge, Pass, forget_ranking, rank_streaming, store_predictions
 from yt8m.ranking.predict import batches_of, predict
 from yt8m.ranking.store import StoreIndex, rank_stored
 from yt8m.ranking.submission import ranked_segments, write_submission
@@ -193,6 +193,7 @@ def predict_and_score(
         _write_timeline(outputs.folder / "timeline.png", work, shown, merger, truths, vocabulary)
     if not outputs.keep_store and outputs.store.is_dir():
         shutil.rmtree(outputs.store)
+    forget_ranking(outputs.folder)
     if truths.ratings is None and truths.positives is None:
         write_scores(outputs.folder / SCORES_FILE, [])
         return Comparison([], len(segments))

@@ -45,7 +45,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as error:
-        raise _sentence(error, path) from error
+        raise writing_error(error, path) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -74,24 +74,38 @@ def clear_leftovers(path: Path) -> None:
 
 def replace_folder(new: Path, path: Path) -> None:
     """Rename a folder into place, beside which it is; what stood there goes only once the new one has its name."""
+    old = new.with_name(new.name + ".old")
     if not path.exists():
         new.replace(path)
+        # What a kill between the two renamings below left.
+        _remove(old)
         return
-    old = new.with_name(new.name + ".old")
+    _remove(old)
     path.replace(old)
     new.replace(path)
-    if old.is_dir():
-        shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        old.unlink()
+        path.unlink(missing_ok=True)
 
 
-def _sentence(error: OSError, path: Path) -> Exception:
-    """Say an operating-system error on writing as a sentence; errors of other kinds pass unchanged."""
+def writing_error(
+    error: OSError, path: Path, remains: str = "nothing was written under that name. Free some space and run again"
+) -> Exception:
+    """Say an operating-system error on writing as a sentence; errors of other kinds pass unchanged.
+
+    Args:
+        error: The error.
+        path: What was being written.
+        remains: What there is after a full disk, and what to do.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Yt8mError(
-            f"{path}: no space left on the disk; nothing was written under that name. Free some space and run again."
-        )
+        return Yt8mError(f"{path}: no space left on the disk; {remains}.")
     if error.errno in _CANNOT_WRITE:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error

@@ -14,9 +14,10 @@ from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.display import tracked
 from yt8m.errors import UsageError
+from yt8m.files import writing_error
 from yt8m.models.folded import load_folded
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.one_pass import Pass, Processes, rank_streaming, store_predictions
+from yt8m.ranking.one_pass import Pass, Processes, forget_ranking, rank_streaming, store_predictions
 from yt8m.ranking.predict import segments_of
 from yt8m.ranking.store import Store, StoreIndex, rank_stored
 from yt8m.ranking.submission import write_submission
@@ -95,7 +96,7 @@ def predict_folders(
     def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
         return tracked(batches, "predict", count) if fabric.is_global_zero else batches
 
-    ranking = None
+    ranking = folder = None
     with StopRequest(fabric) as stop:
         work = Pass(reader, segments, models, shifts, processes_of(fabric, stop), shown)
         if wanted.store is not None:
@@ -103,9 +104,13 @@ def predict_folders(
             if store is not None and merger is not None:
                 stores = dict.fromkeys(models, store)
                 ranking = rank_stored(stores, merger, segments, wanted.top_k, lambda classes: tracked(classes, "rank"))
-        elif merger is not None:
-            output = wanted.submission or wanted.table
+        elif merger is not None and (output := wanted.submission or wanted.table) is not None:
             folder = Path(f"{output}.unfinished")
+            try:
+                # What cannot be written is said before anything is predicted.
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise writing_error(error, output) from error
             rankers = rank_streaming(
                 work,
                 [lambda batch: merger(batch.codes)],
@@ -115,10 +120,10 @@ def predict_folders(
                 _mark(index, settings, wanted),
             )
             ranking = None if rankers is None else rankers[0].result()
-            if fabric.is_global_zero and folder.is_dir():
-                folder.rmdir()
     if ranking is not None:
         _write(ranking, wanted, classes)
+        if folder is not None:
+            forget_ranking(folder)
     fabric.barrier()
     return list(models)
 

@@ -1,63 +1,375 @@
-"""Means of models: close to exact arithmetic, within bounds, and the same bits however they are batched."""
+"""Merges of models: against plain formulas in double precision, and better than without where they must help."""
 
 from __future__ import annotations
 
-from fractions import Fraction
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from yt8m.errors import UsageError
-from yt8m.ranking.ensemble import EnsembleSettings, model_weights, weighted_mean
+from yt8m.ranking.codes import NUM_CODES, encode, probabilities_of_codes
+from yt8m.ranking.ensemble import Candidates, EnsembleSettings, Merger, VideoPrior, model_weights, rank_scores
+from yt8m.scoring.map_at_k import average_precision
 from yt8m.settings import validated
 
+Codes = dict[str, NDArray[np.uint16]]
 
-def test_a_mean_worked_by_hand():
-    first, second = np.array([[0.0, 1.0]], np.float32), np.array([[0.5, 0.25]], np.float32)
-    assert weighted_mean([first, second], [1, 1]).tolist() == [[0.25, 0.625]]
-    assert weighted_mean([first, second], [1, 3]).tolist() == [[0.375, 0.4375]]
-    assert weighted_mean([first, second], [0, 2]).tolist() == second.tolist()
+SINGLE = 2.0**-23
 
 
-def test_close_to_exact_fractions_and_independent_of_batches():
-    generator = np.random.default_rng(0)
-    models = [generator.random((50, 4), np.float32) for _ in range(12)]
-    weights = generator.random(12).astype(np.float32)
-    merged = weighted_mean(models, weights)
-    for place in np.ndindex(50, 4):
-        total = sum(Fraction(float(w)) * Fraction(float(m[place])) for w, m in zip(weights, models, strict=True))
-        exact = float(total / sum(Fraction(float(w)) for w in weights))
-        assert abs(merged[place] - exact) < 13 * 2**-24
-    parts = [weighted_mean([m[start : start + 7] for m in models], weights) for start in range(0, 50, 7)]
-    assert np.concatenate(parts).tobytes() == merged.tobytes()
-    assert merged.dtype == np.float32
+def random_codes(names: str, shape: tuple[int, ...] = (60, 4), seed: int = 0) -> Codes:
+    """Codes of models named by one letter each, from both ends of the grid and all between."""
+    generator = np.random.default_rng(seed)
+    return {name: generator.integers(1, NUM_CODES, shape, np.uint16) for name in names}
 
 
-def test_a_mean_of_ones_is_one_whatever_the_weights():
+def exact(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Probabilities of codes in double precision, written anew: logits from -24 to 16 in even steps from code 1 on."""
+    probabilities: NDArray[np.float64] = 1 / (1 + np.exp(24 - 40 * (codes.astype(np.float64) - 1) / 65534))
+    return probabilities
+
+
+def merged(codes: Mapping[str, NDArray[np.uint16]], names: str = "", **settings: Any) -> NDArray[np.float32]:
+    merger = Merger(EnsembleSettings(**settings), names or list(codes))
+    found = merger(codes)
+    assert found.dtype == np.float32
+    assert found.shape == next(iter(codes.values())).shape
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- means
+
+
+def test_a_mean_worked_by_hand() -> None:
+    half, low = np.array([39322], np.uint16), np.array([1], np.uint16)
+    # The logit of code 39322 is -24 + 40 * 39321 / 65534 = 0.00037.
+    assert merged({"a": half, "b": low})[0] == pytest.approx(0.25, abs=1e-4)
+    assert merged({"a": half, "b": low}, weights={"a": 3.0})[0] == pytest.approx(0.375, abs=1e-4)
+    # The root of a half is 0.70711, that of e to the -24th e to the -12th.
+    assert merged({"a": half, "b": low}, method="geometric")[0] == pytest.approx(0.70711 * np.exp(-12), rel=1e-3)
+    assert merged({"a": half, "b": low}, method="geometric", weights={"b": 0.0})[0] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abcdefghijkl"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_arithmetic_mean(names: str, weighted: bool) -> None:
+    codes = random_codes(names)
+    weights = dict(zip(names, np.random.default_rng(1).random(len(names)), strict=True)) if weighted else {}
+    shares = np.array([weights.get(name, 1.0) for name in names])
+    expected = np.tensordot(shares, np.stack([exact(codes[name]) for name in names]), 1) / shares.sum()
+    np.testing.assert_allclose(merged(codes, weights=weights), expected, rtol=(len(names) + 3) * SINGLE, atol=0)
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abcdefghijkl"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_geometric_mean(names: str, weighted: bool) -> None:
+    codes = random_codes(names)
+    weights = dict(zip(names, np.random.default_rng(2).random(len(names)), strict=True)) if weighted else {}
+    shares = np.array([weights.get(name, 1.0) for name in names])
+    logarithms = np.tensordot(shares, np.log(np.stack([exact(codes[name]) for name in names])), 1) / shares.sum()
+    # A logarithm of -24 is known to 24 times as much.
+    tolerance = 24 * (len(names) + 4) * SINGLE
+    np.testing.assert_allclose(
+        merged(codes, method="geometric", weights=weights), np.exp(logarithms), rtol=tolerance, atol=0
+    )
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
+def test_the_order_of_models_changes_no_bit(method: str) -> None:
+    codes = random_codes("abcd", (500,))
+    weights = {"a": 0.1, "b": 0.7, "d": 3.0}
+    expected = merged(codes, method=method, weights=weights)
+    for order in itertools.permutations("abcd"):
+        shuffled = {name: codes[name] for name in order}
+        found = merged(shuffled, "".join(order), method=method, weights=dict(reversed(weights.items())))
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric"])
+def test_batches_change_no_bit(method: str) -> None:
+    codes = random_codes("abc", (203, 5))
+    prior = VideoPrior(models=["c"])
+    settings = EnsembleSettings(method=method, weights={"b": 0.3}, video_prior=prior)
+    merger = Merger(settings, "ab")
+    whole = merger(codes)
+    for size in (1, 7, 64):
+        rows = [
+            merger({name: part[start : start + size] for name, part in codes.items()}) for start in range(0, 203, size)
+        ]
+        assert np.concatenate(rows).tobytes() == whole.tobytes()
+    columns = [merger({name: part[:, column] for name, part in codes.items()}) for column in range(5)]
+    assert np.stack(columns, axis=1).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric"])
+def test_models_that_agree_are_taken_at_their_word(method: str) -> None:
     generator = np.random.default_rng(1)
-    for num_models in (2, 3, 7, 12, 49):
-        weights = generator.random(num_models) ** 5 * 10
-        assert weighted_mean([np.ones(3, np.float32)] * num_models, weights).tolist() == [1.0, 1.0, 1.0]
-        near_one = np.full(3, np.nextafter(np.float32(1), np.float32(0)))
-        assert weighted_mean([near_one] * num_models, weights).max() <= 1
+    agreed = np.arange(1, NUM_CODES, dtype=np.uint16)
+    table = probabilities_of_codes()[1:]
+    for count in (1, 2, 3, 7, 12, 49):
+        names = [f"model{number:02d}" for number in range(count)]
+        weights = dict(zip(names, (generator.random(count) ** 5 * 10 + 1e-6).tolist(), strict=True))
+        for given in ({}, weights):
+            found = Merger(EnsembleSettings(method=method, weights=given), names)(dict.fromkeys(names, agreed))
+            assert found.min() > 0
+            assert found.max() <= 1
+            tolerance = (count + 2) * SINGLE * (24 if method == "geometric" else 1)
+            np.testing.assert_allclose(found, table, rtol=tolerance, atol=0)
 
 
-def test_arrays_and_weights_must_fit():
-    ones = np.ones((2, 2), np.float32)
-    with pytest.raises(ValueError, match="a weight a model"):
-        weighted_mean([ones, ones], [1])
-    with pytest.raises(ValueError, match="a weight a model"):
-        weighted_mean([], [])
-    with pytest.raises(ValueError, match="float32 arrays of one shape"):
-        weighted_mean([ones, ones[:1]], [1, 1])
-    with pytest.raises(ValueError, match="float32 arrays of one shape"):
-        weighted_mean([ones, ones.astype(np.float64)], [1, 1])
+def test_one_model_alone_is_its_table_to_the_last_bit() -> None:
+    codes = np.arange(1, NUM_CODES, dtype=np.uint16)
+    assert merged({"a": codes}).tobytes() == probabilities_of_codes()[1:].tobytes()
 
 
-def test_weights_come_by_name_and_default_to_one():
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
+def test_models_without_weight_are_not_looked_at(method: str) -> None:
+    codes = random_codes("ab", (80,))
+    expected = merged(codes, method=method)
+    codes["c"] = np.zeros(80, np.uint16)
+    settings = EnsembleSettings(method=method, weights={"c": 0.0})
+    merger = Merger(settings, "cab")
+    assert merger.models == ["a", "b"]
+    assert merger(codes).tobytes() == expected.tobytes()
+    del codes["c"]
+    assert merger(codes).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
+def test_what_any_model_does_not_say_nobody_says(method: str) -> None:
+    codes = random_codes("abv", (50,))
+    for name, place in (("a", 3), ("b", 40), ("v", 17)):
+        codes[name][place] = 0
+    settings = {"method": method, "video_prior": VideoPrior(models=["v"])}
+    assert np.flatnonzero(np.isnan(merged(codes, "ab", **settings))).tolist() == [3, 17, 40]
+    settings = {"method": method, "candidates": Candidates(models=["v"], min_video_probability=1.0)}
+    # Even where the video's classifier rules everything out.
+    found = merged(codes, "ab", **settings)
+    assert np.isnan(found[17])
+    assert (np.delete(found, [3, 17, 40]) == 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------- ranks
+
+
+def slow_rank_scores(codes: NDArray[np.uint16]) -> list[float]:
+    """1 - place / (S + 1), a tie's place the mean of the places it takes up."""
+    scores = []
+    for code in codes.tolist():
+        better = sum(other > code for other in codes.tolist())
+        alike = sum(other == code for other in codes.tolist())
+        places = range(better + 1, better + alike + 1)
+        scores.append(1 - sum(places) / len(places) / (len(codes) + 1))
+    return scores
+
+
+@pytest.mark.parametrize("levels", [1, 2, 9, NUM_CODES - 1])
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_ranks_against_a_slow_loop(levels: int, count: int) -> None:
+    generator = np.random.default_rng(count)
+    spread = {name: generator.integers(NUM_CODES - levels, NUM_CODES, count, np.uint16) for name in "ab"}
+    expected = {name: slow_rank_scores(codes) for name, codes in spread.items()}
+    np.testing.assert_allclose(rank_scores(spread["a"])[spread["a"]], expected["a"], rtol=SINGLE)
+    mean = (np.array(expected["a"]) + 3 * np.array(expected["b"])) / 4
+    found = merged(spread, method="rank", weights={"b": 3.0})
+    np.testing.assert_allclose(found, mean, rtol=4 * SINGLE)
+    assert ((found > 0) & (found < 1)).all()
+
+
+def test_ranks_depend_on_all_segments_of_a_class() -> None:
+    merger = Merger(EnsembleSettings(method="rank"), "ab")
+    assert merger.needs_whole_classes
+    assert not Merger(EnsembleSettings(method="geometric"), "ab").needs_whole_classes
+    codes = random_codes("ab", (60,))
+    whole = merger(codes)
+    parts = [merger({name: part[half] for name, part in codes.items()}) for half in (slice(0, 30), slice(30, 60))]
+    assert not np.allclose(np.concatenate(parts), whole)
+
+
+# ------------------------------------------------------------------------------------------------ classifiers of videos
+
+
+@pytest.mark.parametrize("method", ["arithmetic", "geometric"])
+@pytest.mark.parametrize(("a", "b"), [(0.2, 0.8), (0.0, 1.0), (1.0, 0.5), (2.5, 3.0)])
+def test_the_video_prior(method: str, a: float, b: float) -> None:
+    codes = random_codes("stuv")
+    # The least that single precision tells from nothing is far below.
+    codes = {name: np.maximum(part, 40_000 if a + b > 4 else 1).astype(np.uint16) for name, part in codes.items()}
+    prior = VideoPrior(models=["v", "u"], video_exponent=a, segment_exponent=b)
+    segment = merged(codes, "st", method=method).astype(np.float64)
+    expected = ((exact(codes["u"]) + exact(codes["v"])) / 2) ** a * segment**b
+    np.testing.assert_allclose(merged(codes, "st", method=method, video_prior=prior), expected, rtol=1e-5, atol=0)
+
+
+def test_the_order_and_repeats_of_the_priors_models_change_nothing() -> None:
+    codes = random_codes("suvw")
+    expected = merged(codes, "s", video_prior=VideoPrior(models=["u", "v", "w"]))
+    for order in (["w", "v", "u"], ["v", "v", "u", "w", "v"]):
+        assert merged(codes, "s", video_prior=VideoPrior(models=order)).tobytes() == expected.tobytes()
+
+
+def test_candidates() -> None:
+    codes = random_codes("stuv", (3000,))
+    threshold = 0.3
+    of_video = (exact(codes["u"]) + exact(codes["v"])) / 2
+    assert (np.abs(of_video - threshold) > 1e-6).all()
+    ruled_out = of_video < threshold
+    assert 0.2 < ruled_out.mean() < 0.8
+    plain = merged(codes, "st")
+    found = merged(codes, "st", candidates=Candidates(models=["u", "v"], min_video_probability=threshold))
+    assert (found[ruled_out] == 0).all()
+    assert found[~ruled_out].tobytes() == plain[~ruled_out].tobytes()
+    both = merged(
+        codes,
+        "st",
+        video_prior=VideoPrior(models=["v"]),
+        candidates=Candidates(models=["u", "v"], min_video_probability=threshold),
+    )
+    prior = merged(codes, "st", video_prior=VideoPrior(models=["v"]))
+    assert both.tobytes() == np.where(ruled_out, np.float32(0), prior).tobytes()
+
+
+def test_a_probability_at_the_threshold_is_a_candidate() -> None:
+    codes = {"s": np.array([30_000], np.uint16), "v": np.array([31_000], np.uint16)}
+    at = float(probabilities_of_codes()[31_000])
+    above = float(np.nextafter(np.float32(at), np.float32(1)))
+    assert merged(codes, "s", candidates=Candidates(models=["v"], min_video_probability=at))[0] > 0
+    assert merged(codes, "s", candidates=Candidates(models=["v"], min_video_probability=above))[0] == 0
+
+
+def test_a_merge_names_the_models_it_looks_at() -> None:
+    settings = EnsembleSettings(
+        weights={"b": 0.0},
+        video_prior=VideoPrior(models=["w", "v"]),
+        candidates=Candidates(models=["v", "x"], min_video_probability=0.1),
+    )
+    assert settings.video_models == ["v", "w", "x"]
+    assert Merger(settings, "cab").models == ["a", "c", "v", "w", "x"]
+    assert EnsembleSettings().video_models == []
+
+
+# ------------------------------------------------------------------------------------------- data where each must help
+
+
+NUM_VIDEOS, PER_VIDEO, NUM_CLASSES = 120, 20, 8
+
+
+def codes_of(logits: NDArray[np.float64]) -> NDArray[np.uint16]:
+    codes: NDArray[np.uint16] = encode(torch.from_numpy(logits.astype(np.float32))).numpy()
+    return codes
+
+
+def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) -> NDArray[np.float64]:
+    """Average precision of each class, (S, C) -> (C,)."""
+    merger = Merger(EnsembleSettings(**settings), names)
+    found = []
+    for column in range(truth.shape[1]):
+        # A class at a time, as ranks need it.
+        probabilities = merger({name: part[:, column] for name, part in codes.items()})
+        hits = truth[np.argsort(-probabilities, kind="stable"), column]
+        found.append(average_precision(hits, int(hits.sum())))
+    return np.array(found)
+
+
+class World:
+    """Videos of which some show a class, and then in some of their segments; all (S, C)."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+        in_video = self.generator.random((NUM_VIDEOS, NUM_CLASSES)) < 0.2
+        self.in_video = np.repeat(in_video, PER_VIDEO, axis=0)
+        self.truth = self.in_video & (self.generator.random(self.in_video.shape) < 0.4)
+
+    def noise(self, scale: float, a_video: bool = False) -> NDArray[np.float64]:
+        """Normal noise for each segment, or for each video."""
+        if a_video:
+            return np.repeat(self.generator.normal(size=(NUM_VIDEOS, NUM_CLASSES)) * scale, PER_VIDEO, axis=0)
+        return self.generator.normal(size=self.truth.shape) * scale
+
+
+def must_help(
+    make: Callable[[World], Codes], names: str, without: dict[str, Any], option: dict[str, Any], margin: float
+) -> None:
+    """Better by the margin in the mean over classes, in each of five worlds."""
+    for seed in range(5):
+        world = World(seed)
+        codes = make(world)
+        before = scores(codes, world.truth, names, **without)
+        after = scores(codes, world.truth, names, **without, **option)
+        assert after.mean() > before.mean() + margin, (seed, before.mean(), after.mean())
+        assert before.mean() > 1.5 * world.truth.mean(), "what it is compared with is no straw man"
+
+
+def test_weights_help_where_a_model_is_noise() -> None:
+    def make(world: World) -> Codes:
+        logits = {"g": 3.0 * world.truth - 4 + world.noise(1), "n": -2 + world.noise(2)}
+        return {name: codes_of(values) for name, values in logits.items()}
+
+    must_help(make, "gn", {}, {"weights": {"n": 0.1}}, 0.1)
+    must_help(make, "gn", {"method": "geometric"}, {"weights": {"n": 0.1}}, 0.1)
+
+
+def test_a_geometric_mean_helps_where_a_model_is_wildly_overconfident() -> None:
+    def make(world: World) -> Codes:
+        logits = {name: 2.0 * world.truth - 4 + world.noise(1) for name in "abc"}
+        wild = world.generator.random(world.truth.shape) < 0.05
+        logits["c"] = np.where(wild, 9.0, logits["c"])
+        return {name: codes_of(values) for name, values in logits.items()}
+
+    must_help(make, "abc", {}, {"method": "geometric"}, 0.1)
+
+
+def test_a_mean_of_ranks_helps_where_a_model_has_another_scale() -> None:
+    def make(world: World) -> Codes:
+        # Equally good, but what the second says are numbers below a thousandth.
+        logits = {
+            "a": 2 * (world.truth + world.noise(0.6)),
+            "b": 2 * (world.truth + world.noise(0.6)) - 12,
+        }
+        return {name: codes_of(values) for name, values in logits.items()}
+
+    must_help(make, "ab", {}, {"method": "rank"}, 0.05)
+
+
+def test_the_video_prior_helps_where_the_classifier_of_videos_knows_more() -> None:
+    def make(world: World) -> Codes:
+        logits = {
+            "s": 2.0 * world.truth - 4 + world.noise(0.5) + world.noise(2, a_video=True),
+            "v": 5.0 * world.in_video - 4 + world.noise(1, a_video=True),
+        }
+        return {name: codes_of(values) for name, values in logits.items()}
+
+    prior = VideoPrior(models=["v"], video_exponent=1.0, segment_exponent=1.0)
+    must_help(make, "s", {}, {"video_prior": prior}, 0.1)
+    # The exponents of those who came third help as well.
+    must_help(make, "s", {}, {"video_prior": VideoPrior(models=["v"])}, 0.03)
+
+
+def test_candidates_help_where_segments_look_alike() -> None:
+    def make(world: World) -> Codes:
+        alike = ~world.in_video & np.repeat(world.generator.random((NUM_VIDEOS, NUM_CLASSES)) < 0.1, PER_VIDEO, axis=0)
+        logits = {
+            "s": np.where(alike, 6.0, 4.0 * world.truth - 4) + world.noise(1),
+            "v": 5.0 * world.in_video - 4 + world.noise(0.7, a_video=True),
+        }
+        return {name: codes_of(values) for name, values in logits.items()}
+
+    must_help(make, "s", {}, {"candidates": Candidates(models=["v"], min_video_probability=0.15)}, 0.2)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_weights_come_by_name_and_default_to_one() -> None:
     settings = validated(EnsembleSettings, {"weights": {"aware": 2, "agnostic": 0.5}}, "recipe")
     assert settings.method == "arithmetic"
+    assert (settings.video_prior, settings.candidates) == (None, None)
     assert model_weights(settings, ["other", "agnostic", "aware"]).tolist() == [1.0, 0.5, 2.0]
     assert model_weights(EnsembleSettings(), ["a", "b"]).tolist() == [1.0, 1.0]
 
@@ -71,21 +383,32 @@ def test_weights_come_by_name_and_default_to_one():
         ({"aware": 1e-60, "agnostic": 0.0}, "sum above 0"),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(weights, sentence):
+def test_weights_that_cannot_be_meant_are_refused(weights: dict[str, float], sentence: str) -> None:
+    settings = EnsembleSettings(weights=weights)
     with pytest.raises(UsageError, match=sentence):
-        model_weights(EnsembleSettings(weights=weights), ["aware", "agnostic"])
+        model_weights(settings, ["aware", "agnostic"])
+    with pytest.raises(UsageError, match=sentence):
+        Merger(settings, ["aware", "agnostic"])
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ({"metod": "arithmetic"}, "unknown key 'metod' .*'method'"),
-        ({"method": "harmonic"}, "'method': expected 'arithmetic', found 'harmonic'"),
+        ({"method": "harmonic"}, "'method': expected 'arithmetic', 'geometric' or 'rank', found 'harmonic'"),
         ({"weights": {"a": -1.0}}, r"weights\.a.*greater than or equal to 0"),
         ({"weights": {"a": float("nan")}}, r"weights\.a"),
         ({"weights": {"a": "2"}}, r"weights\.a.*valid number"),
+        ({"video_prior": {}}, r"'video_prior\.models' is missing"),
+        ({"video_prior": {"models": []}}, r"video_prior\.models.*at least 1 item"),
+        ({"video_prior": {"models": ["v"], "segment_exponent": 0}}, r"segment_exponent': expected greater than 0"),
+        ({"video_prior": {"models": ["v"], "video_exponent": -1}}, r"video_exponent': expected greater than or equal"),
+        ({"video_prior": {"models": ["v"], "video_exponent": float("inf")}}, "video_exponent"),
+        ({"candidates": {"models": ["v"]}}, r"'candidates\.min_video_probability' is missing"),
+        ({"candidates": {"models": ["v"], "min_video_probability": 0}}, "expected greater than 0"),
+        ({"candidates": {"models": ["v"], "min_video_probability": 1.5}}, "expected less than or equal to 1"),
     ],
 )
-def test_settings_are_strict(values, sentence):
+def test_settings_are_strict(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         validated(EnsembleSettings, values, str(Path("recipe.yaml")))

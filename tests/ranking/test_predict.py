@@ -194,7 +194,7 @@ def test_the_models_of_these_tests_tell_segments_apart(
         assert 0 < probabilities.min() < probabilities.max() < 1
 
 
-@pytest.mark.parametrize("segments_per_batch", [1, 12, 2048])
+@pytest.mark.parametrize("segments_per_batch", [7, 12, 2048])
 def test_one_pass_equals_a_slow_loop(
     reader: FrameReader, slow: dict[str, Probabilities], segments_per_batch: int
 ) -> None:

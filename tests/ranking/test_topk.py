@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from unittest import mock
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from yt8m.errors import Yt8mError
 from yt8m.ranking import topk as topk_module
-from yt8m.ranking.topk import Ranking, Segments, TopK, segment_hashes
+from yt8m.ranking.topk import Ranking, Segments, TopK, best_of_class, segment_hashes
 
 GOLDEN = 0x9E3779B97F4A7C15
 ALL_ONES = 2**64 - 1
@@ -241,3 +242,152 @@ def test_segments_that_cannot_be_submitted_are_refused(ids, rows, starts, senten
 def test_rows_must_be_positions_of_videos(rows):
     with pytest.raises(ValueError, match="rows"):
         Segments(["ab", "cd"], np.array(rows, np.int32), np.array([5, 10], np.int32))
+
+
+# ------------------------------------------------------------------------------------------------------ saved and loaded
+
+
+def saved(ranker):
+    file = io.BytesIO()
+    ranker.save(file)
+    return file.getvalue()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 5, 1000]),
+    st.sampled_from([1, 3, 8]),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_ranker_that_was_saved_and_loaded_ends_like_one_that_was_not(n, c, k, levels, block, share, seed):
+    generator = np.random.default_rng(seed)
+    segments = make_segments(n, a_video=1 + seed % 6)
+    probabilities = (generator.integers(0, levels + 1, (n, c)) / levels).astype(np.float32)
+    before, after = np.split(generator.permutation(n), [round(share * n)])
+    with mock.patch.object(topk_module, "_ROWS_PER_BLOCK", block):
+        first = TopK(c, k, segments)
+        for batch in np.array_split(before, 3):
+            first.update(batch, probabilities[batch])
+        content = saved(first)
+        file = io.BytesIO(content + b"what comes after")
+        second = TopK(c, k, make_segments(n, a_video=1 + seed % 6))
+        second.load(file)
+        assert file.read() == b"what comes after"
+        assert np.flatnonzero(second.seen).tolist() == sorted(before.tolist())
+        # Whoever saves goes on, and whoever loads does; loading into a ranker that has some is merging.
+        merged = TopK(c, k, segments)
+        merged.update(after, probabilities[after])
+        merged.load(io.BytesIO(content))
+        for ranker in (first, second):
+            for batch in np.array_split(after, 2):
+                ranker.update(batch, probabilities[batch])
+        for ranker in (first, second, merged):
+            assert lists(ranker.result()) == slow_ranking(segments, probabilities, k)
+
+
+def test_what_was_kept_of_another_ranking_is_refused():
+    ranker = TopK(2, 3, make_segments(10))
+    ranker.update([1, 2], np.full((2, 2), 0.5))
+    content = saved(ranker)
+    for other in (TopK(3, 3, make_segments(10)), TopK(2, 4, make_segments(10)), TopK(2, 3, make_segments(11))):
+        with pytest.raises(Yt8mError, match="damaged, or is one of other segments"):
+            other.load(io.BytesIO(content))
+        assert not other.seen.any()
+    given_already = TopK(2, 3, make_segments(10))
+    given_already.update([2], np.zeros((1, 2)))
+    with pytest.raises(Yt8mError, match=f"{make_segments(10).name(2)} was given probabilities twice"):
+        given_already.load(io.BytesIO(content))
+
+
+def some_content():
+    """What a ranker of 300 segments keeps, and the segments."""
+    segments = make_segments(300)
+    ranker = TopK(2, 7, segments)
+    ranker.update(np.arange(0, 300, 2), np.random.default_rng(1).random((150, 2), np.float32))
+    return saved(ranker), segments
+
+
+def test_what_was_kept_and_is_cut_short_is_refused():
+    content, segments = some_content()
+    for end in [*range(0, len(content), 7), len(content) - 1]:
+        with pytest.raises(Yt8mError, match="damaged"):
+            TopK(2, 7, segments).load(io.BytesIO(content[:end]))
+    TopK(2, 7, segments).load(io.BytesIO(content))
+
+
+def test_a_byte_that_changed_in_what_was_kept_is_refused():
+    """Whatever the byte is of: a number would else rank what it should not, and a place be one of no segment."""
+    content, segments = some_content()
+    generator = np.random.default_rng(2)
+    for place in generator.choice(len(content), 250, replace=False).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= int(generator.integers(1, 256))
+        with pytest.raises(Yt8mError):
+            TopK(2, 7, segments).load(io.BytesIO(bytes(damaged)))
+
+
+def test_what_was_kept_of_something_else_is_refused():
+    segments = make_segments(10)
+    for content in (b"", b"ranked", b"PK\x03\x04 no zip", b"\x80\x04K\x01.", bytes(4000), b"\x93NUMPY" + bytes(200)):
+        with pytest.raises(Yt8mError, match="damaged"):
+            TopK(2, 3, segments).load(io.BytesIO(content))
+
+
+def test_a_ranker_that_has_given_its_result_is_neither_saved_nor_loaded():
+    segments = make_segments(4)
+    content = saved(TopK(1, 2, segments))
+    ranker = TopK(1, 2, segments)
+    ranker.result(allow_missing=True)
+    with pytest.raises(ValueError, match="has given its result"):
+        ranker.save(io.BytesIO())
+    with pytest.raises(ValueError, match="has given its result"):
+        ranker.load(io.BytesIO(content))
+
+
+# --------------------------------------------------------------------------------------------------- a class at a time
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 60), st.integers(1, 70), st.sampled_from([1, 2, 5, 1000]), st.integers(0, 2**32 - 1))
+def test_the_best_of_a_class_are_those_of_a_full_sort(n, k, levels, seed):
+    generator = np.random.default_rng(seed)
+    segments = make_segments(n, a_video=1 + seed % 6)
+    values = (generator.integers(0, levels + 1, n) / levels).astype(np.float32)
+    # Zeros of both signs are one probability.
+    values = np.where(generator.random(n) < 0.5, np.copysign(values, np.where(values == 0, -1.0, 1.0)), values)
+    values = values.astype(np.float32)
+    before = values.copy()
+    ranking = Ranking(segments, (best_of_class(segments, values, k),))
+    assert values.tobytes() == before.tobytes()
+    assert lists(ranking) == slow_ranking(segments, np.abs(values)[:, None], k)
+    assert ranking.keys[0].tolist() == rank(segments, np.abs(values)[:, None], k).keys[0].tolist()
+    found = ranking.probabilities(0)
+    assert found.tolist() == np.abs(values)[ranking.positions(0)].tolist()
+    assert not np.signbit(found).any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 39, 40, 41, 1000])
+def test_the_best_of_a_class_around_the_number_of_segments(k):
+    segments = make_segments(40)
+    values = np.random.default_rng(k).integers(0, 3, 40).astype(np.float32) / 2
+    ranking = Ranking(segments, (best_of_class(segments, values, k),))
+    assert len(ranking.keys[0]) == min(k, 40)
+    assert lists(ranking) == slow_ranking(segments, values[:, None], k)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.001, 1.001])
+def test_a_probability_out_of_range_is_named_with_its_class(wrong):
+    segments = make_segments(10)
+    values = np.full(10, 0.5, np.float32)
+    values[7] = wrong
+    with pytest.raises(Yt8mError, match=rf"segment {segments.name(7)} for class position 3 is .*from 0 to 1"):
+        best_of_class(segments, values, 4, " for class position 3")
+
+
+def test_the_best_of_no_segments():
+    empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
+    assert best_of_class(empty, np.empty(0, np.float32), 5).tolist() == []

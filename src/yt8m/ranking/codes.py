@@ -20,7 +20,7 @@ _STEP = (HIGHEST_LOGIT - LOWEST_LOGIT) / (NUM_CODES - 2)
 _STEPS = 1 / _STEP
 
 MAX_LOGIT_ERROR = _STEP / 2
-"""How far a decoded logit can be off, between the two ends of the grid."""
+"""How far a decoded logit can be off, between the two ends of the grid; single precision adds a hundredth of that."""
 
 NOT_A_PROBABILITY = 0
 """The code of nothing."""

@@ -148,7 +148,7 @@ class Merger:
         if merged is None:  # never: some weight is above 0
             raise ValueError("no model to merge")
         # The divisor is summed in the same order and precision as the numerator: rounding is monotonic, so no
-        # quotient can exceed 1, and models that agree on 1 give exactly 1.
+        # quotient can exceed 1.
         merged /= self._total
         if self.settings.method == "geometric":
             np.minimum(np.exp(merged, out=merged), np.float32(1), out=merged)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from yt8m.dataset.frames import FrameReader
@@ -68,9 +70,14 @@ class Pass:
     progress: Callable[[Iterable[slice | None], int], Iterable[slice | None]] = lambda batches, _: batches
 
     @property
+    def device(self) -> torch.device:
+        """Where the models compute."""
+        return next(iter(self.models.values())).device
+
+    @property
     def segments_per_batch(self) -> int:
-        """Segments of a batch on the models' device."""
-        return segments_per_batch(next(iter(self.models.values())).device)
+        """Segments of a batch on that device."""
+        return segments_per_batch(self.device)
 
     def predictions(self, batches: Sequence[slice | None]) -> Iterator[Predictions]:
         """Predict this process's batches; None stands for one that is done already, or that only others have.
@@ -106,6 +113,8 @@ def rank_streaming(
         folder: Where each process keeps what it has ranked so far; all processes see it.
         mark: Names everything that decides the result: what was kept under another mark is not used.
 
+    What was ranked stays in `folder` until `forget_ranking` is called, when it has become what it was made for.
+
     Returns:
         A ranker for each merge, of all segments; None on all processes but the first.
 
@@ -113,14 +122,18 @@ def rank_streaming(
         Interrupted: The processes were asked to stop; what they have ranked is saved.
     """
     processes = work.processes
-    kept = _Kept(folder, processes, mark, [TopK(num_classes, k, work.segments) for _ in merges])
+    size = work.segments_per_batch
+    # Another device rounds otherwise, and shares of other batches are others.
+    mark = f"{mark} {work.device.type}{f' {size}' if processes.count > 1 else ''}"
+    kept = _Kept(folder, processes, mark, lambda: [TopK(num_classes, k, work.segments) for _ in merges])
     kept.load()
     seen = kept.rankers[0].seen
-    mine = batches_of([slice(0, len(work.segments))], work.segments_per_batch)
-    share: list[slice | None] = [
-        None if seen[batch].all() else batch for batch in mine[processes.rank :: processes.count]
-    ]
-    share += [None] * (-(-len(mine) // processes.count) - len(share))
+    everything = batches_of([slice(0, len(work.segments))], size)
+    share: list[slice | None] = []
+    for batch in everything[processes.rank :: processes.count]:
+        pending = _runs(~seen[batch], batch.start)
+        share += pending if pending else [None]
+    share += [None] * (-(-len(everything) // processes.count) - len(share))
     try:
         for predictions in work.predictions(share):
             for merge, ranker in zip(merges, kept.rankers, strict=True):
@@ -132,15 +145,32 @@ def rank_streaming(
         raise Interrupted(
             f"{folder}: stopped as asked; the same command goes on with the segments that are not ranked yet."
         ) from None
-    if processes.count > 1:
-        if processes.rank:
+    if processes.count == 1:
+        # For whoever is killed, or finds the disk full, while the ranking is written; nobody needs it otherwise.
+        with suppress(Yt8mError):
             kept.save()
-        processes.barrier()
-        if not processes.rank:
-            kept.load_of_others()
-        processes.barrier()
-    kept.remove()
-    return None if processes.rank else kept.rankers
+        return kept.rankers
+    kept.save()
+    processes.barrier()
+    if processes.rank:
+        return None
+    kept.load_of_others()
+    return kept.rankers
+
+
+def _runs(wanted: NDArray[np.bool_], first: int) -> list[slice]:
+    """Runs of true elements, the first of which has the position `first`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return [slice(first + start, first + stop) for start, stop in edges.reshape(-1, 2).tolist()]
+
+
+def forget_ranking(folder: Path) -> None:
+    """Remove what `rank_streaming` left in a folder, and the folder if it is empty then; one process calls this."""
+    for pattern in ("ranked-*-of-*.part", ".ranked-*-of-*.part"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class _Kept:
@@ -150,11 +180,12 @@ class _Kept:
         folder: Where the files of all processes are.
         processes: Who shares the work.
         mark: Names everything that decides the result.
-        rankers: What is kept.
+        make: Makes rankers that have seen nothing.
     """
 
-    def __init__(self, folder: Path, processes: Processes, mark: str, rankers: list[TopK]) -> None:
-        self.folder, self.processes, self.rankers = folder, processes, rankers
+    def __init__(self, folder: Path, processes: Processes, mark: str, make: Callable[[], list[TopK]]) -> None:
+        self.folder, self.processes = folder, processes
+        self.rankers, self._make = make(), make
         self._mark = mark.encode() + b"\n"
         self._saved = time.monotonic()
 
@@ -174,11 +205,15 @@ class _Kept:
         self._saved = time.monotonic()
 
     def load(self) -> None:
-        """Take what a former try of this process saved, if it was the same pass by as many processes."""
+        """Take what a former try of this process saved, if it is whole and was the same pass by as many processes."""
         path = self._path(self.processes.rank)
         clear_leftovers(path)
         if path.is_file():
-            self._load(path)
+            try:
+                self._load(path)
+            except Yt8mError:
+                # Nobody can mend it: what it held is ranked anew.
+                self.rankers = self._make()
 
     def load_of_others(self) -> None:
         """Take what all other processes saved at the end of their shares.
@@ -187,9 +222,10 @@ class _Kept:
             Yt8mError: A file is missing, or not of this pass.
         """
         for rank in range(1, self.processes.count):
-            if not (self._path(rank).is_file() and self._load(self._path(rank))):
+            path = self._path(rank)
+            if not (path.is_file() and self._load(path)):
                 raise Yt8mError(
-                    f"{self._path(rank)}: what process {rank} ranked is not there; all processes must see the same folder."
+                    f"{path}: what process {rank} ranked is not there; all processes must see the same folder."
                 )
 
     def _load(self, path: Path) -> bool:
@@ -197,14 +233,11 @@ class _Kept:
             if file.readline() != self._mark:
                 return False
             for ranker in self.rankers:
-                ranker.load(file)
+                try:
+                    ranker.load(file)
+                except Yt8mError as error:
+                    raise Yt8mError(f"{path}: {error}") from None
         return True
-
-    def remove(self) -> None:
-        """Remove what was saved, by other numbers of processes too."""
-        if not self.processes.rank:
-            for path in self.folder.glob("ranked-*-of-*.part"):
-                path.unlink(missing_ok=True)
 
 
 def store_predictions(work: Pass, folder: Path, index: StoreIndex) -> Store | None:

@@ -231,8 +231,9 @@ def _windows(
     """
     index, masks = [], []
     for shift in shifts:
-        first = np.maximum(starts + shift - margin, 0)
-        stop = np.minimum(starts + shift + SEGMENT_SECONDS + margin, lengths)
+        # A window that a shift moves out of the video keeps the frame nearest to it.
+        first = np.clip(starts + shift - margin, 0, lengths - 1)
+        stop = np.clip(starts + shift + SEGMENT_SECONDS + margin, first + 1, lengths)
         frames = first[:, None] + np.arange(SEGMENT_SECONDS + 2 * margin)
         masks.append(frames < stop[:, None])
         index.append(np.minimum(frames, stop[:, None] - 1) + offsets[:, None])

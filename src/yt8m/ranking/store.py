@@ -12,10 +12,10 @@ what was never written reads as "no probability".
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
+import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.files import replace_folder
+from yt8m.files import replace_folder, writing_error
 from yt8m.models.classifier import Kind
 from yt8m.models.folded import FoldedClassifier
 from yt8m.ranking.ensemble import Merger
@@ -43,6 +43,7 @@ SEGMENTS_PER_BLOCK = 8192
 SYNC_SECONDS = 30.0
 """How much work a kill may cost at most, beside the block at hand."""
 
+_REMAINS = "what is written stays. Free some space and run the same command again"
 _INDEX = "predictions.yaml"
 _UNFINISHED_INDEX = "unfinished.yaml"
 _DONE = "done.npy"
@@ -68,15 +69,15 @@ class StoreIndex(Settings):
     """Digest of the vocabulary."""
     catalog: str
     """Digest of the catalog whose segments were predicted."""
-    num_segments: int
+    num_segments: int = Field(ge=1)
     """S."""
-    num_classes: int
+    num_classes: int = Field(ge=1)
     """C."""
     shifts: list[int] = Field(default=[0])
     """Seconds by which segments were moved (test-time shifts); the mean of the probabilities was kept."""
     precision: str = "32-true"
     """Numbers of the matrix products."""
-    segments_per_block: int = SEGMENTS_PER_BLOCK
+    segments_per_block: int = Field(default=SEGMENTS_PER_BLOCK, ge=1)
     """Segments of a block."""
 
     @classmethod
@@ -182,9 +183,9 @@ class Store:
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise Yt8mError(f"{path}: cannot be read ({error}).") from None
+        array: NDArray[Any] = open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise Yt8mError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise Yt8mError(f"{path}: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}.")
     return array
@@ -227,7 +228,14 @@ class StoreWriter:
             Yt8mError: There is not enough space on the disk.
         """
         folder, index = self.folder, self.index
+        found = {path.name for path in self._work.iterdir()} if self._work.is_dir() else set()
+        if found and not found & {_UNFINISHED_INDEX, _DONE}:
+            raise UsageError(
+                f"{self._work}: exists and is not an unfinished prediction; move it away, or give another folder."
+            )
         if (folder / _INDEX).is_file() and _same(folder / _INDEX, index):
+            # An unfinished try of something else is given up.
+            shutil.rmtree(self._work, ignore_errors=True)
             return False
         if folder.exists() and not (folder / _INDEX).is_file():
             raise UsageError(f"{folder}: exists and is not a folder of predictions; give a new folder.")
@@ -240,15 +248,15 @@ class StoreWriter:
         self._check_space()
         try:
             self._work.mkdir(parents=True)
+            (self._work / _UNFINISHED_INDEX).write_text(to_yaml(index), encoding="utf-8")
             for name in index.models:
                 _allocate(self._work / f"{name}.npy", np.uint16, (index.num_classes, index.num_segments))
                 _allocate(self._work / f"{name}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
-            _allocate(self._work / _DONE, np.uint8, (index.num_blocks,))
             # Last: a folder without it is begun anew.
-            (self._work / _UNFINISHED_INDEX).write_text(to_yaml(index), encoding="utf-8")
+            _allocate(self._work / _DONE, np.uint8, (index.num_blocks,))
         except OSError as error:
             shutil.rmtree(self._work, ignore_errors=True)
-            raise _sentence(error, folder) from error
+            raise writing_error(error, folder) from error
         return True
 
     def _check_space(self) -> None:
@@ -311,7 +319,7 @@ class StoreWriter:
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
         except OSError as error:
-            raise _sentence(error, self.folder) from error
+            raise writing_error(error, self.folder, _REMAINS) from error
 
     def _opened(self, name: str) -> tuple[_File, _File]:
         if name not in self._files:
@@ -336,7 +344,7 @@ class StoreWriter:
         try:
             self.sync()
         except OSError as error:
-            raise _sentence(error, self.folder) from error
+            raise writing_error(error, self.folder, _REMAINS) from error
         finally:
             for file in [*(file for files in self._files.values() for file in files), self._done]:
                 if file is not None:
@@ -361,7 +369,7 @@ class StoreWriter:
             for name in (_DONE, _UNFINISHED_INDEX):
                 (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _sentence(error, self.folder) from error
+            raise writing_error(error, self.folder, _REMAINS) from error
         return Store(self.folder, self.index)
 
 
@@ -401,16 +409,6 @@ def _allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _sentence(error: OSError, folder: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Yt8mError(
-            f"{folder}: no space left on the disk; what is written stays. Free some space and run the same command again."
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Yt8mError(f"{folder}: cannot be written ({error.strerror}).")
-    return error
 
 
 def rank_stored(

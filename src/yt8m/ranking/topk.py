@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import google_crc32c
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -246,11 +248,20 @@ class TopK:
         """Write what was taken so far, for `load`: what a ranking that was interrupted goes on from."""
         self._refuse_if_finished()
         self._take_block()
-        np.save(file, np.array([self.num_classes, self.k, len(self.segments)], np.int64))
-        np.save(file, np.packbits(self._seen))
-        np.save(file, np.array(self._counts, np.int64))
-        for class_index, count in enumerate(self._counts):
-            np.save(file, self._keys[class_index, :count])
+        start = file.tell()
+        file.write(_SAVED.pack(0, 0))
+        shape = np.array([self.num_classes, self.k, len(self.segments)], np.int64)
+        arrays: list[NDArray[Any]] = [shape, np.packbits(self._seen), np.array(self._counts, np.int64)]
+        arrays += [self._keys[class_index, :count] for class_index, count in enumerate(self._counts)]
+        checksum = 0
+        for array in arrays:
+            content = array.tobytes()
+            checksum = google_crc32c.extend(checksum, content)
+            file.write(content)
+        end = file.tell()
+        file.seek(start)
+        file.write(_SAVED.pack(end - start - _SAVED.size, checksum))
+        file.seek(end)
 
     def load(self, file: BinaryIO) -> None:
         """Take what another ranker of the same segments had saved, as if its updates had been made here.
@@ -260,23 +271,21 @@ class TopK:
         """
         self._refuse_if_finished()
         wrong = Yt8mError("What was kept of a ranking is damaged, or is one of other segments.")
-        try:
-            shape = np.load(file, allow_pickle=False)
-            if shape.tolist() != [self.num_classes, self.k, len(self.segments)]:
-                raise wrong
-            seen = np.unpackbits(np.load(file, allow_pickle=False), count=len(self.segments)).astype(np.bool_)
-            counts: list[int] = np.load(file, allow_pickle=False).tolist()
-            twice = np.flatnonzero(self._seen & seen)
-            if len(twice):
-                raise Yt8mError(self._given_twice(twice[0]))
-            self._seen |= seen
-            for class_index, count in zip(range(self.num_classes), counts, strict=True):
-                keys = np.load(file, allow_pickle=False)
-                if keys.dtype != np.uint64 or keys.shape != (count,):
-                    raise wrong
-                self._keep(class_index, keys)
-        except (ValueError, EOFError, OSError) as error:
-            raise wrong from error
+
+        def taken(dtype: type[np.generic], count: int) -> NDArray[Any]:
+            content = file.read(count * np.dtype(dtype).itemsize)
+            return np.frombuffer(content, dtype)
+
+        _check_saved(file, wrong)
+        if taken(np.int64, 3).tolist() != [self.num_classes, self.k, len(self.segments)]:
+            raise wrong
+        seen = np.unpackbits(taken(np.uint8, -(-len(self.segments) // 8)), count=len(self.segments)).astype(np.bool_)
+        twice = np.flatnonzero(self._seen & seen)
+        if len(twice):
+            raise Yt8mError(self._given_twice(twice[0]))
+        self._seen |= seen
+        for class_index, count in enumerate(taken(np.int64, self.num_classes).tolist()):
+            self._keep(class_index, taken(np.uint64, count))
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -371,6 +380,26 @@ class TopK:
         worst = keys[self.k - 1 : self.k]
         self._worst_keys[class_index : class_index + 1] = worst
         self._worst_probabilities[class_index : class_index + 1] = _probabilities_of(worst)
+
+
+_SAVED = struct.Struct("<QI")
+"""Before what `TopK.save` writes: its bytes, and their CRC32C."""
+
+
+def _check_saved(file: BinaryIO, wrong: Yt8mError) -> None:
+    """Compare what follows with its checksum, and go back to where it begins."""
+    header = file.read(_SAVED.size)
+    if len(header) < _SAVED.size:
+        raise wrong
+    size, expected = _SAVED.unpack(header)
+    start, checksum = file.tell(), 0
+    remaining = size
+    while remaining and (content := file.read(min(remaining, 1 << 24))):
+        checksum = google_crc32c.extend(checksum, content)
+        remaining -= len(content)
+    if remaining or checksum != expected:
+        raise wrong
+    file.seek(start)
 
 
 def best_of_class(
