@@ -123,7 +123,7 @@ class Store:
 
     folder: Path
     index: StoreIndex
-    _arrays: dict[str, tuple[NDArray[np.uint16], NDArray[np.uint32]]] = field(default_factory=dict)
+    _known: dict[str, tuple[int, NDArray[np.uint32]]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -159,19 +159,24 @@ class Store:
             class_index: The class.
 
         Returns:
-            uint16 (S,), a read-only memory map.
+            uint16 (S,).
 
         Raises:
             Yt8mError: A file is missing, not of its shape, or damaged.
         """
-        if model not in self._arrays:
-            index = self.index
-            self._arrays[model] = (
-                _mapped(self.folder / f"{model}.npy", np.uint16, (index.num_classes, index.num_segments)),
-                _mapped(self.folder / f"{model}.crc.npy", np.uint32, (index.num_blocks, index.num_classes)),
+        path, index = self.folder / f"{model}.npy", self.index
+        if model not in self._known:
+            codes = _mapped(path, np.uint16, (index.num_classes, index.num_segments))
+            mapped = _mapped(self.folder / f"{model}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
+            self._known[model] = (codes.offset, np.array(mapped))
+        offset, checksums = self._known[model]
+        # Read, not mapped: what is mapped counts as memory of this process until somebody else wants it.
+        try:
+            of_class = np.fromfile(
+                path, np.uint16, index.num_segments, offset=offset + 2 * class_index * index.num_segments
             )
-        codes, checksums = self._arrays[model]
-        of_class: NDArray[np.uint16] = codes[class_index]
+        except OSError as error:
+            raise Yt8mError(f"{path}: cannot be read ({error.strerror}).") from None
         for number, expected in enumerate(checksums[:, class_index].tolist()):
             if _checksum(of_class[self.index.block(number)]) != expected:
                 raise Yt8mError(
@@ -181,9 +186,9 @@ class Store:
         return of_class
 
 
-def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     try:
-        array: NDArray[Any] = open_memmap(path, mode="r")
+        array = open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise Yt8mError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
