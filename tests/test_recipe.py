@@ -208,7 +208,7 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("folds",), 8.5, "'folds': expected a valid integer, found 8.5"),
         (("top_k",), 100_001, "'top_k': expected less than or equal to 100000, found 100001"),
         (("compare",), "yes please", "'compare': expected a valid boolean, found 'yes please'"),
-        (("base_models",), {}, "'base_models': "),
+        (("base_models",), {}, "base_models: expected at least one model, here or in trained_models"),
         (("base_models", "dbof"), None, "'base_models.dbof': expected"),
         ((*TRAINING, "steps"), 0, "'base_models.dbof.training.steps': expected greater than 0, found 0"),
         ((*TRAINING, "steps"), "many", "'base_models.dbof.training.steps': expected a valid integer, found 'many'"),
@@ -281,7 +281,10 @@ def test_ways_to_merge_are_off_unless_asked_for(tiny_recipe: Path) -> None:
 def test_what_a_recipe_needs(tmp_path: Path, missing: str) -> None:
     content = values()
     del content[missing]
-    assert f"'{missing}' is missing" in refusal(written(tmp_path / "wrong.yaml", content))
+    said = refusal(written(tmp_path / "wrong.yaml", content))
+    # Base models may be trained already.
+    expected = "base_models: expected at least one model" if missing == "base_models" else f"'{missing}' is missing"
+    assert expected in said
 
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
@@ -315,3 +318,15 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: str, expected: str) -
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert "cannot be read as text" in refusal(tmp_path / "wrong.yaml")
+
+
+def test_trained_models_are_base_models(tmp_path: Path) -> None:
+    content = values()
+    del content["base_models"]["nextvlad"]
+    content["trained_models"] = {"nextvlad": "somewhere/nextvlad"}
+    recipe = read_recipe(written(tmp_path / "recipe.yaml", content))
+    assert list(recipe.base_models) == ["dbof"]
+    assert recipe.trained_models == {"nextvlad": "somewhere/nextvlad"}
+    content["trained_models"]["dbof"] = "somewhere/dbof"
+    said = refusal(written(tmp_path / "wrong.yaml", content))
+    assert "trained_models: 'dbof' is a base model to pre-train as well; leave one of the two out" in said

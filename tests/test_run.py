@@ -716,3 +716,57 @@ def test_two_processes_end_with_one_submission(
     assert ended.stdout.count("mixture") == 2  # in its column and among the kinds, once
     assert len(dict(read_submission(out / "submission.csv", tiny_vocabulary))) == len(tiny_vocabulary)
     assert yaml.safe_load((out / "recipe.yaml").read_text())["machine"]["devices"] == 2
+
+
+# ------------------------------------------------------------------------------------------- models from elsewhere
+
+
+def with_trained_models(recipe: Path, path: Path, **folders: Path) -> Path:
+    """The tiny recipe without base models of its own: they are in these folders."""
+    values = yaml.safe_load(recipe.read_text())
+    del values["base_models"]
+    values["trained_models"] = {name: str(folder) for name, folder in folders.items()}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_models_that_are_trained_already_are_bases_like_the_others(
+    finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """No data to pre-train on is needed, and the segment models come to the same weights."""
+    bases = {name: finished_run.out / "pretrain" / name / "model" for name in ("dbof", "nextvlad")}
+    recipe = with_trained_models(tiny_recipe, tmp_path / "recipe.yaml", **bases)
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(tiny_dataset, data)
+    shutil.rmtree(data / "video")
+    succeeds("run", recipe, "--data", data, "--out", out)
+    assert not (out / "pretrain").exists()
+    for name in ("bare", "aware"):
+        weights = f"finetune/{name}/model/model.safetensors"
+        assert (out / weights).read_bytes() == (finished_run.out / weights).read_bytes()
+    assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+    assert "finetune aware: finished before, skipped" in succeeds("run", recipe, "--data", data, "--out", out).err
+    # Another model under that name is another base.
+    other = tmp_path / "other"
+    shutil.copytree(bases["dbof"], other)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    assert (other / "config.yaml").read_text() != config
+    changed = with_trained_models(tiny_recipe, tmp_path / "changed.yaml", **bases | {"dbof": other})
+    said = succeeds("finetune", changed, "bare", "--data", data, "--out", out).err
+    assert "the settings or the data changed" in said
+
+
+def test_trained_models_that_cannot_be_bases(
+    finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    good = finished_run.out / "pretrain/dbof/model"
+    segment = finished_run.out / "finetune/bare/model"
+    where = ["--data", tiny_dataset, "--out", tmp_path / "out"]
+    for folder, sentence in (
+        (tmp_path / "absent", "there is no such model folder"),
+        (segment, "expected a classifier of whole videos, found a segment classifier"),
+    ):
+        recipe = with_trained_models(tiny_recipe, tmp_path / "recipe.yaml", dbof=good, nextvlad=folder)
+        assert refused(2, "run", recipe, *where).startswith(f"{folder}: {sentence}")
+    assert not list((tmp_path / "out").glob("finetune"))

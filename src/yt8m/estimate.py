@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ from yt8m.models.classifier import (
     ContextAgnosticClassifierConfig,
     ContextAwareClassifier,
     VideoClassifier,
+    VideoClassifierConfig,
 )
-from yt8m.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
+from yt8m.models.saved import CONFIG_NAME, read_description
+from yt8m.recipe import AgnosticRecipe, Recipe, SegmentModelRecipe
+from yt8m.settings import validated
 from yt8m.shards.example import SEGMENT_SECONDS
 from yt8m.training.loop import TrainingConfig, parts_of, stepper
 from yt8m.training.losses import segment_loss, video_loss
@@ -143,7 +147,9 @@ def stages(recipe: Recipe, num_classes: int) -> list[Stage]:
     found = []
     for name, base in recipe.base_models.items():
         frames = base.frames_per_video or base.classifier.encoder.max_frames
-        found.append(Stage(f"pretrain/{name}", _video(base, num_classes), base.training, frames, num_classes))
+        found.append(
+            Stage(f"pretrain/{name}", _video(base.classifier, num_classes), base.training, frames, num_classes)
+        )
     for name, model in recipe.segment_models.items():
         frames = SEGMENT_SECONDS + 2 * model.margin_frames
         build = _segment(recipe, model, num_classes)
@@ -151,20 +157,28 @@ def stages(recipe: Recipe, num_classes: int) -> list[Stage]:
     return found
 
 
-def _video(base: BaseModelRecipe, num_classes: int) -> Callable[[], VideoClassifier]:
-    return lambda: VideoClassifier(base.classifier, num_classes)
+def _video(config: VideoClassifierConfig, num_classes: int) -> Callable[[], VideoClassifier]:
+    return lambda: VideoClassifier(config, num_classes)
+
+
+def _base(recipe: Recipe, name: str) -> VideoClassifierConfig:
+    """Settings of a base model, to be trained or trained already."""
+    if name in recipe.base_models:
+        return recipe.base_models[name].classifier
+    folder = Path(recipe.trained_models[name])
+    return validated(VideoClassifierConfig, read_description(folder).config, f"{folder / CONFIG_NAME}, config")
 
 
 def _segment(recipe: Recipe, model: SegmentModelRecipe, num_classes: int) -> Callable[[], Classifier]:
     if isinstance(model, AgnosticRecipe):
-        video = recipe.base_models[model.base].classifier
+        video = _base(recipe, model.base)
         config = ContextAgnosticClassifierConfig(
             encoder=video.encoder, mixture=video.mixture, margin_frames=model.margin_frames
         )
         return lambda: ContextAgnosticClassifier(config, num_classes)
 
     with torch.device("meta"):
-        bases = [_video(recipe.base_models[name], num_classes)() for name in (model.context, model.segment)]
+        bases = [_video(_base(recipe, name), num_classes)() for name in (model.context, model.segment)]
         aware = ContextAwareClassifier.from_video_classifiers(
             *bases, fusion=model.fusion, mixture=model.mixture, margin_frames=model.margin_frames
         )

@@ -89,7 +89,9 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     if settings.method == "rank":
         settings = settings.model_copy(update={"method": "arithmetic"})
     folders = [run / "finetune" / name / "model" for name in members]
-    folders += [run / "pretrain" / name / "model" for name in settings.video_models]
+    folders += [
+        Path(recipe.trained_models.get(name, run / "pretrain" / name / "model")) for name in settings.video_models
+    ]
     models = load_folded(folders, vocabulary.digest, _device(accelerator))
     return Ensemble(models, Merger(settings, members), settings.shifts)
 

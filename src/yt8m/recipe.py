@@ -1,6 +1,7 @@
 """A recipe: one YAML file that names the models to train and how they are merged.
 
     base_models      video classifiers, pre-trained on video labels
+    trained_models   video classifiers that are there already
     segment_models   fine-tuned from them on rated segments, context-agnostic or context-aware
     ensemble         which of these are merged into the submission
 
@@ -116,8 +117,10 @@ class Recipe(Settings):
     """Seed of everything whose own seed is left out."""
     folds: int = Field(default=8, ge=2)
     """Folds of the rated videos, by shard."""
-    base_models: dict[ModelName, BaseModelRecipe] = Field(min_length=1)
+    base_models: dict[ModelName, BaseModelRecipe] = Field(default_factory=dict)
     """Video classifiers to pre-train."""
+    trained_models: dict[ModelName, str] = Field(default_factory=dict)
+    """Video classifiers that are trained already, by the path of their model folders: base models like the others."""
     segment_models: dict[ModelName, SegmentModelRecipe] = Field(min_length=1)
     """Segment classifiers to fine-tune."""
     ensemble: EnsembleRecipe = EnsembleRecipe()
@@ -133,6 +136,14 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        bases = [*self.base_models, *self.trained_models]
+        if not bases:
+            raise ValueError("base_models: expected at least one model, here or in trained_models")
+        for name in self.trained_models:
+            if name in self.base_models:
+                raise ValueError(
+                    f"trained_models: {name!r} is a base model to pre-train as well; leave one of the two out"
+                )
         for name, model in self.segment_models.items():
             place = f"segment_models.{name}"
             named = (
@@ -141,12 +152,15 @@ class Recipe(Settings):
                 else {"context": model.context, "segment": model.segment}
             )
             for role, base in named.items():
-                if base not in self.base_models:
-                    raise ValueError(
-                        f"{place}.{role}: there is no base model {base!r}{nearest(base, self.base_models)}"
-                    )
+                if base not in bases:
+                    raise ValueError(f"{place}.{role}: there is no base model {base!r}{nearest(base, bases)}")
             if model.fold >= self.folds:
                 raise ValueError(f"{place}.fold: expected a fold below {self.folds}, found {model.fold}")
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_is_there(self) -> Self:
+        bases = [*self.base_models, *self.trained_models]
         for name in [*self.ensemble.models, *self.ensemble.weights]:
             if name not in self.segment_models:
                 raise ValueError(f"ensemble: there is no segment model {name!r}{nearest(name, self.segment_models)}")
@@ -154,8 +168,8 @@ class Recipe(Settings):
             if self.ensemble.models.count(name) > 1:
                 raise ValueError(f"ensemble.models: {name!r} is named more than once; give it a weight instead")
         for name in self.ensemble.video_models:
-            if name not in self.base_models:
-                raise ValueError(f"ensemble: there is no base model {name!r}{nearest(name, self.base_models)}")
+            if name not in bases:
+                raise ValueError(f"ensemble: there is no base model {name!r}{nearest(name, bases)}")
             if name in self.segment_models:
                 raise ValueError(
                     f"ensemble: {name!r} is a base model and a segment model; give one of them another name"

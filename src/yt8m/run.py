@@ -31,7 +31,7 @@ from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.folded import FoldedClassifier, FoldedEncoder
-from yt8m.models.saved import load_model
+from yt8m.models.saved import CONFIG_NAME, WEIGHTS_NAME, load_model, read_description
 from yt8m.ranking.ensemble import merging_order
 from yt8m.ranking.one_pass import Pass, Processes
 from yt8m.ranking.predict import SegmentClassifier, segments_of
@@ -148,6 +148,7 @@ class Run:
         self.vocabulary = Vocabulary.load(data)
         self.fabric: Fabric = make_fabric(recipe.machine)
         self._catalogs: dict[str, Catalog] = {}
+        self._trained_marks: dict[str, str] = {}
 
     # ------------------------------------------------------------------------------------------------- inputs
 
@@ -395,7 +396,10 @@ class Run:
     def _check_data(self, kind: str) -> None:
         """Look at all data that the stages up to one of this kind need: what is amiss is said before hours of training."""
         for part in PARTS_NEEDED[kind]:
-            self.catalog(part)
+            if self.recipe.base_models or part not in PARTS_NEEDED["pretrain"]:
+                self.catalog(part)
+        for name in self.recipe.trained_models:
+            self._trained_model_mark(name)
         if kind != "pretrain":
             fold_of_videos(self.catalog("segment/train"), self.recipe.folds)
         if kind == "predict":
@@ -423,10 +427,31 @@ class Run:
         return settings | decided
 
     def _pretrain_mark(self, name: str) -> str:
+        if name in self.recipe.trained_models:
+            return self._trained_model_mark(name)
         inputs = {"vocabulary": self.vocabulary.digest} | {
             part: self.catalog(part).digest for part in ("video/train", "video/valid")
         }
         return fingerprint("pretrain", self._settings(self._base(name)), inputs)
+
+    def _trained_model_mark(self, name: str) -> str:
+        """Digest of a model that the recipe has from elsewhere.
+
+        Raises:
+            UsageError: Its folder holds no classifier of whole videos, or one of other classes.
+        """
+        if name not in self._trained_marks:
+            folder = Path(self.recipe.trained_models[name])
+            description = read_description(folder)
+            if description.kind != "video":
+                raise UsageError(f"{folder}: expected a classifier of whole videos, found a segment classifier.")
+            if description.vocabulary != self.vocabulary.digest:
+                raise UsageError(f"{folder}: its classes are those of another vocabulary than {self.data} has.")
+            digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
+            with (folder / WEIGHTS_NAME).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            self._trained_marks[name] = digest.hexdigest()
+        return self._trained_marks[name]
 
     def _finetune_mark(self, name: str) -> str:
         stage = self._segment(name)
@@ -452,7 +477,11 @@ class Run:
         )
 
     def _trained_base(self, name: str) -> VideoClassifier:
-        model = self._trained("pretrain", name, self._pretrain_mark(name))
+        if name in self.recipe.trained_models:
+            folder = Path(self.recipe.trained_models[name])
+            model = load_model(folder, vocabulary_digest=self.vocabulary.digest, device=self.fabric.device)
+        else:
+            model = self._trained("pretrain", name, self._pretrain_mark(name))
         if not isinstance(model, VideoClassifier):
             raise UsageError(f"{self.out / 'pretrain' / name}: holds a model of another kind.")
         return model
