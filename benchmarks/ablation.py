@@ -394,6 +394,21 @@ def report(plan: Plan, encoders: Sequence[str], seeds: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
+def run_named(name: str) -> tuple[str, str, int]:
+    """Encoder, variant and seed of a run's name.
+
+    Raises:
+        ArgumentTypeError: There is no such run.
+    """
+    encoder, _, rest = name.partition("/")
+    variant, _, seed = rest.partition("/")
+    if encoder not in ENCODERS or variant not in variants_of(encoder) or not seed.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{name!r}: expected ENCODER/VARIANT/SEED, such as dbof/{ALL}/0; variants are {', '.join([OURS, *QUIRKS, ALL])}"
+        )
+    return encoder, variant, int(seed)
+
+
 def invented_data(folder: Path) -> Path:
     """Make a dataset of invented videos, unless it is there."""
     if not folder.exists():
@@ -412,14 +427,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of pre-training")
     parser.add_argument("--finetuning", type=int, default=300, help="steps of fine-tuning")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, a core each")
-    parser.add_argument("--only", metavar="ENCODER/VARIANT/SEED", help="do this run alone, in this process")
+    parser.add_argument(
+        "--only", metavar="ENCODER/VARIANT/SEED", type=run_named, help="do this run alone, in this process"
+    )
     parser.add_argument("--report", action="store_true", help="print the tables of what is finished")
     options = parser.parse_args()
     data = options.data or (options.out / "data" if options.report else invented_data(options.out / "data"))
     plan = Plan(data, options.out, options.steps, options.finetuning)
     if options.only:
-        encoder, variant, seed = options.only.split("/")
-        train(plan, encoder, variant, int(seed))
+        train(plan, *options.only)
         return
     if not options.report:
         runs = [
