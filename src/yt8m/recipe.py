@@ -54,7 +54,7 @@ class _SegmentModelRecipe(Settings):
     """How it is trained."""
     loss: SegmentLossConfig = SegmentLossConfig()
     """Weights of the loss's parts."""
-    margin_frames: int = Field(default=3, ge=0)
+    margin_frames: int = Field(default=3, ge=0, le=1000)
     """Frames seen on either side of a segment."""
     seed: int | None = Field(default=None, ge=0)
     """Seed of weights, order and dropout; the recipe's where left out."""

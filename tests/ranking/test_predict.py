@@ -31,7 +31,7 @@ from yt8m.models.folded import FoldedClassifier, fold_classifiers
 from yt8m.models.layers import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.ranking.codes import MAX_LOGIT_ERROR, probabilities_of_codes
-from yt8m.ranking.predict import SegmentClassifier, batches_of, predict, segments_of
+from yt8m.ranking.predict import SegmentClassifier, batches_of, context_width, predict, segments_of
 
 Codes = dict[tuple[str, int], NDArray[np.uint16]]
 Probabilities = dict[tuple[str, int], NDArray[np.float32]]
@@ -366,3 +366,28 @@ def test_a_model_that_says_no_number_is_no_probability(reader: FrameReader) -> N
     codes = np.stack(list(quick_predictions(reader, {"broken": broken})["broken"].values()))
     assert (codes[:, 2] == 0).all()
     assert (np.delete(codes, 2, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "expected"),
+    [(1, 150, 150), (150, 150, 150), (20, 600, 512), (512, 600, 512), (513, 600, 600), (513, 5000, 1024), (3, 4, 4)],
+)
+def test_context_widths(num_frames: int, max_frames: int, expected: int) -> None:
+    assert context_width(num_frames, max_frames) == expected
+
+
+def test_contexts_without_a_limit_cost_what_their_frames_do(tmp_path: Path) -> None:
+    """An encoder may see all frames of any video; 2019's could be told so."""
+    videos = videos_of([60, 700, 90, 1100])
+    write_shards(tmp_path / "all", videos)
+    write_shards(tmp_path / "one", videos[1:2], num_shards=1)
+    models: dict[str, Classifier] = {
+        "dbof": aware(DBOF.model_copy(update={"max_frames": 1 << 20}), seed=1),
+        "nextvlad": aware(NEXTVLAD.model_copy(update={"max_frames": 1 << 20}), seed=2),
+    }
+    found = quick_predictions(FrameReader(index_folder(tmp_path / "all")), models)
+    alone = quick_predictions(FrameReader(index_folder(tmp_path / "one")), models)
+    for name, model in models.items():
+        assert isinstance(model, ContextAwareClassifier)
+        assert_alike(found[name], slow_predictions(videos, model))
+        assert_same(alone[name], {key: found[name][key] for key in alone[name]})

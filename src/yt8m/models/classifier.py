@@ -42,7 +42,7 @@ class ContextAgnosticClassifierConfig(VideoClassifierConfig):
 
     kind: ClassVar[Kind] = "agnostic"
 
-    margin_frames: int = Field(3, ge=0)
+    margin_frames: int = Field(3, ge=0, le=1000)
     """Frames seen before and after the segment (t)."""
 
 
@@ -70,7 +70,7 @@ class ContextAwareClassifierConfig(Settings):
     """How the two are joined."""
     mixture: MixtureConfig = MixtureConfig()
     """How the joint vector becomes probabilities."""
-    margin_frames: int = Field(3, ge=0)
+    margin_frames: int = Field(3, ge=0, le=1000)
     """Frames seen before and after the segment (t)."""
 
 

@@ -173,7 +173,7 @@ class _VideoSection(_Section):
 
 
 class _Training(_Section):
-    offset: Annotated[int, Field(ge=0, le=_ALL_FRAMES)] = 3
+    offset: Annotated[int, Field(ge=0, le=1000)] = 3
     """Frames seen before and after a segment."""
 
 

@@ -38,6 +38,9 @@ def segments_per_batch(device: torch.device) -> int:
     return SEGMENTS_PER_BATCH if device.type == "cpu" else 4 * SEGMENTS_PER_BATCH
 
 
+_SHORTEST_WIDTH = 512
+"""Contexts are filled up to so many frames at least, or to all that an encoder sees."""
+
 NO_SHIFT = (0,)
 """Segments are seen where they are."""
 
@@ -179,8 +182,7 @@ def _start(
         if model.context_encoder is not None:
             digest = model.context_encoder.digest
             if digest not in vectors:
-                context = _contexts(lengths, offsets, model.max_frames, device)
-                vectors[digest] = model.encode_contexts(frames[context.frames], context.windows[0], context.masks[0])
+                vectors[digest] = _encoded_contexts(model, frames, lengths, offsets)
             of_video = model.of_videos(vectors[digest])
         if model.segment_encoder is None:
             if of_video is not None:
@@ -240,16 +242,42 @@ def _windows(
     return _window(index, masks, device)
 
 
-def _contexts(lengths: NDArray[np.int64], offsets: NDArray[np.int64], max_frames: int, device: torch.device) -> _Window:
-    """Contexts of videos as windows of `max_frames` frames each: cropped, then evenly spaced."""
-    index = np.zeros((len(lengths), max_frames), np.int64)
-    mask = np.zeros(index.shape, np.bool_)
-    for row, (length, offset) in enumerate(zip(lengths.tolist(), offsets.tolist(), strict=True)):
-        chosen = even_frames(*crop(length), max_frames)
-        index[row] = offset + chosen[0]
-        index[row, : len(chosen)] = offset + chosen
-        mask[row, : len(chosen)] = True
-    return _window([index], [mask], device)
+def _encoded_contexts(
+    model: FoldedClassifier, frames: Tensor, lengths: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> Tensor:
+    """What the context encoder says of videos: (V, d)."""
+    chosen = [even_frames(*crop(length), model.max_frames) for length in lengths.tolist()]
+    widths = np.array([context_width(len(indices), model.max_frames) for indices in chosen])
+    vectors: Tensor | None = None
+    for width in np.unique(widths).tolist():
+        members = np.flatnonzero(widths == width)
+        index, mask = np.zeros((len(members), width), np.int64), np.zeros((len(members), width), np.bool_)
+        for row, member in enumerate(members.tolist()):
+            count = len(chosen[member])
+            index[row] = offsets[member] + chosen[member][0]
+            index[row, :count] = offsets[member] + chosen[member]
+            mask[row, :count] = True
+        context = _window([index], [mask], frames.device)
+        encoded = model.encode_contexts(frames[context.frames], context.windows[0], context.masks[0])
+        if len(members) == len(lengths):
+            return encoded
+        if vectors is None:
+            vectors = encoded.new_empty((len(lengths), encoded.shape[1]))
+        vectors[torch.from_numpy(members).to(frames.device)] = encoded
+    if vectors is None:
+        raise ValueError("no video to encode")
+    return vectors
+
+
+def context_width(num_frames: int, max_frames: int) -> int:
+    """Frames that a context is filled up to: a function of the video and the model alone, as its bits shall be.
+
+    Args:
+        num_frames: Frames of the context.
+        max_frames: The most that the encoder sees of a video. Where that is far more than videos have (there need not be a
+            limit), the next power of two from 512 on.
+    """
+    return min(max_frames, max(_SHORTEST_WIDTH, 1 << (num_frames - 1).bit_length()))
 
 
 def _window(index: list[NDArray[np.int64]], masks: list[NDArray[np.bool_]], device: torch.device) -> _Window:
