@@ -335,6 +335,7 @@ def test_blocks_count_as_done_only_once_they_are_on_the_disk(
         {"models": {"one": StoredModel(kind="aware", digest="of one")}},
         {"shifts": [-1, 0, 1]},
         {"precision": "bf16-mixed"},
+        {"device": "cuda"},
         {"catalog": "of other videos"},
         {"vocabulary": "of other classes"},
         {"segments_per_block": 5},

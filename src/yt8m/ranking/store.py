@@ -77,6 +77,8 @@ class StoreIndex(Settings):
     """Seconds by which segments were moved (test-time shifts); the mean of the probabilities was kept."""
     precision: str = "32-true"
     """Numbers of the matrix products."""
+    device: str = "cpu"
+    """Kind of device that computed: another one rounds otherwise."""
     segments_per_block: int = Field(default=SEGMENTS_PER_BLOCK, ge=1)
     """Segments of a block."""
 
@@ -99,6 +101,7 @@ class StoreIndex(Settings):
             num_classes=next(iter(models.values())).num_classes,
             shifts=list(shifts),
             precision=precision,
+            device=next(iter(models.values())).device.type,
         )
 
     @property
