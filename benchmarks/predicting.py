@@ -47,7 +47,7 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.ranking.codes import probabilities_of_codes
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.one_pass import Pass, rank_streaming
+from yt8m.ranking.one_pass import Pass, forget_ranking, rank_streaming
 from yt8m.ranking.predict import predict, segments_of
 from yt8m.recipe import AwareRecipe, find_recipe, read_recipe
 from yt8m.shards.writer import ShardWriter, encode_video
@@ -205,6 +205,7 @@ def one_pass(setting: Setting) -> Measured:
             work = Pass(reader, chosen, folded)
             rank_streaming(work, [merge], CLASSES, 100_000, Path(kept), "benchmark")
             seconds.append(synchronized(device) - started)
+            forget_ranking(Path(kept))
     peak = peak_mib(device)
     with FlopCounterMode(display=False) as counter:
         list(predict(reader, segments, folded, [slice(0, 2048)]))

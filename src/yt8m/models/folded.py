@@ -128,9 +128,10 @@ class FoldedGate:
         self._squeeze = FoldedLinear(*_after_norm(gate.squeeze_norm, gate.squeeze), dtype, device)
         self._excite = FoldedLinear(*_after_norm(gate.excite_norm, gate.excite), dtype, device)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Features (..., channels) -> the same."""
-        return self._excite(self._squeeze(features).relu_()).sigmoid_().mul_(features)
+    def __call__(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Features (..., channels) -> the same, in `out` where that is given."""
+        gate = self._excite(self._squeeze(features).relu_()).sigmoid_()
+        return torch.mul(gate, features, out=gate if out is None else out)
 
 
 def _folded_gate(gate: SqueezeExcite | None, dtype: torch.dtype, device: torch.device) -> FoldedGate | None:
@@ -161,13 +162,16 @@ class FoldedEncoder(ABC):
     Args:
         encoder: The encoder.
         device: Where it computes.
+        described_size: P.
+        dtype: Type of the matrix products and of descriptions.
     """
 
-    def __init__(self, encoder: Encoder, device: torch.device) -> None:
+    def __init__(self, encoder: Encoder, device: torch.device, described_size: int, dtype: torch.dtype) -> None:
         self.digest = digest_of(encoder)
         self.output_size = encoder.output_size
         self._frame_input = encoder.frame_input
         self._chunks = chunks_of(device)
+        self._described_size, self._dtype = described_size, dtype
 
     def describe(self, frames: Tensor) -> Tensor:
         """Describe frames.
@@ -178,11 +182,20 @@ class FoldedEncoder(ABC):
         Returns:
             (N, P), what `pool` takes.
         """
-        return in_chunks(self._describe, self._chunks.frames, frames)
-
-    def _describe(self, frames: Tensor) -> Tensor:
-        length = torch.tensor([len(frames)], device=frames.device)
-        return self._of_frames(self._frame_input(frames.unsqueeze(0), length)[0].squeeze(0))
+        size = self._chunks.frames
+        length = torch.tensor([size], device=frames.device)
+        # Made once: copies of what frames are described by would take a tenth of the time.
+        described = torch.empty((len(frames), self._described_size), dtype=self._dtype, device=frames.device)
+        for start in range(0, len(frames), size):
+            part, out = frames[start : start + size], described[start : start + size]
+            filler = size - len(part)
+            if filler:
+                part = torch.cat([part, part[:1].expand(filler, -1)])
+                out = torch.empty((size, self._described_size), dtype=self._dtype, device=frames.device)
+            self._of_frames(self._frame_input(part.unsqueeze(0), length)[0].squeeze(0), out)
+            if filler:
+                described[start:] = out[: size - filler]
+        return described
 
     def pool(self, described: Tensor, windows: Tensor, mask: Tensor, chunk: int) -> Tensor:
         """Encode windows of described frames.
@@ -200,40 +213,50 @@ class FoldedEncoder(ABC):
         def pooled(windows: Tensor, mask: Tensor) -> Tensor:
             step = max(1, self._chunks.gathered // (windows.shape[1] * described.shape[1]))
             blocks = [slice(start, start + step) for start in range(0, len(windows), step)]
-            parts = [self._of_window(described[windows[block]], mask[block]) for block in blocks]
+            parts = [self._of_window(described[windows[block]], _partial(mask[block])) for block in blocks]
             return self._project(torch.cat(parts))
 
         return in_chunks(pooled, chunk, windows, mask)
 
     @abstractmethod
-    def _of_frames(self, features: Tensor) -> Tensor:
-        """Features (N, D) -> (N, P)."""
+    def _of_frames(self, features: Tensor, out: Tensor) -> None:
+        """Describe features (N, D) in `out` (N, P)."""
 
     @abstractmethod
-    def _of_window(self, described: Tensor, mask: Tensor) -> Tensor:
-        """Descriptions (S, W, P) and bool (S, W) -> sums and maxima, (S, numbers)."""
+    def _of_window(self, described: Tensor, mask: Tensor | None) -> Tensor:
+        """Descriptions (S, W, P) and bool (S, W), or None where all are there -> sums and maxima, (S, numbers)."""
 
     @abstractmethod
     def _project(self, pooled: Tensor) -> Tensor:
         """Sums and maxima (S, numbers) -> (S, output_size)."""
 
 
+def _partial(mask: Tensor) -> Tensor | None:
+    """A mask, or None where it masks nothing; a device is not asked, for that would wait for it."""
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+
+
 class FoldedDBoF(FoldedEncoder):
     """Gated DBoF; a frame is described by its gated channels (P = H)."""
 
     def __init__(self, encoder: DBoFEncoder, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(encoder, device)
+        super().__init__(encoder, device, encoder.config.hidden_size, dtype)
         self._hidden = FoldedLinear(*_constants(encoder.frame_projection), dtype, device)
         self._frame_gate = _folded_gate(encoder.frame_gate, dtype, device)
         self._projection = FoldedLinear(*_after_norm(encoder.pooled_norm, encoder.video_projection), dtype, device)
         self._video_gate = _folded_gate(encoder.video_gate, dtype, device)
 
-    def _of_frames(self, features: Tensor) -> Tensor:
+    def _of_frames(self, features: Tensor, out: Tensor) -> None:
         hidden = self._hidden(features).relu_()
-        return hidden if self._frame_gate is None else self._frame_gate(hidden)
+        if self._frame_gate is None:
+            out.copy_(hidden)
+        else:
+            self._frame_gate(hidden, out)
 
-    def _of_window(self, described: Tensor, mask: Tensor) -> Tensor:
+    def _of_window(self, described: Tensor, mask: Tensor | None) -> Tensor:
         described = described.float()
+        if mask is None:
+            return torch.cat([described.amax(1), described.sum(1) / described.shape[1]], dim=1)
         there = mask.unsqueeze(-1)
         maximum = described.masked_fill(~there, -torch.inf).amax(1)
         mean = (described * there).sum(1) / mask.sum(1, keepdim=True)
@@ -268,19 +291,23 @@ class _FoldedModality:
         """Numbers that describe a frame."""
         return self._sizes[0] + self._sizes[1]
 
-    def of_frames(self, features: Tensor) -> Tensor:
-        """Features (N, D) of both modalities -> (N, P)."""
+    def of_frames(self, features: Tensor, out: Tensor) -> None:
+        """Describe features (N, D) of both modalities in `out` (N, P)."""
         combined = self._linear(F.normalize(features[:, self._features], dim=-1))
         expanded, logits, attention = torch.split(combined, self._sizes, 1)
         assignment = torch.softmax(logits.float().view(-1, self._groups, self._clusters), -1)
-        weights = assignment.mul_(torch.sigmoid(attention.float()).unsqueeze(-1))
-        return torch.cat([expanded, weights.flatten(1).to(expanded.dtype)], dim=1)
+        placed, weights = torch.split(out, self._sizes[:2], 1)
+        placed.copy_(expanded)
+        shares = torch.sigmoid(attention.float()).unsqueeze(-1)
+        torch.mul(assignment, shares, out=weights.view(assignment.shape))
 
-    def of_window(self, described: Tensor, mask: Tensor) -> Tensor:
+    def of_window(self, described: Tensor, mask: Tensor | None) -> Tensor:
         """Descriptions (S, W, P) -> normalized residuals (S, K * J), float32."""
         expanded, weights = torch.split(described, self._sizes[:2], -1)
-        weights = (weights * mask.unsqueeze(-1)).reshape(len(mask), -1, self._clusters)
-        sums = weights.transpose(1, 2) @ expanded.reshape(len(mask), -1, self._size)
+        if mask is not None:
+            weights = weights * mask.unsqueeze(-1)
+        weights = weights.reshape(len(described), -1, self._clusters)
+        sums = weights.transpose(1, 2) @ expanded.reshape(len(described), -1, self._size)
         totals = weights.sum(1, dtype=torch.float32).unsqueeze(-1)
         return F.normalize(sums.float() - totals * self._centroids, dim=-1).flatten(1)
 
@@ -289,9 +316,10 @@ class FoldedNeXtVLAD(FoldedEncoder):
     """NeXtVLAD; a frame is described by its expanded features and its assignment, of rgb and of audio."""
 
     def __init__(self, encoder: NeXtVLADEncoder, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(encoder, device)
         self._rgb = _FoldedModality(encoder.rgb, slice(None, RGB_SIZE), dtype, device)
         self._audio = _FoldedModality(encoder.audio, slice(RGB_SIZE, None), dtype, device)
+        self._described_sizes = [self._rgb.described_size, self._audio.described_size]
+        super().__init__(encoder, device, sum(self._described_sizes), dtype)
         weight, bias = _constants(encoder.projection)
         norms = [_affine(modality.descriptor_norm) for modality in (encoder.rgb, encoder.audio)]
         scale, shift = (torch.cat(parts) for parts in zip(*norms, strict=True))
@@ -299,11 +327,13 @@ class FoldedNeXtVLAD(FoldedEncoder):
         self._cut = encoder.config.cut_after_linear
         self._gate = _folded_gate(encoder.gate, dtype, device)
 
-    def _of_frames(self, features: Tensor) -> Tensor:
-        return torch.cat([self._rgb.of_frames(features), self._audio.of_frames(features)], dim=1)
+    def _of_frames(self, features: Tensor, out: Tensor) -> None:
+        rgb, audio = torch.split(out, self._described_sizes, 1)
+        self._rgb.of_frames(features, rgb)
+        self._audio.of_frames(features, audio)
 
-    def _of_window(self, described: Tensor, mask: Tensor) -> Tensor:
-        rgb, audio = torch.split(described, [self._rgb.described_size, self._audio.described_size], -1)
+    def _of_window(self, described: Tensor, mask: Tensor | None) -> Tensor:
+        rgb, audio = torch.split(described, self._described_sizes, -1)
         return torch.cat([self._rgb.of_window(rgb, mask), self._audio.of_window(audio, mask)], dim=1)
 
     def _project(self, pooled: Tensor) -> Tensor:
