@@ -462,7 +462,7 @@ def predict(
     settings = _ensemble(weight, merge)
     names = predict_folders(models, _indexed(shards), vocabulary, settings, wanted, machine, shifts)
     for path, what in ((store, "probabilities"), (out, "the submission"), (table, "the table")):
-        if path is not None and _is_first_process():
+        if path is not None and names is not None:
             terminal.print(f"{path}: {what} of {', '.join(names)}", markup=False)
 
 
@@ -963,10 +963,6 @@ def _ensemble(weights: Sequence[str] | None, merge: Sequence[str] | None) -> Ens
 
     values = overridden({"weights": _weights(weights or [])}, merge or [])
     return validated(EnsembleSettings, values, "--set")
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:

@@ -138,7 +138,8 @@ class Outputs:
         submission: The file to write.
         table: The same as a table, with probabilities.
         folder: Receives `timeline.png`, and where there is truth `scores.csv`, `class_scores.csv` and `scores.png`.
-        store: Folder of predictions, where they are kept.
+        store: Folder of predictions, where they are stored before they are ranked.
+        keep_store: Whether they are stored, and kept.
     """
 
     submission: Path

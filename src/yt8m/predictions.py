@@ -15,14 +15,14 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.display import tracked
 from yt8m.errors import UsageError
 from yt8m.files import writing_error
-from yt8m.models.folded import load_folded
+from yt8m.models.folded import FoldedClassifier, load_folded
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
 from yt8m.ranking.one_pass import Pass, Processes, forget_ranking, rank_streaming, store_predictions
-from yt8m.ranking.predict import segments_of
+from yt8m.ranking.predict import NO_SHIFT, segments_of
 from yt8m.ranking.store import Store, StoreIndex, rank_stored
 from yt8m.ranking.submission import write_submission
 from yt8m.ranking.table import write_table
-from yt8m.ranking.topk import Ranking
+from yt8m.ranking.topk import Ranking, Segments
 from yt8m.training.machine import MachineConfig, make_fabric
 from yt8m.training.stopping import StopRequest
 from yt8m.vocabulary import Vocabulary
@@ -45,9 +45,21 @@ class Wanted:
     top_k: int = 100_000
 
 
-def processes_of(fabric: Fabric, stop: StopRequest) -> Processes:
-    """Fabric's processes, as a pass sees them."""
-    return Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
+def shared_pass(
+    fabric: Fabric,
+    stop: StopRequest,
+    reader: FrameReader,
+    segments: Segments,
+    models: Mapping[str, FoldedClassifier],
+    shifts: Sequence[int],
+) -> Pass:
+    """A pass that Fabric's processes share and may be asked to stop; the first of them shows how far it is."""
+
+    def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
+        return tracked(batches, "predict", count) if fabric.is_global_zero else batches
+
+    processes = Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
+    return Pass(reader, segments, models, shifts, processes, shown)
 
 
 def predict_folders(
@@ -57,8 +69,8 @@ def predict_folders(
     settings: EnsembleSettings,
     wanted: Wanted,
     machine: MachineConfig,
-    shifts: Sequence[int] = (0,),
-) -> list[str]:
+    shifts: Sequence[int] = NO_SHIFT,
+) -> list[str] | None:
     """Predict every segment of a catalog with the models of some folders, in one pass, and merge them.
 
     Several processes share the work. A prediction that was interrupted goes on when it is called for again.
@@ -73,7 +85,7 @@ def predict_folders(
         shifts: Test-time shifts, in seconds.
 
     Returns:
-        Names of the models.
+        Names of the models; None on all processes but the first.
 
     Raises:
         UsageError: A folder holds no classifier of this vocabulary, two have one name, or the settings name a model
@@ -93,12 +105,9 @@ def predict_folders(
     segments = segments_of(reader)
     index = StoreIndex.of(models, segments, classes.digest, catalog.digest, shifts, machine.precision)
 
-    def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
-        return tracked(batches, "predict", count) if fabric.is_global_zero else batches
-
     ranking = folder = None
     with StopRequest(fabric) as stop:
-        work = Pass(reader, segments, models, shifts, processes_of(fabric, stop), shown)
+        work = shared_pass(fabric, stop, reader, segments, models, shifts)
         if wanted.store is not None:
             store = store_predictions(work, wanted.store, index)
             if store is not None and merger is not None:
@@ -125,7 +134,7 @@ def predict_folders(
         if folder is not None:
             forget_ranking(folder)
     fabric.barrier()
-    return list(models)
+    return list(models) if fabric.is_global_zero else None
 
 
 def merge_stores(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +32,8 @@ from yt8m.files import written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.models.saved import CONFIG_NAME, WEIGHTS_NAME, load_model, read_description
+from yt8m.predictions import shared_pass
 from yt8m.ranking.ensemble import merging_order
-from yt8m.ranking.one_pass import Pass, Processes
 from yt8m.ranking.predict import SegmentClassifier, segments_of
 from yt8m.ranking.weights import find_weights, out_of_fold
 from yt8m.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
@@ -286,14 +286,9 @@ class Run:
         if found is not None:
             ensemble = ensemble.model_copy(update={"weights": found})
         kinds = {name: self._segment(name).kind for name in names}
-
-        def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
-            return tracked(batches, "predict", count) if fabric.is_global_zero else batches
-
         with StopRequest(fabric) as stop:
-            processes = Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
             comparison = predict_and_score(
-                Pass(reader, segments_of(reader), models, ensemble.shifts, processes, shown),
+                shared_pass(fabric, stop, reader, segments_of(reader), models, ensemble.shifts),
                 rankings_wanted(kinds, ensemble, self.recipe.ensemble_models, compare),
                 self.recipe.top_k,
                 self.vocabulary,

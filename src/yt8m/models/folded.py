@@ -149,11 +149,14 @@ def in_chunks(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> T
     results = []
     for start in range(0, len(tensors[0]), size):
         parts = [tensor[start : start + size] for tensor in tensors]
-        count = len(parts[0])
-        if count < size:
-            parts = [torch.cat([part, part[:1].expand(size - count, *part.shape[1:])]) for part in parts]
-        results.append(function(*parts)[:count])
+        results.append(function(*(_filled(part, size) for part in parts))[: len(parts[0])])
     return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """Rows filled up to `size` with the first of them."""
+    filler = size - len(rows)
+    return torch.cat([rows, rows[:1].expand(filler, *rows.shape[1:])]) if filler else rows
 
 
 class FoldedEncoder(ABC):
@@ -167,7 +170,6 @@ class FoldedEncoder(ABC):
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, described_size: int, dtype: torch.dtype) -> None:
-        self.digest = digest_of(encoder)
         self.output_size = encoder.output_size
         self._frame_input = encoder.frame_input
         self._chunks = chunks_of(device)
@@ -188,13 +190,12 @@ class FoldedEncoder(ABC):
         described = torch.empty((len(frames), self._described_size), dtype=self._dtype, device=frames.device)
         for start in range(0, len(frames), size):
             part, out = frames[start : start + size], described[start : start + size]
-            filler = size - len(part)
-            if filler:
-                part = torch.cat([part, part[:1].expand(filler, -1)])
-                out = torch.empty((size, self._described_size), dtype=self._dtype, device=frames.device)
-            self._of_frames(self._frame_input(part.unsqueeze(0), length)[0].squeeze(0), out)
-            if filler:
-                described[start:] = out[: size - filler]
+            is_whole = len(part) == size
+            target = out if is_whole else out.new_empty((size, self._described_size))
+            features, _ = self._frame_input(_filled(part, size).unsqueeze(0), length)
+            self._of_frames(features.squeeze(0), target)
+            if not is_whole:
+                out.copy_(target[: len(part)])
         return described
 
     def pool(self, described: Tensor, windows: Tensor, mask: Tensor, chunk: int) -> Tensor:
@@ -473,8 +474,8 @@ class FoldedClassifier:
 
         Args:
             frames: Frames of all of them, uint8 (N, D).
-            windows: Frames of each video's context, rows of `frames`, int64 (V, max_frames).
-            mask: bool (V, max_frames).
+            windows: Frames of each video's context, rows of `frames`, int64 (V, W).
+            mask: bool (V, W).
 
         Returns:
             (V, d).

@@ -21,7 +21,7 @@ from yt8m.dataset.frames import NUM_FEATURES, FrameReader
 from yt8m.dataset.sampling import crop, evaluated_segments, even_frames
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.folded import FoldedClassifier
+from yt8m.models.folded import FoldedClassifier, FoldedEncoder
 from yt8m.ranking.codes import encode, mean_logits
 from yt8m.ranking.topk import Segments
 from yt8m.shards.example import SEGMENT_SECONDS
@@ -175,15 +175,14 @@ def _start(
     place_of_segment = torch.from_numpy(places).to(device)
 
     windows: dict[int, _Window] = {}
-    vectors: dict[str, Tensor] = {}
+    vectors: dict[FoldedEncoder, Tensor] = {}
     codes = {}
     for name, model in models.items():
         of_video = None
         if model.context_encoder is not None:
-            digest = model.context_encoder.digest
-            if digest not in vectors:
-                vectors[digest] = _encoded_contexts(model, frames, lengths, offsets)
-            of_video = model.of_videos(vectors[digest])
+            if model.context_encoder not in vectors:
+                vectors[model.context_encoder] = _encoded_contexts(model, frames, lengths, offsets)
+            of_video = model.of_videos(vectors[model.context_encoder])
         if model.segment_encoder is None:
             if of_video is not None:
                 codes[name] = encode(of_video).view(torch.int16)[place_of_segment].view(torch.uint16)

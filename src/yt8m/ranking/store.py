@@ -181,10 +181,10 @@ class Store:
         except OSError as error:
             raise Yt8mError(f"{path}: cannot be read ({error.strerror}).") from None
         for number, expected in enumerate(checksums[:, class_index].tolist()):
-            if _checksum(of_class[self.index.block(number)]) != expected:
+            if _checksum(of_class[index.block(number)]) != expected:
                 raise Yt8mError(
-                    f"{self.folder / f'{model}.npy'}: is damaged (class position {class_index}, segments from "
-                    f"{self.index.block(number).start}: the checksum is wrong); delete the folder and predict again."
+                    f"{path}: is damaged (class position {class_index}, segments from "
+                    f"{index.block(number).start}: the checksum is wrong); delete the folder and predict again."
                 )
         return of_class
 
