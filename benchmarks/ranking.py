@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from yt8m.ranking.submission import write_submission
 from yt8m.ranking.topk import Segments, TopK
 from yt8m.scoring.map_at_k import Truth, map_at_k
 from yt8m.vocabulary import Vocabulary
+
+Batch = TypeVar("Batch")
 
 SEGMENTS_OF_A_VIDEO = 40
 
@@ -113,13 +115,24 @@ def generate_codes(size: Size) -> Iterator[Predictions]:
 
 def rank_codes(size: Size, path: Path) -> Seconds:
     """Merge (one model) and rank codes as they stream."""
-    segments = make_segments(size.num_segments)
     merger = Merger(EnsembleSettings(), ["model"])
+    return rank_batches(size, path, generate_codes(size), lambda batch: (batch.positions, merger(batch.codes)))
+
+
+def rank_batches(
+    size: Size,
+    path: Path,
+    batches: Iterator[Batch],
+    merged: Callable[[Batch], tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> Seconds:
+    """Rank batches as they stream, and write; making them is left out, merging them is not."""
+    segments = make_segments(size.num_segments)
+    started = time.perf_counter()
     topk = TopK(size.num_classes, size.k, segments)
-    ranking_seconds = 0.0
-    for batch in generate_codes(size):
+    ranking_seconds = time.perf_counter() - started
+    for batch in batches:
         started = time.perf_counter()
-        topk.update(batch.positions, merger(batch.codes))
+        topk.update(*merged(batch))
         ranking_seconds += time.perf_counter() - started
     started = time.perf_counter()
     ranking = topk.result()
@@ -161,21 +174,7 @@ def rank_stored_codes(size: Size, path: Path) -> Seconds:
 
 def rank_streaming(size: Size, path: Path) -> Seconds:
     """Rank and write with the package; generation is left out."""
-    segments = make_segments(size.num_segments)
-    ranking_seconds = 0.0
-    started = time.perf_counter()
-    topk = TopK(size.num_classes, size.k, segments)
-    ranking_seconds += time.perf_counter() - started
-    for positions, values in generate(size):
-        started = time.perf_counter()
-        topk.update(positions, values)
-        ranking_seconds += time.perf_counter() - started
-    started = time.perf_counter()
-    ranking = topk.result()
-    ranking_seconds += time.perf_counter() - started
-    started = time.perf_counter()
-    write_submission(path, ranking, make_vocabulary(size.num_classes))
-    return Seconds(0.0, ranking_seconds, time.perf_counter() - started)
+    return rank_batches(size, path, generate(size), lambda batch: batch)
 
 
 def rank_with_lists(size: Size, path: Path) -> Seconds:
