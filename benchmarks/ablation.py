@@ -34,17 +34,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yt8m.dataset.batches import ALONE, Allocate, FrameChoice, Share, VideoBatch, VideoBatches
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import ALONE, Allocate, FrameChoice, Share, VideoBatch, VideoBatches
 from yt8m.files import written_atomically
 from yt8m.models import dbof
-from yt8m.models.layers import decaying_parameters, gated_max_mean_pool
+from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.ranking.topk import MAX_SEGMENTS
-from yt8m.recipe import read_recipe
-from yt8m.run import Run, read_stage
+from yt8m.runs.recipe import read_recipe
+from yt8m.runs.run import Run, read_stage
 from yt8m.scoring.report import SCORES_FILE, read_scores
 from yt8m.training import optimization, tasks
 from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, mined_loss, rating_loss
+from yt8m.training.optimizer_groups import decaying_parameters
 from yt8m.vocabulary import Vocabulary
 
 RECIPE = """
@@ -413,7 +414,7 @@ def invented_data(folder: Path) -> Path:
     """Make a dataset of invented videos, unless it is there."""
     if not folder.exists():
         with written_atomically(folder) as temporary:
-            subprocess.run([sys.executable, "-m", "yt8m.cli", "splice", str(temporary)], check=True)
+            subprocess.run([sys.executable, "-m", "yt8m", "splice", str(temporary)], check=True)
     return folder
 
 

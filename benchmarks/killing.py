@@ -73,7 +73,7 @@ class Kill:
 
 def command(*arguments: str) -> list[str]:
     """A yt8m command line."""
-    return [sys.executable, "-m", "yt8m.cli", *arguments]
+    return [sys.executable, "-m", "yt8m", *arguments]
 
 
 def environment() -> dict[str, str]:

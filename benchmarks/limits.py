@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from measuring import in_new_process, memory
-from yt8m.dataset.catalog import Catalog, ShardInfo, index_and_save
+from yt8m.dataset.batches import FrameChoice, VideoBatches
+from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
-from yt8m.dataset.loading import FrameChoice, VideoBatches, videos_with_classes
+from yt8m.dataset.indexing import index_and_save
+from yt8m.dataset.labels import videos_with_classes
+from yt8m.dataset.layout import ShardInfo
 from yt8m.dataset.read_ahead import step_loader
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.vocabulary import Vocabulary

@@ -17,21 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from yt8m.comparison import Truths
-from yt8m.dataset.catalog import load_or_index
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import fold_of_videos
-from yt8m.models.folded import FoldedClassifier, FoldedEncoder
+from yt8m.dataset.indexing import load_or_index
+from yt8m.dataset.labels import fold_of_videos
+from yt8m.inference.classifier import FoldedClassifier
+from yt8m.inference.encoders import FoldedEncoder
 from yt8m.models.saved import load_model
+from yt8m.prediction.passes import Pass, store_predictions
+from yt8m.prediction.predict import predict, segments_of
+from yt8m.prediction.store import Store, StoreIndex
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.one_pass import Pass, store_predictions
-from yt8m.ranking.predict import predict, segments_of
-from yt8m.ranking.store import Store, StoreIndex, rank_stored
-from yt8m.ranking.submission import ranked_segments
+from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.topk import TopK
 from yt8m.ranking.weights import find_weights, out_of_fold
-from yt8m.recipe import read_recipe
+from yt8m.runs.comparison import Truths
+from yt8m.runs.recipe import read_recipe
 from yt8m.scoring.map_at_k import map_at_k
+from yt8m.submission.submission import ranked_segments
 from yt8m.vocabulary import Vocabulary
 
 K = 100_000

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 
 from measuring import in_new_process, memory
 from ranking import SEGMENTS_OF_A_VIDEO, make_segments, make_vocabulary
-from yt8m.dataset.catalog import Catalog, ShardInfo
-from yt8m.ranking.check import check_submission
-from yt8m.ranking.submission import read_submission, write_submission
-from yt8m.ranking.table import SCHEMA, write_table
+from yt8m.dataset.catalog import Catalog
+from yt8m.dataset.layout import ShardInfo
 from yt8m.ranking.topk import Ranking
+from yt8m.submission.check import check_submission
+from yt8m.submission.submission import read_submission, write_submission
+from yt8m.submission.table import SCHEMA, write_table
 
 Size = tuple[int, int, int]
 """Segments, classes, K."""

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from yt8m.run import read_stage
+from yt8m.runs.run import read_stage
 
 RECIPE = """
 folds: 4
@@ -59,7 +59,7 @@ def train(recipe: Path, data: Path, out: Path, seed: int, settings: tuple[str, .
     """Train the stages, and give the metrics of each."""
     overrides = [word for option in (f"seed={seed}", *settings) for word in ("--set", option)]
     for kind in ("pretrain", "finetune"):
-        command = [sys.executable, "-W", "ignore", "-m", "yt8m.cli", "run", str(recipe), "--data", str(data)]
+        command = [sys.executable, "-W", "ignore", "-m", "yt8m", "run", str(recipe), "--data", str(data)]
         subprocess.run(
             [*command, "--out", str(out), "--only", kind, *overrides],
             check=True,
@@ -83,7 +83,7 @@ def main() -> None:
         recipe = folder / "recipe.yaml"
         recipe.write_text(RECIPE.replace("STEPS", str(options.steps)), encoding="utf-8")
         if options.data is None:
-            subprocess.run([sys.executable, "-m", "yt8m.cli", "splice", str(data)], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "yt8m", "splice", str(data)], check=True, capture_output=True)
         found: dict[str, list[dict[str, dict[str, float]]]] = {way: [] for way in WAYS}
         for seed in range(options.seeds):
             for number, (way, settings) in enumerate(WAYS.items()):

@@ -38,20 +38,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import plain_models as plain
 from measuring import memory, new_process
-from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.batches import context_frames, padded
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import context_frames, padded
+from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.sampling import segment_window
+from yt8m.inference.classifier import FoldedClassifier
+from yt8m.inference.encoders import FoldedEncoder
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.folded import FoldedClassifier, FoldedEncoder
-from yt8m.ranking.codes import probabilities_of_codes
+from yt8m.prediction.passes import Pass
+from yt8m.prediction.predict import predict, segments_of
+from yt8m.prediction.quantization import probabilities_of_codes
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.one_pass import Pass, forget_ranking, rank_streaming
-from yt8m.ranking.predict import predict, segments_of
-from yt8m.recipe import AwareRecipe, find_recipe, read_recipe
+from yt8m.ranking.streaming import forget_ranking, rank_streaming
+from yt8m.runs.recipe import AwareRecipe, find_recipe, read_recipe
+from yt8m.runtime.machine import MachineConfig
 from yt8m.shards.writer import ShardWriter, encode_video
-from yt8m.training.machine import MachineConfig
 
 CLASSES = 1000
 TEST_SEGMENTS = 1_704_348

@@ -45,7 +45,7 @@ def run(recipe: Path, data: Path, out: Path, processes: int) -> None:
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     for only in ("pretrain", "finetune"):
-        command = ["yt8m.cli", "run", str(recipe), "--data", str(data), "--out", str(out), "--only", only]
+        command = ["yt8m", "run", str(recipe), "--data", str(data), "--out", str(out), "--only", only]
         subprocess.run(
             [*launcher, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
         )
@@ -98,7 +98,7 @@ def main() -> None:
         recipe, data = folder / "recipe.yaml", folder / "data"
         recipe.write_text(RECIPE.replace("STEPS", str(options.steps)), encoding="utf-8")
         sizes = ("--pretrain", "200", "--segments", "64", "--test", "8")
-        splice = [sys.executable, "-m", "yt8m.cli", "splice", str(data), *sizes]
+        splice = [sys.executable, "-m", "yt8m", "splice", str(data), *sizes]
         subprocess.run(splice, check=True, capture_output=True)
         for processes in (1, 2):
             run(recipe, data, folder / str(processes), processes)

@@ -31,13 +31,16 @@ import torch
 from numpy.typing import NDArray
 
 from measuring import in_new_process
-from yt8m.ranking.codes import encode
+from yt8m.prediction.predict import Predictions
+from yt8m.prediction.quantization import encode
+from yt8m.prediction.segments import Segments
+from yt8m.prediction.store import StoredModel, StoreIndex
+from yt8m.prediction.store_writer import StoreWriter
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.predict import Predictions
-from yt8m.ranking.store import StoredModel, StoreIndex, StoreWriter, rank_stored
-from yt8m.ranking.submission import write_submission
-from yt8m.ranking.topk import Segments, TopK
+from yt8m.ranking.rank import rank_stored
+from yt8m.ranking.topk import TopK
 from yt8m.scoring.map_at_k import Truth, map_at_k
+from yt8m.submission.submission import write_submission
 from yt8m.vocabulary import Vocabulary
 
 Batch = TypeVar("Batch")

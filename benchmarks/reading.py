@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measuring import in_new_process, memory, new_process
-from yt8m.dataset.catalog import Catalog, index_folder, load_or_index
+from yt8m.dataset.batches import FrameChoice
+from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
-from yt8m.dataset.loading import FrameChoice
+from yt8m.dataset.indexing import index_folder, load_or_index
 from yt8m.dataset.sampling import crop, even_frames
 
 BATCH = 128
@@ -252,7 +253,8 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
     import torch
     from torch.utils.data import DataLoader
 
-    from yt8m.dataset.loading import Batches, SegmentBatches, VideoBatches, rated_segments
+    from yt8m.dataset.batches import Batches, SegmentBatches, VideoBatches
+    from yt8m.dataset.labels import rated_segments
     from yt8m.dataset.read_ahead import BATCHES_AHEAD, step_loader
     from yt8m.vocabulary import Vocabulary
 
@@ -307,8 +309,8 @@ def check(folder: Path) -> str:
 
 def make_data(folder: Path, num_videos: int) -> Path:
     """Splice a dataset, unless it is there; the folder of its training shards, indexed."""
-    from yt8m.dataset.invented import invented_sources, invented_vocabulary
-    from yt8m.dataset.splice import Sizes, write_dataset
+    from yt8m.synthetic.invented import invented_sources, invented_vocabulary
+    from yt8m.synthetic.splice import Sizes, write_dataset
 
     if not folder.is_dir():
         classes = invented_vocabulary()

@@ -63,8 +63,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import plain_models as plain
 from measuring import in_new_process, memory, new_process
+from yt8m.dataset.batches import SegmentBatch, VideoBatch, context_frames
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
-from yt8m.dataset.loading import SegmentBatch, VideoBatch, context_frames
 from yt8m.models.classifier import (
     Classifier,
     ContextAgnosticClassifier,
@@ -75,11 +75,11 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import AUDIO_SIZE, FRAME_SIZE, RGB_SIZE
+from yt8m.models.layers.input import AUDIO_SIZE, FRAME_SIZE, RGB_SIZE
 from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.training.loop import TrainingConfig, stepper
 from yt8m.training.losses import segment_loss, video_loss
-from yt8m.training.machine import MachineConfig, make_fabric
 from yt8m.training.optimization import make_optimizer
 from yt8m.training.tasks import ContextVectors
 

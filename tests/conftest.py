@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Outcome, succeeds
-from yt8m.dataset.invented import invented_sources, invented_vocabulary
-from yt8m.dataset.splice import Sizes, write_dataset
+from tests.support.command import Outcome, succeeds
+from yt8m.runtime.environment import prepare_environment
+from yt8m.synthetic.invented import invented_sources, invented_vocabulary
+from yt8m.synthetic.splice import Sizes, write_dataset
 from yt8m.vocabulary import Vocabulary
+
+prepare_environment()  # before any test imports torch
 
 TINY_SIZES = Sizes(train=16, valid=4, rated=16, test=8)
 TINY_CLASSES = 12

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_layers import randomize
-from yt8m.dataset.catalog import load_or_index
+from yt8m.dataset.batches import FrameChoice, VideoBatch, VideoBatches
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import FrameChoice, VideoBatch, VideoBatches
+from yt8m.dataset.indexing import load_or_index
 from yt8m.dataset.sampling import crop
 from yt8m.models import build_encoder
 from yt8m.models.classifier import VideoClassifier
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import MaskedBatchNorm, gated_max_mean_pool
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
+from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.recipe import AgnosticRecipe, Recipe, read_recipe
+from yt8m.runs.recipe import AgnosticRecipe, Recipe, read_recipe
 from yt8m.training import tasks
 from yt8m.training.optimization import OptimizationConfig, make_optimizer
 from yt8m.vocabulary import Vocabulary

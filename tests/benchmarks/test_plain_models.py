@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.test_layers import randomize
-from yt8m.models import layers
 from yt8m.models.classifier import (
     ContextAgnosticClassifier,
     ContextAgnosticClassifierConfig,
@@ -27,7 +26,8 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import MixtureConfig
+from yt8m.models.layers import blocks
+from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates
@@ -256,7 +256,7 @@ def test_weights_agree_after_three_steps(case: str, plain: ModuleType) -> None:
 
 def test_floor_counts_the_products_of_our_step(training: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no frame is padding, what is needed is what ours does, but for biases folded into others."""
-    monkeypatch.setattr(layers, "_BLOCK_ELEMENTS", 1 << 60)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 60)
     for case in training.CASES:
         with FakeTensorMode():
             model = training.our_model(case).train()

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shards.wire import bytes_feature, entry, frame_list, packed_integers, record
-from tests.tiny_shards import (
+from tests.support.tiny_shards import (
     Rating,
     TinyVideo,
     random_videos,
@@ -24,17 +23,11 @@ from tests.tiny_shards import (
     write_shards,
     write_video_level_shard,
 )
-from yt8m.dataset import catalog as catalog_module
-from yt8m.dataset.catalog import (
-    FILE_NAME,
-    Catalog,
-    Oddity,
-    find_shards,
-    index_and_save,
-    index_folder,
-    index_shard,
-    load_or_index,
-)
+from tests.support.wire import bytes_feature, entry, frame_list, packed_integers, record
+from yt8m.dataset import indexing
+from yt8m.dataset.catalog import FILE_NAME, Catalog, Oddity
+from yt8m.dataset.indexing import index_and_save, index_folder, index_shard, load_or_index
+from yt8m.dataset.layout import find_shards
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.shards.tfrecord import frame_record
 from yt8m.shards.writer import encode_video
@@ -331,7 +324,7 @@ def test_a_clean_folder_has_no_report_and_an_old_one_goes(tmp_path: Path) -> Non
 
 
 def test_the_report_of_one_shard_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_module, "MAX_REPORTED", 5)
+    monkeypatch.setattr(indexing, "MAX_REPORTED", 5)
     for name in ("a", "b"):
         write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 8)
     write_shard(tmp_path / "c.tfrecord", [TinyVideo("same", FRAMES, (1,))] * 9)
@@ -519,7 +512,7 @@ def test_checksums_are_verified_unless_told_otherwise(tmp_path: Path) -> None:
 
 
 def test_list_of_problems_is_bounded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_module, "MAX_PROBLEMS", 5)
+    monkeypatch.setattr(indexing, "MAX_PROBLEMS", 5)
     for name in ("a", "b"):
         write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 4)
     write_shard(tmp_path / "c.tfrecord", random_videos(1))
@@ -587,7 +580,7 @@ def test_missing_foreign_and_damaged_catalogs_are_refused_in_words(tmp_path: Pat
 def test_catalog_of_another_format_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, random_videos(2))
     with monkeypatch.context() as older:
-        older.setattr(catalog_module, "FORMAT_VERSION", 0)
+        older.setattr("yt8m.dataset.catalog.FORMAT_VERSION", 0)
         index_folder(tmp_path).save()
     with pytest.raises(Yt8mError, match="format 0, and this version reads format 1; run `yt8m index"):
         Catalog.load(tmp_path)

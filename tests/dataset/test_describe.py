@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny_shards import TinyVideo, random_videos, write_records, write_shard, write_shards
-from yt8m.dataset.catalog import Oddity, index_folder
+from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shard, write_shards
+from yt8m.dataset.catalog import Oddity
 from yt8m.dataset.describe import Spread, describe
+from yt8m.dataset.indexing import index_folder
 from yt8m.vocabulary import Vocabulary
 
 

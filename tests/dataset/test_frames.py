@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.shards.wire import bytes_feature, delimited, entry, frame_list, record
-from tests.tiny_shards import TinyVideo, random_videos, write_records, write_shards
+from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shards
+from tests.support.wire import bytes_feature, delimited, entry, frame_list, record
 from yt8m.dataset import frames as frames_module
-from yt8m.dataset.catalog import index_folder
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
+from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.sampling import Chosen
 from yt8m.errors import ShardError
 

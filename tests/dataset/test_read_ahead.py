@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_shards import random_videos, write_shards
+from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset import read_ahead
-from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.batches import Batches, FrameChoice, SegmentBatches, VideoBatches
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import Batches, FrameChoice, SegmentBatches, VideoBatches, rated_segments
+from yt8m.dataset.indexing import index_folder
+from yt8m.dataset.labels import rated_segments
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import ShardError, Yt8mError
 from yt8m.vocabulary import Vocabulary
@@ -190,9 +191,9 @@ LITTLE_MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import FrameChoice, VideoBatches
+from yt8m.dataset.batches import FrameChoice, VideoBatches
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import Yt8mError
 from yt8m.vocabulary import Vocabulary
@@ -226,9 +227,9 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 import numpy as np
-from yt8m.dataset.catalog import index_folder
+from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import FrameChoice, VideoBatches
+from yt8m.dataset.batches import FrameChoice, VideoBatches
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.vocabulary import Vocabulary
 reader = FrameReader(index_folder(Path(sys.argv[1])))

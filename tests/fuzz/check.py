@@ -26,12 +26,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from tests.fuzz.fields import Field, every_field, tree
-from tests.shards.wire import delimited
-from yt8m.dataset.catalog import Catalog, index_folder
+from tests.support.wire import delimited
+from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.indexing import index_folder
 from yt8m.errors import Yt8mError
-from yt8m.shards import example
-from yt8m.shards.example import FrameLayout, MalformedRecordError, VideoRecord, WrongDatasetError
+from yt8m.shards import records
+from yt8m.shards.records import FrameLayout, VideoRecord
+from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
 from yt8m.shards.writer import message_class
 
 SIZES = {"rgb": 1024, "audio": 128}
@@ -82,9 +84,9 @@ def check_record(payload: bytes) -> Outcome:
     Raises:
         DefectError: Something did not hold.
     """
-    video = _ask(example.read_video, payload)
-    offsets = _ask(example.frame_offsets, payload)
-    video_level = _ask(example.read_video_level, payload)
+    video = _ask(records.read_video, payload)
+    offsets = _ask(records.frame_offsets, payload)
+    video_level = _ask(records.read_video_level, payload)
     message = _understood(payload)
     if message is not None and _is_within_limits(tree(payload)):
         _agree("read_video", video, video_fault(message))
@@ -113,7 +115,7 @@ def check_record(payload: bytes) -> Outcome:
 
 
 def video_fault(message: Any) -> str | None:
-    """What keeps a SequenceExample from being a frame-level record, as example.py writes the rules; None if nothing."""
+    """What keeps a SequenceExample from being a frame-level record, as records.py writes the rules; None if nothing."""
     context, lists = message.context.feature, message.feature_lists.feature_list
     if "rgb" not in lists and ("audio_embedding" in lists or any(name in context for name in MEANS)):
         return WRONG
@@ -169,7 +171,7 @@ def _kind_of(context: Any, name: str) -> str | None:
 
 
 def _is_within_limits(record: Field) -> bool:
-    """Whether a record surely keeps what example.py asks of the wire: no groups, no message in more than 1,000 parts."""
+    """Whether a record surely keeps what records.py asks of the wire: no groups, no message in more than 1,000 parts."""
     every = list(every_field(record))
     return all(field.wire_type != 3 for field in every) and sum(field.is_message for field in every) <= 1000
 
@@ -354,7 +356,7 @@ def _same_frames(payload: bytes, found: tuple[Any, Any], message: Any) -> None:
         _same(name, [payload[at : at + size] for at in offsets.tolist()], protobuf_frames(message, name))
 
 
-def _same_means(found: example.VideoLevelRecord, message: Any) -> None:
+def _same_means(found: records.VideoLevelRecord, message: Any) -> None:
     _same("fault", None, video_level_fault(message))
     context = message.context.feature
     _same("id", found.id, _protobuf_id(context))
@@ -397,7 +399,7 @@ def _video_shapes(found: VideoRecord) -> Iterator[str]:
     yield f"{_spacing(found.rgb, 1033)} rgb, {_spacing(found.audio, 137)} audio, {lengths}"
 
 
-def _video_level_shapes(found: example.VideoLevelRecord) -> Iterator[str]:
+def _video_level_shapes(found: records.VideoLevelRecord) -> Iterator[str]:
     yield "labels" if found.labels else "no labels"
 
 
@@ -460,7 +462,7 @@ def _check_written(shard: bytes, path: Path) -> str:
             if payload is None:
                 num_problems += 1
             else:
-                rows[number] = example.read_video(payload)
+                rows[number] = records.read_video(payload)
         except MalformedRecordError as error:
             num_problems += 1
             other_dataset |= isinstance(error, WrongDatasetError) and not rows

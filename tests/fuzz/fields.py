@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from tests.shards.wire import varint
+from tests.support.wire import varint
 
 Schema = Mapping[int, Any]
 """Field numbers of a message's messages, each with its own schema (tensorflow/core/example/{example,feature}.proto)."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.fuzz.fields import Field, Path, every_field, replaced, tree
 from tests.fuzz.seeds import legal_record
-from tests.shards.wire import bytes_feature, delimited, entry, frame_list, packed_integers, varint
+from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, varint
 from yt8m.shards.tfrecord import frame_record, masked_crc32c
 
 NUMBERS = (

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tests.shards.wire import bytes_feature, delimited, entry, frame_list, packed_integers, unpacked_integers, varint
+from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, unpacked_integers, varint
 from yt8m.shards.writer import encode_video, encode_video_level
 
 MAX_FRAMES = 12

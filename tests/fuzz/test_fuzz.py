@@ -14,10 +14,10 @@ import pytest
 from tests.fuzz.check import check_record
 from tests.fuzz.mutations import mutated_record
 from tests.fuzz.runner import CORPUS, fuzz, replay
-from tests.shards.wire import bytes_feature, delimited, entry, frame_list, packed_integers, record
-from yt8m.dataset import catalog, frames
-from yt8m.shards import example
-from yt8m.shards.example import MalformedRecordError
+from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, record
+from yt8m.dataset import frames, indexing
+from yt8m.shards import records, wire
+from yt8m.shards.wire import MalformedRecordError
 
 FILES = sorted(path for path in CORPUS.iterdir() if path.suffix in (".record", ".shard"))
 
@@ -138,20 +138,20 @@ def of_the_next_video(read: Callable[..., Any]) -> Callable[..., Any]:
     return lambda reader, row: read(reader, (row + 1) % len(reader.catalog))
 
 
-def unverified(records: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda data, path, verify: records(data, path, verify=False)
+def unverified(iterate: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda data, path, verify: iterate(data, path, verify=False)
 
 
 BROKEN = {
-    "an offset off by one": (example, "_layout", one_byte_late, "rgb: "),
-    "the last label dropped": (example, "_integers", without_last, "labels: "),
-    "frames of any size": (example, "_walk_frames", of_any_size, "of the wrong size, and"),
-    "an endless loop": (example, "_varint", endless, "TimeoutError: still busy after"),
-    "memory by an untrusted length": (example, "_varint", allocating, "bytes of memory for"),
-    "the first of repeated entries": (example, "_map", first_of_a_name, ", and read_video "),
-    "another exception": (example, "_packed_varints", without_numbers_of_ten_bytes, "raises OverflowError"),
+    "an offset off by one": (records, "_layout", one_byte_late, "rgb: "),
+    "the last label dropped": (records, "read_integers", without_last, "labels: "),
+    "frames of any size": (records, "_walk_frames", of_any_size, "of the wrong size, and"),
+    "an endless loop": (wire, "read_varint", endless, "TimeoutError: still busy after"),
+    "memory by an untrusted length": (wire, "read_varint", allocating, "bytes of memory for"),
+    "the first of repeated entries": (records, "parse_map", first_of_a_name, ", and read_video "),
+    "another exception": (wire, "_packed_varints", without_numbers_of_ten_bytes, "raises OverflowError"),
     "another video's frames": (frames.FrameReader, "read", of_the_next_video, "frames: "),
-    "checksums that nobody looks at": (catalog, "iterate_records", unverified, "records that are rows: |problems: "),
+    "checksums that nobody looks at": (indexing, "iterate_records", unverified, "records that are rows: |problems: "),
 }
 
 
@@ -167,8 +167,16 @@ def test_broken_readers_are_seen(case: str, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("constant", "value"), [("MAX_ID_BYTES", 3), ("MAX_ID_BYTES", 100), ("MAX_KEY_BYTES", 10), ("MAX_PARTS", 1)]
+    ("holder", "constant", "value"),
+    [
+        (records, "MAX_ID_BYTES", 3),
+        (records, "MAX_ID_BYTES", 100),
+        (wire, "MAX_KEY_BYTES", 10),
+        (wire, "MAX_PARTS", 1),
+    ],
 )
-def test_wrong_limits_are_seen(constant: str, value: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(example, constant, value)
+def test_wrong_limits_are_seen(
+    holder: Any, constant: str, value: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(holder, constant, value)
     assert fuzz(6000, 1, tmp_path, max_failures=1).failures

@@ -11,35 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yt8m.models import layers
-from yt8m.models.layers import (
-    FRAME_SIZE,
-    Dropout,
-    FrameInput,
-    MaskedBatchNorm,
-    MixtureConfig,
-    MixtureOfExperts,
-    SqueezeExcite,
-    averaged_logits,
-    decaying_parameters,
-    dequantize,
-    frame_mask,
-    gated_max_mean_pool,
-    masked_max_pool,
-    masked_mean_pool,
-    mixture_logits,
-    normalized_linear,
-    split_over_processes,
-    squeeze_excite,
-)
+from yt8m.models.layers import blocks as blocks_module
+from yt8m.models.layers.batch_norm import MaskedBatchNorm, normalized_linear
+from yt8m.models.layers.dropout import Dropout, split_over_processes
+from yt8m.models.layers.gating import SqueezeExcite, squeeze_excite
+from yt8m.models.layers.input import FRAME_SIZE, FrameInput, dequantize, frame_mask
+from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts, averaged_logits, mixture_logits
+from yt8m.models.layers.pooling import gated_max_mean_pool, masked_max_pool, masked_mean_pool
+from yt8m.training.optimizer_groups import decaying_parameters
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
 
 
-@pytest.fixture(params=[layers._BLOCK_ELEMENTS, 7], ids=["one block", "many blocks"])
+@pytest.fixture(params=[blocks_module.BLOCK_ELEMENTS, 7], ids=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with everything in one block, and again with blocks of a row or two."""
-    monkeypatch.setattr(layers, "_BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(blocks_module, "BLOCK_ELEMENTS", request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tests.models.test_layers import plain_gate, randomize
 from yt8m.errors import UsageError
-from yt8m.models.layers import MaskedBatchNorm, decaying_parameters
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig, NeXtVLADEncoder
 from yt8m.settings import validated
+from yt8m.training.optimizer_groups import decaying_parameters
 
 LENGTHS = torch.tensor([6, 1, 4])
 ORDERS = [(False, False), (True, False), (True, True)]

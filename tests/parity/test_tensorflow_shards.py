@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
-from yt8m.dataset.catalog import index_folder
+from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
 from yt8m.dataset.frames import FrameReader
-from yt8m.shards.example import read_video_level_shard
+from yt8m.dataset.indexing import index_folder
+from yt8m.shards.records import read_video_level_shard
 from yt8m.shards.tfrecord import iterate_records
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

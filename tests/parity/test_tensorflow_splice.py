@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.dataset.test_splice import CLASSES, distinct_sources, owners
-from yt8m.dataset.splice import Sizes, write_dataset
+from tests.synthetic.test_splice import CLASSES, distinct_sources, owners
+from yt8m.synthetic.splice import Sizes, write_dataset
 
 pytest.importorskip("tensorflow", reason="TensorFlow is the independent reader of these tests")
 from tests.parity.test_tensorflow_shards import as_tensorflow_reads

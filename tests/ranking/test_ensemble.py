@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from yt8m.errors import UsageError
-from yt8m.ranking.codes import NUM_CODES, encode, probabilities_of_codes
+from yt8m.prediction.quantization import NUM_CODES, encode, probabilities_of_codes
 from yt8m.ranking.ensemble import Candidates, EnsembleSettings, Merger, VideoPrior, model_weights, rank_scores
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.settings import validated

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yt8m.errors import Yt8mError
+from yt8m.prediction.segments import Segments, segment_hashes
 from yt8m.ranking import topk as topk_module
-from yt8m.ranking.topk import Ranking, Segments, TopK, best_of_class, segment_hashes
+from yt8m.ranking.topk import Ranking, TopK, best_of_class
 
 GOLDEN = 0x9E3779B97F4A7C15
 ALL_ONES = 2**64 - 1

@@ -11,15 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.ranking.test_predict import DBOF, NEXTVLAD, NUM_CLASSES, agnostic, aware, one, videos_of
-from tests.tiny_shards import TinyVideo, random_videos, write_shards
-from yt8m.dataset.catalog import index_folder
+from tests.prediction.test_predict import DBOF, NEXTVLAD, NUM_CLASSES, agnostic, aware, one, videos_of
+from tests.support.tiny_shards import TinyVideo, random_videos, write_shards
 from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.indexing import index_folder
+from yt8m.inference.classifier import fold_classifiers
 from yt8m.models.classifier import ContextAwareClassifier
-from yt8m.models.folded import fold_classifiers
-from yt8m.ranking.codes import MAX_LOGIT_ERROR
+from yt8m.prediction.predict import SegmentClassifier
+from yt8m.prediction.quantization import MAX_LOGIT_ERROR
 from yt8m.ranking.ensemble import EnsembleSettings, Merger
-from yt8m.ranking.predict import SegmentClassifier
 from yt8m.ranking.weights import PENALTY, FoldPredictions, FoundWeights, find_weights, out_of_fold
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.vocabulary import Vocabulary

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.ranking.submission import ranked_segments, write_submission
-from yt8m.ranking.topk import Segments, TopK, segment_hashes
+from yt8m.prediction.segments import Segments, segment_hashes
+from yt8m.ranking.topk import TopK
 from yt8m.scoring.map_at_k import (
     Truth,
     average_precision,
@@ -20,6 +20,7 @@ from yt8m.scoring.map_at_k import (
     map_from_probabilities,
     write_class_scores,
 )
+from yt8m.submission.submission import ranked_segments, write_submission
 from yt8m.vocabulary import Vocabulary
 
 

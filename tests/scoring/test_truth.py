@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny_shards import TinyVideo, random_videos, write_shards
-from yt8m.dataset.catalog import FILE_NAME, index_folder
+from tests.support.tiny_shards import TinyVideo, random_videos, write_shards
+from yt8m.dataset.catalog import FILE_NAME
+from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.scoring.truth import load_truth, truth_of_catalog
 from yt8m.vocabulary import Vocabulary

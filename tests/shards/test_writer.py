@@ -6,7 +6,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from tests.tiny_shards import random_videos, write_records
+from tests.support.tiny_shards import random_videos, write_records
 from yt8m.errors import Yt8mError
 from yt8m.shards.tfrecord import iterate_records
 from yt8m.shards.writer import ShardWriter, encode_video, encode_video_level, message_class

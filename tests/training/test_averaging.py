@@ -9,9 +9,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from tests.training.tiny_tasks import CONFIG, LinearTask, digest, fit_linear, linear_model, video_case
+from tests.support.tiny_tasks import CONFIG, LinearTask, digest, fit_linear, linear_model, video_case
 from yt8m.errors import Yt8mError
-from yt8m.models.layers import MaskedBatchNorm
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.saved import load_model
 from yt8m.settings import validated
 from yt8m.training.averaging import Average, AveragingConfig, averaging, refresh_statistics

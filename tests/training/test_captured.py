@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.tiny_tasks import CONFIG, video_case
-from yt8m.dataset.loading import ALONE
+from tests.support.tiny_tasks import CONFIG, video_case
+from yt8m.dataset.batches import ALONE
 from yt8m.dataset.read_ahead import on_device
+from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.training.loop import stepper
-from yt8m.training.machine import MachineConfig, make_fabric
 from yt8m.training.optimization import make_optimizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

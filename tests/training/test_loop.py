@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from tests.training.tiny_tasks import (
+from tests.support.tiny_tasks import (
     CONFIG,
     LinearTask,
     digest,
@@ -25,10 +25,10 @@ from tests.training.tiny_tasks import (
 )
 from yt8m.errors import Yt8mError
 from yt8m.models.saved import load_model, read_description
+from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import validated
 from yt8m.training import checkpoint
 from yt8m.training.loop import CHECKPOINT_FILE, TrainingConfig, fit, step_seed
-from yt8m.training.machine import MachineConfig
 from yt8m.training.metrics_log import read_metrics
 from yt8m.training.tasks import SegmentTask, VideoTask
 
@@ -145,7 +145,7 @@ def test_a_run_goes_on_and_does_not_start_over(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["stepping", "writing"])
 def test_a_killed_process_goes_on_to_the_same_end(when: str, tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
-    command = [sys.executable, "-m", "tests.training.tiny_tasks", "killed", str(tmp_path), when]
+    command = [sys.executable, "-m", "tests.support.tiny_tasks", "killed", str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)

@@ -16,7 +16,7 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import MixtureConfig
+from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.training.captured import make_capturable
 from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates, slanted_triangular

@@ -10,15 +10,15 @@ import torch
 from lightning_fabric import Fabric
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from tests.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
-from tests.training.tiny_tasks import CONFIG, segment_case, video_case, video_classifier
-from yt8m.dataset.catalog import index_folder
+from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
+from tests.support.tiny_tasks import CONFIG, segment_case, video_case, video_classifier
+from yt8m.dataset.batches import ALONE, FrameChoice, Share
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import ALONE, FrameChoice, Share
+from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import MixtureConfig
+from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.training.loop import fit
 from yt8m.training.losses import segment_loss
 from yt8m.training.tasks import ContextVectors, SegmentLossConfig, SegmentTask, VideoTask

@@ -13,16 +13,17 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.sampling import Chosen
 from yt8m.errors import ShardError
-from yt8m.shards.example import NUM_AUDIO, NUM_RGB, MalformedRecordError, frame_header, frame_offsets
+from yt8m.shards.records import NUM_AUDIO, NUM_RGB, frame_header, frame_offsets
+from yt8m.shards.wire import MalformedRecordError
 
 NUM_FEATURES = NUM_RGB + NUM_AUDIO
 """Bytes of a frame: 1,152."""
@@ -43,6 +44,13 @@ AUDIO_ROW = len(frame_header(NUM_AUDIO)) + NUM_AUDIO
 # A row as one element: numpy then copies row by row, not byte by byte.
 _RGB_ITEM = np.dtype((np.void, RGB_ROW))
 _AUDIO_ITEM = np.dtype((np.void, AUDIO_ROW))
+
+
+class Allocate(Protocol):
+    """Gives an array whose content does not matter: `np.empty`, or a part of memory that is used again."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Give an array of this shape and type."""
 
 
 class _Layout(NamedTuple):

@@ -22,8 +22,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from yt8m.dataset.batches import Batches
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
-from yt8m.dataset.loading import Batches
 from yt8m.errors import Yt8mError
 
 BATCHES_AHEAD = 2

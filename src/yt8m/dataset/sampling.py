@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.shards.example import SEGMENT_SECONDS
+from yt8m.shards.records import SEGMENT_SECONDS
 
 Chosen = slice | NDArray[np.int64]
 """Frames of a video: consecutive ones, or increasing indices."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from yt8m.models.dbof import DBoFConfig, DBoFEncoder
-from yt8m.models.layers import Encoder
+from yt8m.models.encoder import Encoder
 from yt8m.models.nextvlad import NeXtVLADConfig, NeXtVLADEncoder
 
 EncoderConfig = Annotated[DBoFConfig | NeXtVLADConfig, Field(discriminator="type")]

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from yt8m.models import EncoderConfig, build_encoder
 from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers import Dropout, MaskedBatchNorm, MixtureConfig, MixtureOfExperts, squeeze_excite
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
+from yt8m.models.layers.dropout import Dropout
+from yt8m.models.layers.gating import squeeze_excite
+from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.settings import Settings
 

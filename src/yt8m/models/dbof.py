@@ -14,15 +14,12 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.models.layers import (
-    FRAME_SIZE,
-    Dropout,
-    Encoder,
-    InputValues,
-    MaskedBatchNorm,
-    gated_max_mean_pool,
-    squeeze_excite,
-)
+from yt8m.models.encoder import Encoder
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
+from yt8m.models.layers.dropout import Dropout
+from yt8m.models.layers.gating import squeeze_excite
+from yt8m.models.layers.input import FRAME_SIZE, InputValues
+from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.settings import Settings
 
 

@@ -19,15 +19,11 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yt8m.models.layers import (
-    AUDIO_SIZE,
-    RGB_SIZE,
-    Dropout,
-    Encoder,
-    InputValues,
-    MaskedBatchNorm,
-    squeeze_excite,
-)
+from yt8m.models.encoder import Encoder
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
+from yt8m.models.layers.dropout import Dropout
+from yt8m.models.layers.gating import squeeze_excite
+from yt8m.models.layers.input import AUDIO_SIZE, RGB_SIZE, InputValues
 from yt8m.settings import Settings
 
 

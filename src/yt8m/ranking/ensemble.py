@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from yt8m.errors import UsageError
-from yt8m.ranking.codes import NOT_A_PROBABILITY, NUM_CODES, logits_of_codes, look_up, probabilities_of_codes
+from yt8m.prediction.quantization import NOT_A_PROBABILITY, NUM_CODES, logits_of_codes, look_up, probabilities_of_codes
 from yt8m.settings import Settings, nearest
 
 

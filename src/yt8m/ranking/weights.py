@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import rated_segments
-from yt8m.models.folded import FoldedClassifier
-from yt8m.ranking.codes import look_up, probabilities_of_codes
-from yt8m.ranking.predict import NO_SHIFT, predict
-from yt8m.ranking.topk import Segments
+from yt8m.dataset.labels import rated_segments
+from yt8m.inference.classifier import FoldedClassifier
+from yt8m.prediction.predict import NO_SHIFT, predict
+from yt8m.prediction.quantization import look_up, probabilities_of_codes
+from yt8m.prediction.segments import Segments
 from yt8m.vocabulary import Vocabulary
 
 PENALTY = 1e-3

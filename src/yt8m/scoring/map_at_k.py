@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
-from yt8m.ranking.submission import first_repeated, read_submission
 from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.submission.submission import first_repeated, read_submission
 from yt8m.vocabulary import Vocabulary
 
 RATING_COLUMNS = ("video", "label", "start", "score")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from yt8m.files import written_atomically
-from yt8m.shards.example import SEGMENT_SECONDS
+from yt8m.shards.records import SEGMENT_SECONDS
 
 SCORES_FILE = "scores.csv"
 TRUTH_COLOR, RATED_COLOR, DENSE_COLOR = "#b8b8b8", "#1f6fb4", "#e08a1e"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from yt8m.dataset.catalog import Catalog, load_or_index
+from yt8m.dataset.catalog import Catalog
+from yt8m.dataset.indexing import load_or_index
 from yt8m.errors import UsageError
 from yt8m.scoring.map_at_k import Truth, load_positives_csv, load_ratings_csv
 from yt8m.vocabulary import Vocabulary

@@ -19,18 +19,9 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from yt8m.files import written_atomically
-from yt8m.shards.example import (
-    FEATURE_LISTS,
-    MAP_ENTRY,
-    MAP_KEY,
-    MAP_VALUE,
-    NUM_AUDIO,
-    NUM_RGB,
-    SEGMENT_SECONDS,
-    delimited_header,
-    frame_header,
-)
+from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS, frame_header
 from yt8m.shards.tfrecord import frame_record
+from yt8m.shards.wire import FEATURE_LISTS, MAP_ENTRY, MAP_KEY, MAP_VALUE, delimited_header
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _LISTS = {"BytesList": _Field.TYPE_BYTES, "FloatList": _Field.TYPE_FLOAT, "Int64List": _Field.TYPE_INT64}

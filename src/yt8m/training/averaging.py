@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from yt8m.models.layers import MaskedBatchNorm
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.settings import Settings
 
 

@@ -22,18 +22,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yt8m.dataset.loading import Batches, Share
+from yt8m.dataset.batches import Batches, Share
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import Interrupted, UsageError, Yt8mError
 from yt8m.files import clear_leftovers
-from yt8m.models.layers import split_over_processes
+from yt8m.models.layers.dropout import split_over_processes
+from yt8m.runtime.machine import MachineConfig
+from yt8m.runtime.stopping import StopRequest, StopRequestedError
 from yt8m.training.averaging import AveragingConfig, averaging
 from yt8m.training.captured import CapturedStep, make_capturable
 from yt8m.training.checkpoint import CheckpointWriter, TrainingState
-from yt8m.training.machine import MachineConfig
 from yt8m.training.metrics_log import METRICS_FILE, MetricsLog, WandbRun
 from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates
-from yt8m.training.stopping import StopRequest, StopRequestedError
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FOLDER = "model"

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.models.layers import decaying_parameters
 from yt8m.settings import Settings
+from yt8m.training.optimizer_groups import decaying_parameters
 
 
 class OptimizationConfig(Settings):

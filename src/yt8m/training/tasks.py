@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
-from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.loading import (
+from yt8m.dataset.batches import (
     FrameChoice,
     SegmentBatch,
     SegmentBatches,
@@ -27,16 +26,14 @@ from yt8m.dataset.loading import (
     VideoBatch,
     VideoBatches,
     context_frames,
-    fold_of_videos,
-    label_mask,
-    rated_segments,
     segment_batch,
-    videos_with_classes,
 )
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.labels import fold_of_videos, label_mask, rated_segments, videos_with_classes
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import save_model
-from yt8m.ranking.topk import segment_hashes
+from yt8m.prediction.segments import segment_hashes
 from yt8m.scoring.map_at_k import average_precision, map_from_probabilities
 from yt8m.settings import Settings
 from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, segment_loss, video_loss

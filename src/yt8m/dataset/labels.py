@@ -1,0 +1,129 @@
+"""Labels and ratings as arrays: masks, folds, mined negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.dataset.catalog import Catalog
+from yt8m.dataset.frames import Allocate
+from yt8m.errors import UsageError
+from yt8m.vocabulary import Vocabulary
+
+
+def videos_with_classes(catalog: Catalog, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Rows of the videos with at least one label among the segment classes; the others are left out of training."""
+    known = vocabulary.class_indices(catalog.label_values) >= 0
+    totals = np.concatenate([[0], np.cumsum(known)])
+    return np.flatnonzero(totals[catalog.label_starts[1:]] > totals[catalog.label_starts[:-1]])
+
+
+def _values_of(starts: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the values of some rows of a table lie in its column of lists.
+
+    Returns:
+        Position in `rows` and index in the column of each value, both int64.
+    """
+    counts = starts[rows + 1] - starts[rows]
+    positions = np.repeat(np.arange(len(rows)), counts)
+    first = np.repeat(starts[rows] - (np.cumsum(counts) - counts), counts)
+    return positions, first + np.arange(len(positions))
+
+
+def _mark(
+    mask: NDArray[np.bool_],
+    value: bool,
+    vocabulary: Vocabulary,
+    positions: NDArray[np.int64],
+    label_ids: NDArray[np.integer],
+) -> None:
+    """Set the columns of some labels, as far as they are segment classes."""
+    columns = vocabulary.class_indices(label_ids)
+    known = columns >= 0
+    mask[positions[known], columns[known]] = value
+
+
+def label_mask(
+    catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
+) -> NDArray[np.bool_]:
+    """Video labels as columns of a model: bool (B, C)."""
+    mask = allocate((len(rows), len(vocabulary)), np.bool_)
+    mask[:] = False
+    positions, values = _values_of(catalog.label_starts, rows)
+    _mark(mask, True, vocabulary, positions, catalog.label_values[values])
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
+    """Rated segments of the segment classes, one an element, in the order (video, start, class).
+
+    Args:
+        rows: Row of the video in the catalog, int64 (R,).
+        class_indices: The class, int64 (R,).
+        start_seconds: Start of the segment, int64 (R,).
+        values: Whether the class is there, bool (R,).
+    """
+
+    rows: NDArray[np.int64]
+    class_indices: NDArray[np.int64]
+    start_seconds: NDArray[np.int64]
+    values: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def fold_of_videos(catalog: Catalog, num_folds: int) -> NDArray[np.int64]:
+    """Fold of each video: the position of its shard among the sorted shard names, modulo the number of folds.
+
+    Raises:
+        UsageError: There are fewer shards than folds, so some fold would be empty.
+    """
+    if len(catalog.shards) < num_folds:
+        raise UsageError(
+            f"{catalog.folder}: {num_folds} folds by shard need at least {num_folds} shards, found {len(catalog.shards)}; "
+            "set `folds` lower or split the data into more shards."
+        )
+    return catalog.shard_index.astype(np.int64) % num_folds
+
+
+def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.bool_] | None = None) -> Ratings:
+    """Ratings of the segment classes among some videos of a catalog.
+
+    Args:
+        catalog: Videos with their ratings.
+        vocabulary: The segment classes; ratings of other labels are left out.
+        videos: Which videos count, bool (N,); all by default.
+    """
+    columns = vocabulary.class_indices(catalog.rating_labels).astype(np.int64)
+    rows = np.repeat(np.arange(len(catalog)), np.diff(catalog.rating_starts))
+    kept = columns >= 0
+    if videos is not None:
+        kept &= videos[rows]
+    return Ratings(
+        rows[kept],
+        columns[kept],
+        catalog.rating_start_seconds[kept].astype(np.int64),
+        catalog.rating_values[kept].astype(np.bool_),
+    )
+
+
+def mined_negatives(
+    catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
+) -> NDArray[np.bool_]:
+    """Classes that a video surely does not show: all but its labels and its positively rated labels.
+
+    A label that was rated negative somewhere stays a negative unless the video carries it (SPEC: fine-tuning loss).
+
+    Returns:
+        bool (B, C).
+    """
+    negatives = label_mask(catalog, vocabulary, rows, allocate)
+    np.logical_not(negatives, out=negatives)
+    positions, values = _values_of(catalog.rating_starts, rows)
+    positive = catalog.rating_values[values].astype(np.bool_)
+    _mark(negatives, False, vocabulary, positions[positive], catalog.rating_labels[values[positive]])
+    return negatives

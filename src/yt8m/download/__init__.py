@@ -1,0 +1,1 @@
+"""The official dataset: what there is, and fetching it."""

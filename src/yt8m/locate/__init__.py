@@ -1,0 +1,1 @@
+"""One video: its concepts over time."""

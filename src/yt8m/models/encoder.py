@@ -1,0 +1,42 @@
+"""What every encoder is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from yt8m.models.layers.input import FrameInput, InputValues
+
+
+class Encoder(nn.Module, ABC):
+    """Frames of a video or segment -> one vector. What an encoder adds is `encode`.
+
+    Args:
+        output_size: Size of the vector.
+        input_batch_norm: See `FrameInput`.
+        input_values: See `FrameInput`.
+    """
+
+    def __init__(self, output_size: int, input_batch_norm: bool, input_values: InputValues = "dequantized") -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.frame_input = FrameInput(input_batch_norm, input_values)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            frames: uint8 (B, T, D), T at least 1; what stands beyond a video's length has no influence.
+            lengths: int64 (B,), from 1 to T.
+
+        Returns:
+            (B, output_size). In eval mode a video's row depends on that video alone.
+        """
+        dtype = next(self.parameters()).dtype
+        features, mask = self.frame_input(frames, lengths, dtype)
+        return self.encode(features, mask)
+
+    @abstractmethod
+    def encode(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""

@@ -1,0 +1,42 @@
+"""Squeeze-and-excitation gating."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor, nn
+
+from yt8m.models.layers.batch_norm import MaskedBatchNorm, normalized_linear
+
+# ---------------------------------------------------------------------------------------------- gating and pooling
+
+
+class SqueezeExcite(nn.Module):
+    """The gate `x * sigmoid(W2 BN(ReLU(W1 BN(x))))` over channels (SPEC: SE gating).
+
+    Args:
+        channels: Size of x.
+        reduction: How many times narrower the hidden layer is.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze_norm = MaskedBatchNorm(channels)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite_norm = MaskedBatchNorm(hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def gate_logits(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of the gate, (..., channels), of features (..., channels) with a mask (...) or none."""
+        hidden = F.relu(normalized_linear(self.squeeze_norm, self.squeeze, features, mask))
+        return normalized_linear(self.excite_norm, self.excite, hidden, mask)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Gate features (..., channels); with a mask (...) the statistics are those of the valid frames."""
+        return features * torch.sigmoid(self.gate_logits(features, mask))
+
+
+def squeeze_excite(channels: int, reduction: int | None) -> SqueezeExcite | None:
+    """The gate, or None where the reduction is 0 or None (gating off)."""
+    return SqueezeExcite(channels, reduction) if reduction else None

@@ -1,0 +1,1 @@
+"""Probabilities of every segment: one pass, 16-bit codes, the store."""

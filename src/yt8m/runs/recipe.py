@@ -1,0 +1,233 @@
+"""A recipe: one YAML file that names the models to train and how they are merged.
+
+    base_models      video classifiers, pre-trained on video labels
+    trained_models   video classifiers that are there already
+    segment_models   fine-tuned from them on rated segments, context-agnostic or context-aware
+    ensemble         which of these are merged into the submission
+
+Everything is checked before anything runs: keys, types, values, and that every model named exists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from yt8m.errors import UsageError
+from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
+from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.ranking.ensemble import EnsembleSettings, model_weights
+from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.runtime.machine import MachineConfig
+from yt8m.settings import Settings, nearest, overridden, read_yaml, validated
+from yt8m.training.loop import TrainingConfig
+from yt8m.training.metrics_log import LogConfig
+from yt8m.training.tasks import SegmentLossConfig
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names become folders."""
+
+
+class BaseModelRecipe(Settings):
+    """A video classifier to pre-train on `video/train`, judged on `video/valid`."""
+
+    classifier: VideoClassifierConfig
+    """The network."""
+    frames_per_video: int | None = Field(default=None, ge=1)
+    """Frames seen at each visit of a video in training; the encoder's `max_frames` where left out."""
+    clip_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the visits that see consecutive frames instead of frames from all over the video; the paper has none."""
+    training: TrainingConfig
+    """How it is trained."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of weights, order and sampling; the recipe's where left out."""
+
+
+class _SegmentModelRecipe(Settings):
+    """What both kinds of segment model have."""
+
+    fold: int = Field(ge=0)
+    """The fold of `segment/train` that is held out and chooses the best checkpoint."""
+    training: TrainingConfig
+    """How it is trained."""
+    loss: SegmentLossConfig = SegmentLossConfig()
+    """Weights of the loss's parts."""
+    margin_frames: int = Field(default=3, ge=0, le=1000)
+    """Frames seen on either side of a segment."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of weights, order and dropout; the recipe's where left out."""
+
+
+class AgnosticRecipe(_SegmentModelRecipe):
+    """A context-agnostic segment classifier: a base model fine-tuned."""
+
+    kind: Literal["agnostic"] = "agnostic"
+    base: str
+    """The base model."""
+
+
+class AwareRecipe(_SegmentModelRecipe):
+    """A context-aware segment classifier: a frozen context encoder beside a segment encoder."""
+
+    kind: Literal["aware"] = "aware"
+    context: str
+    """The base model whose encoder sees the video."""
+    segment: str
+    """The base model whose encoder sees the segment."""
+    fusion: FusionConfig = FusionConfig()
+    """What joins the two."""
+    mixture: MixtureConfig = MixtureConfig()
+    """The mixture of experts on top."""
+
+
+SegmentModelRecipe = Annotated[AgnosticRecipe | AwareRecipe, Field(discriminator="kind")]
+
+
+class EnsembleRecipe(EnsembleSettings):
+    """What is merged into the submission."""
+
+    models: list[str] = Field(default_factory=list)
+    """The segment models to merge; all of them where left empty."""
+    find_weights: bool = False
+    """Find the models' weights on what each says of the fold that it held out."""
+    shifts: list[Annotated[int, Field(ge=-5, le=5)]] = Field(default=[0], min_length=1)
+    """Test-time shifts: seconds by which the frames seen of a segment are moved; the mean of the probabilities counts."""
+    store: bool = False
+    """Keep all probabilities in `predict/store`, 2 bytes for each segment, class and model, to merge them anew later."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.find_weights and self.weights:
+            raise ValueError("find_weights: there are weights already; leave one of the two out")
+        if self.find_weights and self.method == "rank":
+            raise ValueError("find_weights: ranks have no likelihood to find weights by; use another method")
+        if len(set(self.shifts)) != len(self.shifts):
+            raise ValueError("shifts: a shift is named more than once")
+        return self
+
+
+class Recipe(Settings):
+    """Models to train and the ensemble to make of them."""
+
+    description: str = ""
+    """What this recipe is for."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything whose own seed is left out."""
+    folds: int = Field(default=8, ge=2)
+    """Folds of the rated videos, by shard."""
+    base_models: dict[ModelName, BaseModelRecipe] = Field(default_factory=dict)
+    """Video classifiers to pre-train."""
+    trained_models: dict[ModelName, str] = Field(default_factory=dict)
+    """Video classifiers that are trained already, by the path of their model folders: base models like the others."""
+    segment_models: dict[ModelName, SegmentModelRecipe] = Field(min_length=1)
+    """Segment classifiers to fine-tune."""
+    ensemble: EnsembleRecipe = EnsembleRecipe()
+    """How they are merged."""
+    top_k: int = Field(default=MAX_SEGMENTS, ge=1, le=MAX_SEGMENTS)
+    """Segments listed for each class."""
+    compare: bool = False
+    """Also rank and score each model, each kind of model and a random order, where the test set's truth is there."""
+    machine: MachineConfig = MachineConfig()
+    """Devices and precision."""
+    log: LogConfig = LogConfig()
+    """Where training is logged besides the run's folder."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        bases = [*self.base_models, *self.trained_models]
+        if not bases:
+            raise ValueError("base_models: expected at least one model, here or in trained_models")
+        for name in self.trained_models:
+            if name in self.base_models:
+                raise ValueError(
+                    f"trained_models: {name!r} is a base model to pre-train as well; leave one of the two out"
+                )
+        for name, model in self.segment_models.items():
+            place = f"segment_models.{name}"
+            named = (
+                {"base": model.base}
+                if isinstance(model, AgnosticRecipe)
+                else {"context": model.context, "segment": model.segment}
+            )
+            for role, base in named.items():
+                if base not in bases:
+                    raise ValueError(f"{place}.{role}: there is no base model {base!r}{nearest(base, bases)}")
+            if model.fold >= self.folds:
+                raise ValueError(f"{place}.fold: expected a fold below {self.folds}, found {model.fold}")
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_is_there(self) -> Self:
+        bases = [*self.base_models, *self.trained_models]
+        for name in [*self.ensemble.models, *self.ensemble.weights]:
+            if name not in self.segment_models:
+                raise ValueError(f"ensemble: there is no segment model {name!r}{nearest(name, self.segment_models)}")
+        for name in self.ensemble.models:
+            if self.ensemble.models.count(name) > 1:
+                raise ValueError(f"ensemble.models: {name!r} is named more than once; give it a weight instead")
+        for name in self.ensemble.video_models:
+            if name not in bases:
+                raise ValueError(f"ensemble: there is no base model {name!r}{nearest(name, bases)}")
+            if name in self.segment_models:
+                raise ValueError(
+                    f"ensemble: {name!r} is a base model and a segment model; give one of them another name"
+                )
+        try:
+            model_weights(self.ensemble, self.ensemble_models)
+        except UsageError as error:
+            raise ValueError(f"ensemble.weights: {str(error).removesuffix('.')}") from None
+        return self
+
+    @property
+    def ensemble_models(self) -> list[str]:
+        """Names of the merged models."""
+        return self.ensemble.models or list(self.segment_models)
+
+
+def shipped_recipe(name: str) -> Path:
+    """Path of a recipe that comes with the package, by its name ("demo", "seventh-place", ...).
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    package = Path(__file__).parents[1]
+    # An installed package holds its recipes; a source checkout keeps them at its root.
+    folder = next((place for place in (package / "recipes", package.parents[1] / "recipes") if place.is_dir()), package)
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(
+            f"There is no recipe {name!r}{nearest(name, (known.stem for known in folder.glob('*.yaml')))}."
+        )
+    return path
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Path of a recipe given as a file, or by the name of one that comes with the package.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) != 1:
+        raise UsageError(f"{path}: there is no such recipe.")
+    return shipped_recipe(name_or_path)
+
+
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `path=value` each, such as `base_models.dbof.training.steps=100`; values are YAML.
+
+    Raises:
+        UsageError: The file or an override is wrong in any way; the sentence says where.
+    """
+    values = read_yaml(path)
+    if isinstance(values, dict):
+        values = overridden(values, overrides or [])
+    return validated(Recipe, values, str(path))

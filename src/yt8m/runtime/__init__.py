@@ -1,0 +1,1 @@
+"""What every long-running command needs: devices and processes, signals, progress, messages."""

@@ -1,0 +1,288 @@
+"""One record's wire format: its context features, and where its frames lie.
+
+A frame-level record is a `tf.train.SequenceExample`, a video-level one a `tf.train.Example`. The frames of a list are
+byte strings of one size, each behind the same few header bytes, so an offset and a stride are all it takes to see them
+as an array: comparing those headers proves it, and no frame is parsed. Everything else protobuf allows (fields in any
+order, repeated, split or unknown ones) is understood the way protobuf does, and a record that breaks the rules is a
+`MalformedRecordError`, after work and memory in proportion to its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yt8m.errors import ShardError
+from yt8m.shards.tfrecord import iterate_records, map_shard
+from yt8m.shards.wire import (
+    BYTES_LIST,
+    FEATURE,
+    LENGTH_DELIMITED,
+    VALUE,
+    MalformedRecordError,
+    Payload,
+    Span,
+    WrongDatasetError,
+    delimited_header,
+    iter_fields,
+    only_bytes,
+    parse_map,
+    parse_sections,
+    read_floats,
+    read_integers,
+)
+
+NUM_RGB = 1024
+"""Bytes of a frame's visual features, and numbers of a video's mean."""
+
+NUM_AUDIO = 128
+"""Bytes of a frame's audio features, and numbers of a video's mean."""
+
+SEGMENT_SECONDS = 5
+"""Length of a segment, in seconds and so in frames (SPEC: the data)."""
+
+MAX_ID_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLayout:
+    """Where the frames of one feature lie.
+
+    Args:
+        num_frames: How many there are, at least 1.
+        offset: First byte of the first frame, from the start of the payload.
+        stride: Bytes from one frame to the next; 0 where they are not equally spaced (see `frame_offsets`).
+    """
+
+    num_frames: int
+    offset: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """A frame-level record (SPEC: the data), as it stands: nothing about labels and ratings has been checked.
+
+    Args:
+        id: The video's id.
+        labels: Label ids.
+        segment_labels: Label id of each rating. The four lists are parallel where the record is right.
+        segment_start_times: Seconds.
+        segment_end_times: Seconds.
+        segment_scores: 0 or 1.
+        rgb: Where the frames of 1,024 bytes lie.
+        audio: Where the frames of 128 bytes lie.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    segment_labels: tuple[int, ...]
+    segment_start_times: tuple[int, ...]
+    segment_end_times: tuple[int, ...]
+    segment_scores: tuple[float, ...]
+    rgb: FrameLayout
+    audio: FrameLayout
+
+
+class VideoLevelRecord(NamedTuple):
+    """A video-level record: mean_rgb float32 (1024,) and mean_audio float32 (128,), not quantized."""
+
+    id: str
+    labels: tuple[int, ...]
+    mean_rgb: NDArray[np.float32]
+    mean_audio: NDArray[np.float32]
+
+
+_ID, _OLD_ID, _LABELS = b"id", b"video_id", b"labels"
+_SEGMENT_LABELS, _SEGMENT_STARTS = b"segment_labels", b"segment_start_times"
+_SEGMENT_ENDS, _SEGMENT_SCORES = b"segment_end_times", b"segment_scores"
+_RGB, _AUDIO, _AUDIOSET = b"rgb", b"audio", b"audio_embedding"
+_MEAN_RGB, _MEAN_AUDIO = b"mean_rgb", b"mean_audio"
+_CONTEXT_NAMES = frozenset(
+    [_ID, _OLD_ID, _LABELS, _SEGMENT_LABELS, _SEGMENT_STARTS, _SEGMENT_ENDS, _SEGMENT_SCORES, _MEAN_RGB, _MEAN_AUDIO]
+)
+_LIST_NAMES = frozenset([_RGB, _AUDIO, _AUDIOSET])
+
+_AUDIOSET_FOUND = (
+    "this is an AudioSet shard (audio_embedding, no rgb), not frame-level data of YouTube-8M; "
+    "its frame-level partitions are 2/frame and 3/frame."
+)
+_VIDEO_LEVEL_FOUND = (
+    "this is a video-level shard (one mean_rgb a video), and frame-level ones are needed; "
+    "YouTube-8M has them in the partitions 2/frame and 3/frame."
+)
+_FRAME_LEVEL_FOUND = "this is a frame-level shard, and video-level ones (mean_rgb) are needed; YouTube-8M has them in the partition 2/video."
+
+
+def frame_header(num_bytes: int) -> bytes:
+    """The bytes in front of each frame of a feature list, as every known writer makes them.
+
+    A frame is the one value of a BytesList, of a Feature, of the list.
+    """
+    header = b""
+    for field in (VALUE, BYTES_LIST, FEATURE):
+        header = delimited_header(field, num_bytes + len(header)) + header
+    return header
+
+
+_HEADERS = {size: frame_header(size) for size in (NUM_RGB, NUM_AUDIO)}
+
+
+def read_video(payload: Payload) -> VideoRecord:
+    """Read a frame-level record, all but the frames themselves.
+
+    Args:
+        payload: The record's bytes.
+
+    Raises:
+        WrongDatasetError: The record is AudioSet's or video-level.
+        MalformedRecordError: It is damaged, or a feature is missing, empty or of the wrong size.
+    """
+    context_parts, list_parts = parse_sections(payload)
+    context = parse_map(payload, context_parts, _CONTEXT_NAMES)
+    lists = parse_map(payload, list_parts, _LIST_NAMES)
+    _require_frames(context, lists)
+    return VideoRecord(
+        id=_id(payload, context),
+        labels=read_integers(payload, context, _LABELS),
+        segment_labels=read_integers(payload, context, _SEGMENT_LABELS),
+        segment_start_times=read_integers(payload, context, _SEGMENT_STARTS),
+        segment_end_times=read_integers(payload, context, _SEGMENT_ENDS),
+        segment_scores=tuple(read_floats(payload, context, _SEGMENT_SCORES).tolist()),
+        rgb=_layout(payload, lists, _RGB, NUM_RGB),
+        audio=_layout(payload, lists, _AUDIO, NUM_AUDIO),
+    )
+
+
+def frame_offsets(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each frame begins, from the start of the payload: the slow way, for frames that are not equally spaced.
+
+    Returns:
+        Offsets of the rgb frames (1,024 bytes each) and of the audio frames (128 bytes each), int64.
+
+    Raises:
+        MalformedRecordError: As `read_video`.
+    """
+    _, list_parts = parse_sections(payload)
+    lists = parse_map(payload, list_parts, _LIST_NAMES)
+    return _walk_frames(payload, lists, _RGB, NUM_RGB), _walk_frames(payload, lists, _AUDIO, NUM_AUDIO)
+
+
+def read_video_level(payload: Payload) -> VideoLevelRecord:
+    """Read a video-level record.
+
+    Args:
+        payload: The record's bytes.
+
+    Raises:
+        WrongDatasetError: The record is frame-level.
+        MalformedRecordError: It is damaged, or a feature is missing or of the wrong size.
+    """
+    context_parts, list_parts = parse_sections(payload)
+    context = parse_map(payload, context_parts, _CONTEXT_NAMES)
+    if _MEAN_RGB not in context:
+        lists = parse_map(payload, list_parts, _LIST_NAMES)
+        if _RGB in lists:
+            raise WrongDatasetError(_FRAME_LEVEL_FOUND, 0)
+        if _AUDIOSET in lists:
+            raise WrongDatasetError(_AUDIOSET_FOUND, 0)
+    return VideoLevelRecord(
+        _id(payload, context),
+        read_integers(payload, context, _LABELS),
+        _mean(payload, context, _MEAN_RGB, NUM_RGB),
+        _mean(payload, context, _MEAN_AUDIO, NUM_AUDIO),
+    )
+
+
+def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
+    """Read the records of a video-level shard, checksums verified.
+
+    Args:
+        path: The shard.
+
+    Raises:
+        ShardError: It cannot be opened, is damaged, or is of something else.
+    """
+    for record in iterate_records(map_shard(path), path):
+        if record.damage is not None:
+            raise record.damage
+        try:
+            yield read_video_level(record.payload)
+        except MalformedRecordError as error:
+            raise ShardError(path, error.message, record=record.number, offset=record.offset + error.offset) from None
+
+
+def _require_frames(context: dict[bytes, list[Span]], lists: dict[bytes, list[Span]]) -> None:
+    if _RGB not in lists:
+        if _AUDIOSET in lists:
+            raise WrongDatasetError(_AUDIOSET_FOUND, 0)
+        if _MEAN_RGB in context or _MEAN_AUDIO in context:
+            raise WrongDatasetError(_VIDEO_LEVEL_FOUND, 0)
+    for name in (_RGB, _AUDIO):
+        if name not in lists:
+            raise MalformedRecordError(f"the record has no {name.decode()} frames.", 0)
+
+
+def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.float32]:
+    values = read_floats(payload, context, name)
+    if len(values) != size:
+        raise MalformedRecordError(f"the feature {name.decode()} holds {len(values):,} numbers, expected {size:,}.", 0)
+    return values
+
+
+def _id(payload: Payload, context: dict[bytes, list[Span]]) -> str:
+    """The video's id: `id`, or `video_id` in older releases."""
+    name = _ID if _ID in context else _OLD_ID
+    parts = context.get(name)
+    if not parts:
+        raise MalformedRecordError("the record has no id.", 0)
+    begin, end = only_bytes(payload, parts, "the id", parts[0][0])
+    raw = bytes(payload[begin : min(end, begin + MAX_ID_BYTES + 1)])
+    try:
+        video_id = raw.decode() if len(raw) <= MAX_ID_BYTES else ""
+    except UnicodeDecodeError:
+        raise MalformedRecordError(f"the id {raw!r} is not UTF-8.", begin) from None
+    if not video_id.isprintable() or not video_id or " " in video_id:
+        message = f"the id {raw!r} is not one of 1 to {MAX_ID_BYTES} bytes without spaces and control characters."
+        raise MalformedRecordError(message, begin)
+    return video_id
+
+
+def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> FrameLayout:
+    """See whether the frames are equally spaced behind the usual header; walk over them where they are not."""
+    parts = lists[name]
+    header = _HEADERS[size]
+    stride = len(header) + size
+    if len(parts) == 1:
+        start, stop = parts[0]
+        num_frames, rest = divmod(stop - start, stride)
+        if num_frames and not rest:
+            headers = np.ndarray((num_frames, len(header)), np.uint8, payload, start, (stride, 1))
+            if headers.tobytes() == header * num_frames:
+                return FrameLayout(num_frames, start + len(header), stride)
+    offsets = _walk_frames(payload, lists, name, size)
+    steps = np.diff(offsets)
+    evenly = bool((steps == steps[:1]).all())
+    return FrameLayout(len(offsets), int(offsets[0]), (int(steps[0]) if len(steps) else stride) if evenly else 0)
+
+
+def _walk_frames(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.int64]:
+    """Where each frame begins, found by parsing every one: int64 (T,), T at least 1."""
+    offsets: list[int] = []
+    for start, stop in lists.get(name, []):
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number != FEATURE or wire_type != LENGTH_DELIMITED:
+                continue
+            what = f"frame {len(offsets)} of {name.decode()}"
+            first, last = only_bytes(payload, [(begin, end)], what, begin)
+            if last - first != size:
+                raise MalformedRecordError(f"{what} has {last - first:,} bytes, expected {size:,}.", first)
+            offsets.append(first)
+    if not offsets:
+        raise MalformedRecordError(f"the record has no {name.decode()} frames.", 0)
+    return np.array(offsets, np.int64)

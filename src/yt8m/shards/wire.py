@@ -1,0 +1,253 @@
+"""Protobuf's wire format, as far as `tf.train.Example` and `tf.train.SequenceExample` need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_VALUES = 2**20
+"""Most numbers that a list of the context may hold; a video of an hour fully rated for 1,000 classes has 720,000."""
+
+MAX_PARTS = 1000
+"""Most pieces that one message may be split into; every known writer makes one."""
+
+MAX_KEY_BYTES = 5
+"""Most bytes of a field's key, and of its length: protobuf reads no more, even of one padded with zeros."""
+
+Payload = bytes | memoryview
+Span = tuple[int, int]
+"""First byte and end of a piece of a payload."""
+
+
+class MalformedRecordError(Exception):
+    """A record that is not what it should be.
+
+    Args:
+        message: A sentence that says what was found.
+        offset: Where, in bytes from the start of the payload.
+    """
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message, offset)
+        self.message = message
+        self.offset = offset
+
+
+class WrongDatasetError(MalformedRecordError):
+    """A sound record of something else: AudioSet, or the other level of YouTube-8M."""
+
+
+# Wire types, and the numbers of the fields of the messages (tensorflow/core/example/{example,feature}.proto).
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+CONTEXT, FEATURE_LISTS = 1, 2
+MAP_ENTRY, MAP_KEY, MAP_VALUE = 1, 1, 2
+BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3
+VALUE = 1
+FEATURE = 1
+_KIND_NAMES = {BYTES_LIST: "byte strings", FLOAT_LIST: "floats", INT64_LIST: "whole numbers"}
+
+
+def encode_varint(number: int) -> bytes:
+    """A non-negative whole number as protobuf writes it."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def delimited_header(field: int, num_bytes: int) -> bytes:
+    """The bytes in front of a field's content of a given length."""
+    return encode_varint(field << 3 | LENGTH_DELIMITED) + encode_varint(num_bytes)
+
+
+def read_varint(data: Payload, at: int, stop: int, max_bytes: int = 10) -> tuple[int, int]:
+    """Read an unsigned number of up to 64 bits; return it and where it ends."""
+    number = 0
+    for shift in range(0, 7 * max_bytes, 7):
+        if at == stop:
+            raise MalformedRecordError("the record breaks off inside a number.", at)
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & 0xFFFFFFFFFFFFFFFF, at
+    raise MalformedRecordError(f"a number is longer than {max_bytes} bytes.", at)
+
+
+def _packed_varints(data: Payload, start: int, stop: int) -> list[int]:
+    """Read signed numbers of up to 64 bits that fill a span."""
+    numbers: list[int] = []
+    number = shift = 0
+    for byte in bytes(data[start:stop]):
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            number &= 0xFFFFFFFFFFFFFFFF
+            numbers.append(number - (1 << 64) if number >> 63 else number)
+            number = shift = 0
+        else:
+            shift += 7
+            if shift == 70:
+                raise MalformedRecordError("a number is longer than 10 bytes.", start)
+    if shift:
+        raise MalformedRecordError("the record breaks off inside a number.", stop)
+    return numbers
+
+
+def iter_fields(data: Payload, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """Walk over the fields of a message.
+
+    Yields:
+        Field number, wire type, and first byte and end of the content (of a number: of its bytes).
+
+    Raises:
+        MalformedRecordError: A field does not end where the message allows, or has no valid number or type.
+    """
+    at = start
+    while at < stop:
+        field_start = at
+        # Keys and most lengths are of one byte, which need not be a call.
+        key = data[at]
+        at += 1
+        if key >= 0x80:
+            key, at = read_varint(data, field_start, stop, MAX_KEY_BYTES)
+        wire_type = key & 7
+        if wire_type == LENGTH_DELIMITED:
+            if at < stop and data[at] < 0x80:
+                begin = at + 1
+                at = begin + data[at]
+            else:
+                length, begin = read_varint(data, at, stop, MAX_KEY_BYTES)
+                at = begin + length
+        elif wire_type == VARINT:
+            begin = at
+            _, at = read_varint(data, at, stop)
+        elif wire_type in (FIXED32, FIXED64):
+            begin = at
+            at += 4 if wire_type == FIXED32 else 8
+        else:
+            message = f"a field has the wire type {wire_type}, which these records do not use."
+            raise MalformedRecordError(message, field_start)
+        if at > stop:
+            message = f"a field goes {at - stop:,} bytes beyond the end of its message."
+            raise MalformedRecordError(message, field_start)
+        if not 0 < key >> 3 < 1 << 29:
+            raise MalformedRecordError(f"a field has the impossible number {key >> 3}.", field_start)
+        yield key >> 3, wire_type, begin, at
+
+
+def _add_part(parts: list[Span], begin: int, end: int) -> None:
+    """Remember one more piece of a message: protobuf joins the pieces, as if their bytes stood one after the other."""
+    if begin < end:
+        if len(parts) == MAX_PARTS:
+            raise MalformedRecordError(f"a message is split into more than {MAX_PARTS} parts.", begin)
+        parts.append((begin, end))
+
+
+def parse_sections(payload: Payload) -> tuple[list[Span], list[Span]]:
+    """Find the context and the feature lists of a SequenceExample; an Example is one that has a context alone."""
+    context: list[Span] = []
+    lists: list[Span] = []
+    for number, wire_type, begin, end in iter_fields(payload, 0, len(payload)):
+        if wire_type == LENGTH_DELIMITED and number in (CONTEXT, FEATURE_LISTS):
+            _add_part(context if number == CONTEXT else lists, begin, end)
+    return context, lists
+
+
+def parse_map(payload: Payload, parts: list[Span], names: frozenset[bytes]) -> dict[bytes, list[Span]]:
+    """Entries of a map of messages, those with certain names only; of several with one name the last counts."""
+    entries: dict[bytes, list[Span]] = {}
+    for start, stop in parts:
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number == MAP_ENTRY and wire_type == LENGTH_DELIMITED:
+                name, value = _map_entry(payload, begin, end)
+                if name in names:
+                    entries[name] = value
+    return entries
+
+
+def _map_entry(payload: Payload, start: int, stop: int) -> tuple[bytes, list[Span]]:
+    name = b""
+    value: list[Span] = []
+    for number, wire_type, begin, end in iter_fields(payload, start, stop):
+        if wire_type == LENGTH_DELIMITED and number == MAP_KEY:
+            name = bytes(payload[begin:end])
+        elif wire_type == LENGTH_DELIMITED and number == MAP_VALUE:
+            _add_part(value, begin, end)
+    return name, value
+
+
+def parse_feature(payload: Payload, parts: list[Span]) -> tuple[int, list[Span]]:
+    """Kind of a Feature (0 where it has none) and the pieces of its list; of several kinds the last counts."""
+    kind = 0
+    values: list[Span] = []
+    for start, stop in parts:
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if wire_type == LENGTH_DELIMITED and number in _KIND_NAMES:
+                if number != kind:
+                    kind, values = number, []
+                _add_part(values, begin, end)
+    return kind, values
+
+
+def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, wanted: int) -> list[Span]:
+    """The pieces of a context feature's list, none where the feature is absent or empty."""
+    parts = context.get(name, [])
+    kind, values = parse_feature(payload, parts)
+    if kind not in (0, wanted):
+        message = f"the feature {name.decode()} holds {_KIND_NAMES[kind]}, expected {_KIND_NAMES[wanted]}."
+        raise MalformedRecordError(message, parts[0][0])
+    return values
+
+
+def read_integers(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> tuple[int, ...]:
+    """The values of an int64 feature; none where it is absent."""
+    numbers: list[int] = []
+    for start, stop in _values_of(payload, context, name, INT64_LIST):
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number != VALUE or wire_type not in (VARINT, LENGTH_DELIMITED):
+                continue
+            # Ten bytes are the most that a number takes.
+            if end - begin > 10 * MAX_VALUES:
+                raise _too_many(name, begin)
+            numbers += _packed_varints(payload, begin, end)
+            if len(numbers) > MAX_VALUES:
+                raise _too_many(name, begin)
+    return tuple(numbers)
+
+
+def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> NDArray[np.float32]:
+    """The values of a float feature; none where it is absent."""
+    raw = bytearray()
+    for start, stop in _values_of(payload, context, name, FLOAT_LIST):
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number != VALUE or wire_type not in (FIXED32, LENGTH_DELIMITED):
+                continue
+            if (end - begin) % 4:
+                raise MalformedRecordError(f"the feature {name.decode()} holds a part of a float.", begin)
+            raw += payload[begin:end]
+            if len(raw) > 4 * MAX_VALUES:
+                raise _too_many(name, begin)
+    return np.frombuffer(raw, np.dtype("<f4"))
+
+
+def _too_many(name: bytes, offset: int) -> MalformedRecordError:
+    return MalformedRecordError(f"the feature {name.decode()} holds more than {MAX_VALUES:,} numbers.", offset)
+
+
+def only_bytes(payload: Payload, parts: list[Span], what: str, offset: int) -> Span:
+    """Where the one byte string of a Feature lies."""
+    found: Span | None = None
+    kind, values = parse_feature(payload, parts)
+    for start, stop in values if kind == BYTES_LIST else []:
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number == VALUE and wire_type == LENGTH_DELIMITED:
+                if found is not None:
+                    raise MalformedRecordError(f"{what} holds more than one byte string.", begin)
+                found = (begin, end)
+    if found is None:
+        raise MalformedRecordError(f"{what} holds no byte string.", offset)
+    return found

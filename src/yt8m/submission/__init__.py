@@ -1,0 +1,1 @@
+"""Submission files and the Parquet table: write, read, check."""

@@ -1,0 +1,1 @@
+"""Spliced videos: frame-level data with exact ground truth from video-level features."""

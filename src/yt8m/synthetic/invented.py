@@ -1,0 +1,84 @@
+"""Invented sources: video-level features with class structure worth learning, for trying the system without any data.
+
+Classes come in topics. A source carries one to three classes of a topic. Its mean vector is the topic's and the classes'
+directions, in a few latent dimensions mapped into the 1,152 features, under a larger part of its own; all is scaled to
+the spread of real features. So classes can be told apart, but not by a few noisy frames, and classes of a topic are
+easily confused: what surrounds a segment says something about it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from yt8m.dataset.frames import NUM_FEATURES
+from yt8m.synthetic.splice import Sources
+from yt8m.vocabulary import Vocabulary
+
+TOPICS = {
+    "Sport": ("Surfing", "Football", "Tennis", "Skiing", "Boxing", "Swimming"),
+    "Music": ("Guitar", "Piano", "Drums", "Choir", "Violin", "Concert"),
+    "Kitchen": ("Bread", "Pizza", "Cake", "Soup", "Coffee", "Salad"),
+    "Vehicles": ("Train", "Tractor", "Bicycle", "Airplane", "Motorcycle", "Boat"),
+    "Animals": ("Cat", "Horse", "Parrot", "Fish", "Dog", "Cow"),
+    "Home": ("Sewing", "Painting", "Gardening", "Furniture", "Knitting", "Lamp"),
+    "Games": ("Chess", "Arcade game", "Racing game", "Cards", "Puzzle", "Strategy game"),
+    "Outdoors": ("Mountain", "River", "Forest", "Beach", "Snow", "Volcano"),
+}
+"""Topics and their classes; invented, though the names are those of things."""
+
+LATENT_SIZE = 48
+"""Dimensions in which classes differ; mapped into the features, as concepts are in real ones."""
+
+TOPIC_STRENGTH = 0.7
+CLASS_STRENGTH = 0.8
+OWN_STRENGTH = 0.5
+"""Length of a topic's, a class's and a source's own part in each latent dimension."""
+
+LATENT_STD = 0.12
+"""Spread of a feature's mean that the latent dimensions make up."""
+
+FEATURE_STD = 0.48
+"""Spread of a feature's mean that is each source's own; with the latent part, about that of real videos."""
+
+BACKGROUND_LABEL = 3000
+"""A label outside the segment classes, carried by some sources, as real ones do."""
+
+
+def invented_vocabulary(seed: int = 0) -> Vocabulary:
+    """The classes of `TOPICS`, with ids out of order, as in the real file."""
+    names = [name for classes in TOPICS.values() for name in classes]
+    label_ids = np.random.default_rng([seed, 3]).choice(2000, len(names), replace=False)
+    return Vocabulary(label_ids.astype(np.int64), tuple(names))
+
+
+def invented_sources(num_sources: int, vocabulary: Vocabulary, seed: int = 0) -> Sources:
+    """Invent sources.
+
+    Args:
+        num_sources: N.
+        vocabulary: As `invented_vocabulary` gives it.
+        seed: Decides directions, labels and vectors.
+    """
+    rng = np.random.default_rng([seed, 4])
+    topics = list(TOPICS.values())
+    of_topic = np.split(np.arange(len(vocabulary)), np.cumsum([len(classes) for classes in topics])[:-1])
+    topic_directions = rng.standard_normal((len(topics), LATENT_SIZE))
+    class_directions = rng.standard_normal((len(vocabulary), LATENT_SIZE))
+    mapping = rng.standard_normal((LATENT_SIZE, NUM_FEATURES)) / np.sqrt(LATENT_SIZE)
+    latent = OWN_STRENGTH * rng.standard_normal((num_sources, LATENT_SIZE))
+    labels = []
+    for source in range(num_sources):
+        topic = int(rng.integers(len(topics)))
+        # Some classes are common and some rare, as everywhere.
+        shares = 1 / np.arange(1, len(of_topic[topic]) + 1)
+        count = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
+        classes = rng.choice(of_topic[topic], count, replace=False, p=shares / shares.sum())
+        latent[source] += TOPIC_STRENGTH * topic_directions[topic] + CLASS_STRENGTH * class_directions[classes].sum(
+            axis=0
+        )
+        background = [BACKGROUND_LABEL] if rng.random() < 0.3 else []
+        labels.append(np.array([*vocabulary.label_ids[classes].tolist(), *background], np.int64))
+    means = latent @ mapping
+    means *= LATENT_STD / means.std()
+    means += FEATURE_STD * rng.standard_normal(means.shape)
+    return Sources(means.astype(np.float32), tuple(labels))

@@ -1,0 +1,133 @@
+"""Several processes train one model: the same weights everywhere, and every held-out example counted once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from tests.support.tiny_tasks import TOGETHER, together_case
+from yt8m.errors import Interrupted, UsageError
+from yt8m.models.saved import load_model
+from yt8m.runtime.machine import MachineConfig, make_fabric
+from yt8m.settings import validated
+from yt8m.training.loop import fit
+from yt8m.training.metrics_log import read_metrics
+
+
+def test_one_process_on_the_cpu() -> None:
+    fabric = make_fabric(MachineConfig(accelerator="cpu"))
+    assert (fabric.world_size, fabric.global_rank, fabric.device.type) == (1, 0, "cpu")
+    with fabric.autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_devices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^machine: .*CUDA") as raised:
+        make_fabric(MachineConfig(accelerator="cuda"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"accelerator": "tpu"}, {"devices": 0}, {"num_workers": -1}, {"precision": "16-true"}, {"device": 1}]
+)
+def test_impossible_machines_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=rf"^machine: .*'{next(iter(values))}'"):
+        validated(MachineConfig, values, "machine")
+
+
+def start_together(launcher: str, data: Path, folder: Path, stop: int | None = None) -> None:
+    """Run `tiny_tasks.together` as two processes, started in one of the ways there are.
+
+    With `stop`, the process of that rank gets a SIGTERM in the middle, and both must say that they stopped.
+    """
+    folder.mkdir(exist_ok=True)
+    module = ["-m", "tests.support.tiny_tasks", "together", str(data), str(folder)]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    }
+    environment["OMP_NUM_THREADS"] = "1"
+    if launcher == "torchrun":
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *module, "1"]
+        processes = [(command, environment)]
+    elif launcher == "fabric":
+        processes = [([*module, "2"], environment)]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        if stop is not None:
+            place["STOP_RANK"] = str(stop)
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        processes = [([*module, "1"], {**environment, **place, **rank}) for rank in ranks]
+    started = [
+        subprocess.Popen([sys.executable, *command], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for command, variables in processes
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == (0 if stop is None else Interrupted.exit_code), output.decode()[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "fabric", "by hand"])
+def test_two_processes_do_what_one_does(launcher: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    """The same losses, with dropout, to 1e-5; every held-out example counted once."""
+    start_together(launcher, tiny_dataset, tmp_path)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    for name, config in TOGETHER.items():
+        first, second = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert first["world_size"] == second["world_size"] == 2
+        assert first["metrics"] == second["metrics"]
+        assert first["state"].keys() == second["state"].keys()
+        for key in first["state"]:
+            assert torch.equal(first["state"][key], second["state"][key]), key
+
+        # Judged was the model that was saved, on every held-out example once.
+        model, task = together_case(name, tiny_dataset, fabric)
+        saved = load_model(tmp_path / name / "model")
+        assert task.evaluate(fabric, saved) == pytest.approx(first["metrics"], rel=1e-6)
+
+        fit(fabric, model, task, config, tmp_path / f"{name}-alone", 3)
+        ours, theirs = (read_metrics(tmp_path / folder / "metrics.csv") for folder in (name, f"{name}-alone"))
+        assert [row[:3] for row in ours] == [row[:3] for row in theirs]
+        losses = [
+            (ours_[3], theirs_[3])
+            for ours_, theirs_ in zip(ours, theirs, strict=True)
+            if ours_[:3:2] == ("train", "loss")
+        ]
+        assert len(losses) == config.steps
+        for together, alone in losses:
+            assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on_to_the_same_end(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    start_together("by hand", tiny_dataset, alone)
+    for asked in (0, 1):
+        start_together("by hand", tiny_dataset, stopped, stop=asked)
+    start_together("by hand", tiny_dataset, stopped)
+    for name in TOGETHER:
+        for rank in range(2):
+            one, other = (torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for folder in (alone, stopped))
+            assert one["metrics"] == other["metrics"]
+            # Where running statistics are each process's own, those of the first are kept.
+            for key in one["state"]:
+                if not (name == "own-statistics" and rank and "running_" in key):
+                    assert torch.equal(one["state"][key], other["state"][key]), key
+        assert (alone / name / "metrics.csv").read_bytes() == (stopped / name / "metrics.csv").read_bytes()

@@ -1,0 +1,382 @@
+"""Messages arrive through the real apprise at a server of ours, change nothing about a run, and keep every secret."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FinishedRun
+from tests.support.command import refused, succeeds
+from tests.support.command import yt8m as command
+from yt8m.errors import Interrupted, UsageError
+from yt8m.runtime import notifications
+from yt8m.runtime.notifications import announced
+
+SECRET = "hunter2-Zq9"
+
+
+class Inbox(http.server.ThreadingHTTPServer):
+    """Takes messages that apprise's `json` plugin sends, answers with a status, and keeps what came."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.status = 200
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.received: list[dict[str, str]] = []
+        self.credentials: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"json://someone:{SECRET}@127.0.0.1:{self.server_port}/{SECRET}"
+
+
+class _Receiver(http.server.BaseHTTPRequestHandler):
+    server: Inbox
+
+    def do_POST(self) -> None:
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.may_answer.wait(60)
+        self.server.received.append({name: message[name] for name in ("title", "message", "type")})
+        self.server.credentials.append(base64.b64decode(self.headers["Authorization"].split()[1]).decode())
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Inbox() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("YT8M_NOTIFY", server.url)
+        yield server
+        server.may_answer.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def everything_said(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Iterator[Callable[[], list[str]]]:
+    """What was printed since the last call, as lines; no test may print or log the secret."""
+    caplog.set_level(logging.DEBUG)
+    printed = ""
+
+    def lines() -> list[str]:
+        nonlocal printed
+        out, err = capfd.readouterr()
+        printed += out + err
+        return (out + err).splitlines()
+
+    yield lines
+    lines()
+    assert SECRET not in printed + caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------------- how it ends
+
+
+def test_a_run_that_finishes(inbox: Inbox, everything_said: Callable[[], list[str]]) -> None:
+    with announced("yt8m run demo --out <runs & more>") as announcement:
+        announcement.result = "MAP@100,000 0.8123"
+    (message,) = inbox.received
+    assert message == {
+        "title": "yt8m run demo --out <runs & more>: finished",
+        "message": f"MAP@100,000 0.8123\n{socket.gethostname()}, after 0 s",
+        "type": "success",
+    }
+    assert inbox.credentials == [f"someone:{SECRET}"]
+    assert everything_said() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "kind", "sentence", "seconds", "words"),
+    [
+        (UsageError("data: there is no such folder."), "failed", "failure", "data: there is no such", 0.4, "0 s"),
+        (Interrupted("Stopped; the same command goes on."), "stopped", "warning", "Stopped; the", 59.6, "1 min 0 s"),
+        (KeyboardInterrupt(), "stopped", "warning", "Interrupted; the same command goes on", 754, "12 min 34 s"),
+        (ZeroDivisionError("by zero"), "failed", "failure", "ZeroDivisionError: by zero\n", 8000, "2 h 13 min"),
+        (ValueError("long " * 1000), "failed", "failure", "ValueError: long long", 90_000, "25 h 0 min"),
+    ],
+)
+def test_a_run_that_does_not(
+    inbox: Inbox,
+    everything_said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    outcome: str,
+    kind: str,
+    sentence: str,
+    seconds: float,
+    words: str,
+) -> None:
+    def run() -> None:
+        with announced("yt8m demo") as announcement:
+            announcement.result = "never seen"
+            now = time.monotonic()
+            monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        run()
+    assert raised.value is error
+    (message,) = inbox.received
+    assert (message["title"], message["type"]) == (f"yt8m demo: {outcome}", kind)
+    assert message["message"].startswith(sentence)
+    assert message["message"].endswith(f"\n{socket.gethostname()}, after {words}")
+    assert len(message["message"]) < notifications.MAX_CHARACTERS + 200
+    assert everything_said() == []
+
+
+# --------------------------------------------------------------------------------------------------- what may go wrong
+
+
+def test_a_server_that_refuses(inbox: Inbox, everything_said: Callable[[], list[str]]) -> None:
+    inbox.status = 500
+    with announced("yt8m demo"):
+        assert everything_said() == []
+    assert everything_said() == ["yt8m: the message to json could not be sent."]
+    with pytest.raises(UsageError, match="as it was"), announced("yt8m demo"):
+        raise UsageError("as it was")
+    assert everything_said() == ["yt8m: the message to json could not be sent."]
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("YT8M_NOTIFY", f"json://{SECRET}@127.0.0.1:{unused.getsockname()[1]}/{SECRET}")
+        with announced("yt8m demo"):
+            assert everything_said() == []
+    assert everything_said() == ["yt8m: the message to json could not be sent."]
+
+
+def test_a_server_that_never_answers_holds_up_nothing_for_long(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+) -> None:
+    with Inbox() as silent:
+        # It accepts the connection, and nobody ever reads what comes; apprise would try for longer than this.
+        slow = silent.url.replace("json://", "xml://") + "?rto=60&cto=60"
+        monkeypatch.setenv("YT8M_NOTIFY", f"{slow}\n{inbox.url}")
+        with announced("yt8m demo"):
+            monkeypatch.setattr(notifications, "TIMEOUT_SECONDS", 6.0)
+            started = time.monotonic()
+        assert time.monotonic() - started < 12
+    assert everything_said() == ["yt8m: the message to xml could not be sent."]
+    assert [message["title"] for message in inbox.received] == ["yt8m demo: finished"]
+
+
+def test_a_second_ctrl_c_gives_up_on_the_message_only(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with announced("yt8m demo"):
+            monkeypatch.setattr(subprocess, "run", interrupted)
+            raise UsageError("as it was")
+
+    with pytest.raises(UsageError, match="as it was"):
+        run()
+    assert inbox.received == []
+    with pytest.raises(KeyboardInterrupt), announced("yt8m demo"):
+        pytest.fail("Ctrl-C before the run begins has to end it")
+
+
+def test_a_url_that_apprise_does_not_know_is_said_at_the_start(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+) -> None:
+    wrong = [f"nosuch://{SECRET}", SECRET, f"tgram://{SECRET}", f"{SECRET}://host"]
+    monkeypatch.setenv("YT8M_NOTIFY", f"  {inbox.url}\n {'  '.join(wrong)} ")
+    with announced("yt8m demo"):
+        for number, sentence in enumerate(everything_said(), start=2):
+            assert sentence.startswith(f"yt8m: YT8M_NOTIFY, URL {number}: no message will be sent there")
+        assert number == 5
+    assert everything_said() == []
+    assert len(inbox.received) == 1
+
+
+def test_without_apprise_it_is_said_at_the_start(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with announced("yt8m demo"):
+        (sentence,) = everything_said()
+        assert "apprise is not installed: pip install 'yt8m[notifications]'" in sentence
+    assert everything_said() == []
+    assert inbox.received == []
+    monkeypatch.setenv("YT8M_NOTIFY", "")
+    with announced("yt8m demo"):
+        pass
+    assert everything_said() == []
+
+
+# ---------------------------------------------------------------------------------------------------- where URLs come from
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_of_destinations(
+    inbox: Inbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything_said: Callable[[], list[str]],
+    named: bool,
+) -> None:
+    monkeypatch.delenv("YT8M_NOTIFY")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with announced("yt8m demo"):
+        pass
+    assert everything_said() == []
+    path = tmp_path / ("somewhere" if named else "yt8m/notify")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# mine: {SECRET}\n\n  {inbox.url}\n{SECRET}\n")
+    path.chmod(0o600)
+    if named:
+        monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
+    with announced("yt8m demo"):
+        (sentence,) = everything_said()
+        assert sentence.startswith(f"yt8m: {path}, line 4: no message will be sent there")
+    assert len(inbox.received) == 1
+    # The variable counts before the file, also when it is empty.
+    monkeypatch.setenv("YT8M_NOTIFY", "")
+    with announced("yt8m demo"):
+        pass
+    assert len(inbox.received) == 1
+    assert everything_said() == []
+
+
+def test_the_default_file_is_in_the_home_folder(inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("YT8M_NOTIFY")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".config/yt8m").mkdir(parents=True)
+    (tmp_path / ".config/yt8m/notify").write_text(inbox.url)
+    with announced("yt8m demo"):
+        pass
+    assert len(inbox.received) == 1
+
+
+@pytest.mark.parametrize(("mode", "is_warned_of"), [(0o600, False), (0o640, True)])
+def test_a_file_that_others_may_read(
+    inbox: Inbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything_said: Callable[[], list[str]],
+    mode: int,
+    is_warned_of: bool,
+) -> None:
+    path = tmp_path / "notify"
+    path.write_text(inbox.url)
+    path.chmod(mode)
+    monkeypatch.delenv("YT8M_NOTIFY")
+    monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
+    with announced("yt8m demo"):
+        said = everything_said()
+    assert said == ([f"yt8m: {path}: others may read this file, and it holds secrets: chmod 600 {path}"] * is_warned_of)
+    assert len(inbox.received) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe" + SECRET.encode()])
+def test_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]], content: bytes | None
+) -> None:
+    path = tmp_path / "notify"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.delenv("YT8M_NOTIFY")
+    monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
+    with announced("yt8m demo"):
+        (sentence,) = everything_said()
+        assert sentence.startswith(f"yt8m: {path}: no message will be sent, since this file cannot be read (")
+    assert everything_said() == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sends"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+    ],
+)
+def test_the_first_process_speaks_for_all(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, ranks: dict[str, str], sends: bool
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, rank in ranks.items():
+        monkeypatch.setenv(name, rank)
+    with announced("yt8m demo"):
+        pass
+    assert len(inbox.received) == sends
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_run_tells_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path) -> None:
+    where = [tiny_recipe, "--data", tiny_dataset, "--out", finished_run.out]
+    succeeds("run", *where)
+    (message,) = inbox.received
+    assert message["title"] == f"yt8m run {tiny_recipe} --out {finished_run.out}: finished"
+    table = re.search(r"│ mixture +│ mixture +│ +(0\.\d{4}) │ +(0\.\d{4}) │", finished_run.outcome.out)
+    assert table
+    assert message["message"].startswith(f"MAP@100,000 {table[1]}, dense MAP {table[2]}\n")
+
+
+def test_pretrain_and_finetune_tell_their_metrics(
+    inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
+) -> None:
+    where = ["--data", tiny_dataset, "--out", finished_run.out]
+    for stage, model in (("pretrain", "dbof"), ("finetune", "bare")):
+        succeeds(stage, tiny_recipe, model, *where)
+        message = inbox.received.pop()
+        assert message["title"].startswith(f"yt8m {stage} {tiny_recipe} {model} ")
+        said = re.search(rf"^{stage} {model}: (.*) at step", finished_run.outcome.err, re.MULTILINE)
+        assert said
+        assert message["message"].startswith(f"{said[1]}\n")
+
+
+def test_a_command_that_fails_tells_its_sentence(inbox: Inbox, tmp_path: Path) -> None:
+    sentence = refused(2, "run", "demo", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    (message,) = inbox.received
+    assert message["title"].endswith(": failed")
+    assert message["message"].startswith(f"{sentence}\n")
+
+
+def test_demo(inbox: Inbox, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused(2, "demo", tmp_path)
+    assert inbox.received[0]["title"] == f"yt8m demo {tmp_path}: failed"
+
+
+def test_ctrl_c(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yt8m.runs.run.Run.run", interrupted)
+    ended = command("run", tiny_recipe, "--data", tiny_dataset, "--out", tmp_path)
+    assert ended.status == 130
+    assert ended.err.strip().startswith("yt8m: Interrupted; ")
+    assert inbox.received[0]["title"].endswith(": stopped")

@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import contextlib
+import struct
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_video_level_shard
+from tests.support.wire import (
+    bytes_feature,
+    delimited,
+    entry,
+    frame_list,
+    packed_integers,
+    record,
+    unpacked_integers,
+    varint,
+)
+from yt8m.errors import ShardError
+from yt8m.shards import wire
+from yt8m.shards.records import (
+    FrameLayout,
+    VideoRecord,
+    frame_offsets,
+    read_video,
+    read_video_level,
+    read_video_level_shard,
+)
+from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
+from yt8m.shards.writer import encode_video, encode_video_level, message_class
+
+ID = entry("id", bytes_feature(b"abcd"))
+RGB = [bytes([i]) * 1024 for i in range(3)]
+AUDIO = [bytes([100 + i]) * 128 for i in range(3)]
+LISTS = entry("rgb", frame_list(RGB)) + entry("audio", frame_list(AUDIO))
+
+
+def frames_at(payload: bytes, layout: FrameLayout, size: int) -> list[bytes]:
+    """Frames where a layout says they are, one after the other."""
+    starts = [layout.offset + i * layout.stride for i in range(layout.num_frames)]
+    return [payload[start : start + size] for start in starts]
+
+
+def protobuf(payload: bytes) -> Any:
+    """The same record as protobuf understands it."""
+    return message_class("SequenceExample").FromString(payload)
+
+
+def protobuf_frames(message: Any, name: str) -> list[bytes]:
+    return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
+
+
+def test_every_field_of_a_rated_video_is_read() -> None:
+    ratings = ((7, 30, 1.0), (3861, 35, 0.0), (7, 300, 1.0))
+    video = TinyVideo("SjJ3", random_videos(1)[0].frames, (0, 128, 3861), ratings)
+    payload = video.encoded()
+    found = read_video(payload)
+    assert (found.id, found.labels) == ("SjJ3", (0, 128, 3861))
+    assert found.segment_labels == (7, 3861, 7)
+    assert found.segment_start_times == (30, 35, 300)
+    assert found.segment_end_times == (35, 40, 305)
+    assert found.segment_scores == (1.0, 0.0, 1.0)
+    assert (found.rgb.num_frames, found.audio.num_frames) == (len(video.frames),) * 2
+    assert (found.rgb.stride, found.audio.stride) == (1033, 137)
+    assert frames_at(payload, found.rgb, 1024) == [bytes(frame) for frame in video.frames[:, :1024]]
+    assert frames_at(payload, found.audio, 128) == [bytes(frame) for frame in video.frames[:, 1024:]]
+
+
+def test_video_without_labels_and_ratings() -> None:
+    found = read_video(record(ID, LISTS))
+    assert found.labels == found.segment_labels == found.segment_start_times == found.segment_scores == ()
+
+
+@pytest.mark.parametrize("integers", [packed_integers, unpacked_integers])
+def test_packed_and_unpacked_integers(integers: Any) -> None:
+    values = (0, 1, 127, 128, 3861, 2**40, 2**63 - 1, -1, -(2**63))
+    assert read_video(record(ID + entry("labels", integers(*values)), LISTS)).labels == values
+
+
+def test_packed_and_unpacked_may_be_mixed_in_one_list() -> None:
+    both = delimited(3, delimited(1, varint(5) + varint(300)) + varint(8) + varint(6) + delimited(1, varint(7)))
+    assert read_video(record(ID + entry("labels", both), LISTS)).labels == (5, 300, 6, 7)
+
+
+def test_unpacked_floats() -> None:
+    scores = delimited(2, b"".join(varint(8 + 5) + struct.pack("<f", score) for score in (0.0, 1.0, 0.5)))
+    assert read_video(record(ID + entry("segment_scores", scores), LISTS)).segment_scores == (0.0, 1.0, 0.5)
+
+
+def test_order_of_fields_does_not_matter() -> None:
+    labels = entry("labels", packed_integers(4, 5))
+    backwards = delimited(2, entry("audio", frame_list(AUDIO)) + entry("rgb", frame_list(RGB))) + delimited(
+        1, labels + ID
+    )
+    value_first = delimited(1, delimited(2, bytes_feature(b"abcd")) + delimited(1, b"id"))
+    for payload in (backwards, record(value_first + labels, LISTS)):
+        found = read_video(payload)
+        assert (found.id, found.labels) == ("abcd", (4, 5))
+        assert frames_at(payload, found.rgb, 1024) == RGB
+        assert frames_at(payload, found.audio, 128) == AUDIO
+
+
+def test_last_of_repeated_keys_wins() -> None:
+    context = entry("labels", packed_integers(1)) + ID + entry("labels", packed_integers(2, 3))
+    lists = entry("rgb", frame_list(RGB[:1])) + LISTS
+    payload = record(context, lists)
+    found = read_video(payload)
+    assert found.labels == (2, 3)
+    assert frames_at(payload, found.rgb, 1024) == RGB == protobuf_frames(protobuf(payload), "rgb")
+
+
+def test_unknown_fields_and_features_are_skipped() -> None:
+    unknown = varint(8 * 9) + varint(2**60) + varint(8 * 10 + 1) + bytes(8) + varint(8 * 11 + 5) + bytes(4)
+    unknown += delimited(2**29 - 1, b"anything")
+    context = unknown + ID + entry("url", bytes_feature(b"https://x")) + entry("labels", unknown + packed_integers(8))
+    payload = unknown + record(context, unknown + LISTS) + unknown
+    found = read_video(payload)
+    assert (found.id, found.labels) == ("abcd", (8,))
+    assert frames_at(payload, found.rgb, 1024) == RGB
+
+
+def test_messages_split_into_parts_are_joined() -> None:
+    """Protobuf merges a message that comes in several pieces."""
+    labels = delimited(
+        1, delimited(1, b"labels") + delimited(2, packed_integers(1, 2)) + delimited(2, packed_integers(3))
+    )
+    rgb = delimited(1, delimited(1, b"rgb") + delimited(2, frame_list(RGB[:2])) + delimited(2, frame_list(RGB[2:])))
+    payload = (
+        delimited(1, ID) + delimited(2, rgb) + delimited(1, labels) + delimited(2, entry("audio", frame_list(AUDIO)))
+    )
+    found = read_video(payload)
+    assert found.labels == (1, 2, 3) == tuple(protobuf(payload).context.feature["labels"].int64_list.value)
+    assert (found.rgb.num_frames, found.rgb.stride) == (3, 0)
+    assert (
+        [payload[at : at + 1024] for at in frame_offsets(payload)[0]]
+        == RGB
+        == protobuf_frames(protobuf(payload), "rgb")
+    )
+
+
+def test_feature_of_several_kinds_is_of_the_last() -> None:
+    labels = entry("labels", bytes_feature(b"x") + packed_integers(1) + delimited(2, b"") + packed_integers(2))
+    payload = record(ID + labels, LISTS)
+    assert read_video(payload).labels == (2,) == tuple(protobuf(payload).context.feature["labels"].int64_list.value)
+
+
+def test_unequally_spaced_frames_have_stride_0() -> None:
+    padding = delimited(15, b"between")
+    frames = [delimited(1, bytes_feature(frame)) for frame in RGB]
+    payload = record(ID, entry("rgb", frames[0] + padding + frames[1] + frames[2]) + entry("audio", frame_list(AUDIO)))
+    found = read_video(payload)
+    assert (found.rgb.num_frames, found.rgb.stride) == (3, 0)
+    rgb, audio = frame_offsets(payload)
+    assert [payload[at : at + 1024] for at in rgb] == RGB
+    assert [payload[at : at + 128] for at in audio] == AUDIO
+
+
+def test_equally_spaced_frames_behind_unusual_headers_keep_their_stride() -> None:
+    frames = b"".join(delimited(1, bytes_feature(frame) + delimited(9, b"odd")) for frame in RGB)
+    payload = record(ID, entry("rgb", frames) + entry("audio", frame_list(AUDIO)))
+    found = read_video(payload)
+    assert found.rgb.stride == 1033 + 5
+    assert frames_at(payload, found.rgb, 1024) == RGB
+
+
+@pytest.mark.parametrize("name", ["id", "video_id"])
+def test_id_under_both_names(name: str) -> None:
+    assert read_video(record(entry(name, bytes_feature("Ünï4".encode())), LISTS)).id == "Ünï4"
+
+
+def test_id_is_preferred_to_video_id() -> None:
+    assert read_video(record(entry("video_id", bytes_feature(b"old")) + ID, LISTS)).id == "abcd"
+
+
+MALFORMED = {
+    "no id": (b"", LISTS, "has no id"),
+    "two ids": (entry("id", bytes_feature(b"a", b"b")), LISTS, "more than one"),
+    "integer id": (entry("id", packed_integers(3)), LISTS, "holds no byte string"),
+    "id not UTF-8": (entry("id", bytes_feature(b"\xff\xfe")), LISTS, "not UTF-8"),
+    "empty id": (entry("id", bytes_feature(b"")), LISTS, "1 to 64 bytes"),
+    "long id": (entry("id", bytes_feature(b"a" * 65)), LISTS, "1 to 64 bytes"),
+    "id with a space": (entry("id", bytes_feature(b"a b")), LISTS, "spaces"),
+    "id with a zero byte": (entry("id", bytes_feature(b"ab\0")), LISTS, "control characters"),
+    "labels of text": (ID + entry("labels", bytes_feature(b"x")), LISTS, "holds byte strings, expected whole numbers"),
+    "part of a float": (ID + entry("segment_scores", delimited(2, delimited(1, b"abc"))), LISTS, "part of a float"),
+    "no rgb": (ID, entry("audio", frame_list(AUDIO)), "no rgb frames"),
+    "no audio": (ID, entry("rgb", frame_list(RGB)), "no audio frames"),
+    "zero frames": (ID, entry("rgb", b"") + entry("audio", frame_list(AUDIO)), "no rgb frames"),
+    "short frame": (
+        ID,
+        entry("rgb", frame_list([*RGB, b"x" * 1000])) + entry("audio", frame_list(AUDIO)),
+        "frame 3 of rgb has 1,000 bytes, expected 1,024",
+    ),
+    "wide audio": (ID, entry("rgb", frame_list(RGB)) + entry("audio", frame_list(RGB)), "1,024 bytes, expected 128"),
+    "frame without bytes": (
+        ID,
+        entry("rgb", frame_list(RGB) + delimited(1, b"")) + entry("audio", frame_list(AUDIO)),
+        "frame 3 of rgb holds no byte string",
+    ),
+    "two strings in a frame": (
+        ID,
+        entry("rgb", delimited(1, bytes_feature(*RGB[:2]))) + entry("audio", frame_list(AUDIO)),
+        "more than one byte string",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_records_are_named_as_what_they_are(case: str) -> None:
+    context, lists, message = MALFORMED[case]
+    payload = record(context, lists)
+    with pytest.raises(MalformedRecordError, match=message) as caught:
+        read_video(payload)
+    assert 0 <= caught.value.offset <= len(payload)
+    assert not isinstance(caught.value, WrongDatasetError)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"\x80", "breaks off inside a number"),
+        (b"\xff" * 11, "longer than 5 bytes"),
+        (varint(8 * 9) + b"\xff" * 11, "longer than 10 bytes"),
+        (delimited(1, b"abc")[:-1], "1 bytes beyond the end"),
+        (varint(2) + varint(2**63), "longer than 5 bytes"),
+        (varint(2) + varint(2**35 - 1), "beyond the end"),
+        (varint(8 * 3 + 3), "wire type 3"),
+        (varint(7), "wire type 7"),
+        (varint(2) + varint(0), "impossible number 0"),
+        (varint(8 * 2**29) + varint(0), "impossible number"),
+        (varint(8 * 3 + 1) + b"1234567", "1 bytes beyond"),
+    ],
+)
+def test_bytes_that_are_no_message(payload: bytes, message: str) -> None:
+    with pytest.raises(MalformedRecordError, match=message):
+        read_video(payload)
+
+
+@pytest.mark.parametrize("num_bytes", range(2, 12))
+def test_keys_and_lengths_padded_with_zeros_are_taken_as_far_as_protobuf_takes_them(num_bytes: int) -> None:
+    """A padded number is legal, but a key or a length has at most five bytes."""
+    padding = b"\x80" * (num_bytes - 2) + b"\0"
+    for padded in (b"\xca" + padding + b"\1z", b"\x4a\x81" + padding + b"z"):
+        payload = padded + record(ID, LISTS)
+        if num_bytes <= 5:
+            assert read_video(payload).id == protobuf(payload).context.feature["id"].bytes_list.value[0].decode()
+            continue
+        with pytest.raises(DecodeError):
+            protobuf(payload)
+        with pytest.raises(MalformedRecordError, match="longer than 5 bytes"):
+            read_video(payload)
+
+
+def test_truncated_records_are_malformed_at_every_length() -> None:
+    payload = encode_video("abcd", np.zeros((2, 1152), np.uint8), [1, 2], ratings=[(1, 0, 1.0)])
+    for length in range(len(payload)):
+        with pytest.raises(MalformedRecordError):
+            read_video(payload[:length])
+
+
+def test_counts_of_numbers_and_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_VALUES", 3)
+    monkeypatch.setattr(wire, "MAX_PARTS", 3)
+    assert read_video(record(ID + entry("labels", packed_integers(1, 2, 3)), LISTS)).labels == (1, 2, 3)
+    for integers in (packed_integers, unpacked_integers):
+        with pytest.raises(MalformedRecordError, match="labels holds more than 3 numbers"):
+            read_video(record(ID + entry("labels", integers(1, 2, 3, 4)), LISTS))
+    with pytest.raises(MalformedRecordError, match="segment_scores holds more than 3 numbers"):
+        read_video(record(ID + entry("segment_scores", delimited(2, delimited(1, bytes(16)))), LISTS))
+    with pytest.raises(MalformedRecordError, match="more than 3 parts"):
+        read_video(delimited(1, ID) * 4 + delimited(2, LISTS))
+
+
+@pytest.mark.parametrize("unit", [b"\n\x00", b"\n\x02\x12\x00", delimited(1, b"\n\x01a"), b"\x08\x01"])
+def test_memory_stays_in_proportion_to_the_record(unit: bytes) -> None:
+    """Records of a great many tiny fields, as context, as map entries, as one feature and as frames."""
+    many = unit * (100_000 // len(unit))
+    payloads = [
+        many,
+        record(many, LISTS),
+        record(ID + entry("labels", many), LISTS),
+        record(ID, entry("rgb", many) + entry("audio", frame_list(AUDIO))),
+    ]
+    tracemalloc.start()
+    try:
+        for payload in payloads:
+            with contextlib.suppress(MalformedRecordError):
+                read_video(payload)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_mutated_records_are_read_as_protobuf_reads_them_or_refused(data: st.DataObject) -> None:
+    """Whatever happens to the bytes, the answer is a record inside them or a `MalformedRecordError`."""
+    payload = bytearray(encode_video("abcd", np.full((2, 1152), 7, np.uint8), [3, 300], ratings=[(3, 0, 1.0)]))
+    # Where the structure is: everything but the frames' own bytes.
+    structure = [i for i, byte in enumerate(payload) if byte != 7]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from(structure)) % len(payload)
+        match data.draw(st.sampled_from(["set", "delete", "insert", "copy"])):
+            case "set":
+                payload[at] = data.draw(st.integers(0, 255))
+            case "delete":
+                del payload[at : at + data.draw(st.integers(1, 8))]
+            case "insert":
+                payload[at:at] = data.draw(st.binary(min_size=1, max_size=4))
+            case "copy":
+                payload[at:at] = payload[at : at + data.draw(st.integers(1, 1200))]
+    mutated = bytes(payload)
+    try:
+        found = read_video(mutated)
+    except MalformedRecordError:
+        return
+    rgb, audio = frame_offsets(mutated)
+    assert (len(rgb), len(audio)) == (found.rgb.num_frames, found.audio.num_frames)
+    assert rgb.min() >= 0
+    assert max(rgb.max() + 1024, audio.max() + 128) <= len(mutated)
+    if found.rgb.stride:
+        assert (rgb == found.rgb.offset + found.rgb.stride * np.arange(len(rgb))).all()
+    assert_same_as_protobuf(mutated, found)
+
+
+def assert_same_as_protobuf(payload: bytes, found: VideoRecord) -> None:
+    try:
+        message = protobuf(payload)
+    except Exception:
+        # Protobuf refuses what we can do without understanding: a feature's name that is not UTF-8.
+        return
+    assert found.labels == tuple(message.context.feature["labels"].int64_list.value)
+    assert found.segment_start_times == tuple(message.context.feature["segment_start_times"].int64_list.value)
+    rgb, audio = frame_offsets(payload)
+    assert [payload[at : at + 1024] for at in rgb] == protobuf_frames(message, "rgb")
+    assert [payload[at : at + 128] for at in audio] == protobuf_frames(message, "audio")
+
+
+def test_video_level_record() -> None:
+    rng = np.random.default_rng(0)
+    rgb, audio = rng.normal(size=1024).astype(np.float32), rng.normal(size=128).astype(np.float32)
+    found = read_video_level(encode_video_level("abcd", rgb, audio, [5, 3000]))
+    assert (found.id, found.labels) == ("abcd", (5, 3000))
+    np.testing.assert_array_equal(found.mean_rgb, rgb)
+    np.testing.assert_array_equal(found.mean_audio, audio)
+    assert found.mean_rgb.dtype == found.mean_audio.dtype == np.float32
+
+
+def test_video_level_record_with_a_short_mean_is_malformed() -> None:
+    payload = encode_video_level("abcd", np.zeros(1023, np.float32), np.zeros(128, np.float32))
+    with pytest.raises(MalformedRecordError, match="mean_rgb holds 1,023 numbers, expected 1,024"):
+        read_video_level(payload)
+
+
+def test_wrong_level_and_wrong_dataset_are_named() -> None:
+    video_level = encode_video_level("abcd", np.zeros(1024, np.float32), np.zeros(128, np.float32))
+    with pytest.raises(WrongDatasetError, match=r"video-level shard .* 2/frame and 3/frame"):
+        read_video(video_level)
+    audioset = record(ID, entry("audio_embedding", frame_list(AUDIO)))
+    with pytest.raises(WrongDatasetError, match="AudioSet"):
+        read_video(audioset)
+    with pytest.raises(WrongDatasetError, match="AudioSet"):
+        read_video_level(audioset)
+    with pytest.raises(WrongDatasetError, match="frame-level shard, and video-level ones"):
+        read_video_level(record(ID, LISTS))
+
+
+def test_video_level_shard_of_damage_says_where(tmp_path: Path) -> None:
+    path = write_video_level_shard(tmp_path / "video.tfrecord", 3)
+    assert [found.id for found in read_video_level_shard(path)] == ["0000", "0001", "0002"]
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"video.tfrecord, record 2, byte \d+: the checksum"):
+        list(read_video_level_shard(path))
+    frames = write_records(tmp_path / "frames.tfrecord", [record(ID, LISTS)])
+    with pytest.raises(ShardError, match="record 0, byte 12: this is a frame-level shard"):
+        list(read_video_level_shard(frames))
+
+
+def test_real_audioset_and_video_level_records(shared_data: Path) -> None:
+    video_level = shared_data / "yt8m_video_level" / "validate0000.tfrecord"
+    found = list(read_video_level_shard(video_level))
+    assert len(found) == 284
+    assert (found[0].id, found[0].labels) == ("02aa", (3, 4, 9, 34))
+    with pytest.raises(ShardError, match="AudioSet"):
+        list(read_video_level_shard(shared_data / "audioset_frame_level" / "rm.tfrecord"))

@@ -1,0 +1,54 @@
+"""The `yt8m` command, called in this process as the shell would call it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from unittest import mock
+
+from yt8m.cli.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def yt8m(*arguments: object) -> Outcome:
+    """Run the command line with these arguments; an exception that `main` lets through is a defect, and passes."""
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    argv = ["yt8m", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as left:
+            status = left.code or 0
+    if not isinstance(status, int):
+        raise TypeError(f"exit status {status!r}")
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def succeeds(*arguments: object) -> Outcome:
+    """Run a command that has to end well."""
+    outcome = yt8m(*arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def refused(status: int, *arguments: object) -> str:
+    """Run a command that has to end with this status and one sentence on standard error, which is returned."""
+    outcome = yt8m(*arguments)
+    assert outcome.status == status, (outcome.status, outcome.out, outcome.err)
+    *before, sentence = outcome.err.splitlines()
+    assert not before, outcome.err
+    assert sentence.startswith("yt8m: ")
+    assert sentence.endswith(".")
+    assert "Traceback" not in outcome.out + outcome.err
+    return sentence.removeprefix("yt8m: ")

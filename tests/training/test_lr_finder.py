@@ -1,0 +1,300 @@
+"""The learning-rate finder: it trains as the loop does, stops where training falls apart, and points below that."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from tests.support.tiny_tasks import CONFIG, LinearTask, NumberBatches, Numbers, digest, linear_model
+from yt8m.errors import UsageError
+from yt8m.settings import validated
+from yt8m.training.loop import TrainingConfig, step_seed
+from yt8m.training.lr_finder import RateCurve, RateSweep, follow, plot_rates, sweep_rates, write_rates
+
+
+def squared_error(model: nn.Module, batch: Numbers) -> Tensor:
+    return (model(batch.inputs).squeeze(1) - batch.targets).square().mean()
+
+
+class SquaresTask(LinearTask):
+    """Least squares on any part of a batch."""
+
+    def loss(self, model: nn.Module, batch: Numbers) -> Tensor:
+        return squared_error(model, batch)
+
+
+def swept(
+    sweep: RateSweep, config: TrainingConfig = CONFIG, model: nn.Module | None = None, seed: int = 3
+) -> RateCurve:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return sweep_rates(fabric, linear_model() if model is None else model, SquaresTask(), config, sweep, seed)
+
+
+# --- What it trains --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_are_those_of_a_plain_loop(accumulate: int) -> None:
+    """Everything written out: rates, decay, dropout's seeds, parts of a batch, clipping."""
+    sweep = RateSweep(steps=12, lowest=1e-3, highest=0.5)
+    config = CONFIG.model_copy(update={"accumulate": accumulate, "max_grad_norm": 1.0})
+    curve = swept(sweep, config, linear_model().eval())
+    model = linear_model()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [layer.weight for layer in layers], "weight_decay": 0.1},
+            {"params": [layer.bias for layer in layers], "weight_decay": 0.0},
+        ],
+        fused=True,
+    )
+    expected, rate = [], 1e-3
+    for step in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = sweep.rates[step]
+        assert sweep.rates[step] == pytest.approx(rate)
+        batch, loss = NumberBatches()[step], torch.zeros(())
+        for part in range(accumulate):
+            torch.manual_seed(step_seed(3, step, part))
+            one = squared_error(model, Numbers(*(tensor[part::accumulate] for tensor in batch))) / accumulate
+            one.backward()  # type: ignore[no-untyped-call]
+            loss = loss + one.detach()
+        expected.append(loss.item())
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        rate *= 500 ** (1 / 11)
+    assert curve.losses == expected
+    assert len(set(curve.losses)) == 12
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = linear_model().eval()
+    before = digest(model)
+    swept(RateSweep(steps=20, highest=1e-1), model=model)
+    assert digest(model) == before
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused() -> None:
+    with pytest.raises(UsageError, match="accumulate 3 does not divide the 8 examples"):
+        swept(RateSweep(), CONFIG.model_copy(update={"accumulate": 3}))
+
+
+class Quadratic(nn.Module):
+    """A matrix of one weight, which starts at `start`."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 1), start))
+
+    def forward(self) -> Tensor:
+        return self.weight.sum()
+
+
+class QuadraticTask(LinearTask):
+    """1 + (weight - target)^2 / 2, whatever the batch."""
+
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self.target = target
+
+    def loss(self, model: nn.Module, batch: Numbers) -> Tensor:
+        loss: Tensor = 1 + (model() - self.target).square() / 2
+        return loss
+
+
+def test_decay_sets_the_largest_stable_rate() -> None:
+    """AdamW first multiplies a weight by 1 - rate * decay: beyond a rate of 2 / decay it grows without end."""
+    config = CONFIG.model_copy(update={"weight_decay": 20.0})
+    sweep = RateSweep(steps=200, lowest=1e-5, highest=1.0)
+    curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(1.0), QuadraticTask(0.0), config, sweep, 0)
+    stopped_at = sweep.rates[len(curve.losses) - 1]
+    # The average takes a few steps to see it.
+    assert 2 / 20 < stopped_at < 5 * 2 / 20
+    assert max(loss for rate, loss in zip(sweep.rates, curve.losses, strict=False) if rate < 2 / 20) == 1.5
+    assert curve.suggestion is not None
+    assert curve.suggestion.peak_rate < 2 / 20
+
+
+def test_the_suggestion_on_a_quadratic_is_where_it_is_halfway_down() -> None:
+    """While the gradient keeps its sign, Adam moves a weight by the rate, so the way is the sum of the rates.
+
+    With rates a factor f apart, that sum is rate / (1 - 1 / f). In rates, the fall of (1 - sum)^2 is steepest at a sum
+    of 1/2, half the rate at which the target is reached.
+    """
+    config = CONFIG.model_copy(update={"weight_decay": 0.0})
+    sweep = RateSweep(steps=400, lowest=1e-6, highest=1.0)
+    curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(0.0), QuadraticTask(1.0), config, sweep, 0)
+    reached = 1 - 1e-6 ** (1 / 399)
+    lag = 1e6 ** (1 / 20)
+    assert curve.suggestion is not None
+    assert reached / 2 < curve.suggestion.peak_rate < reached / 2 * lag * 1.5
+    assert curve.suggestion.peak_rate < reached < curve.suggestion.lowest_at
+
+
+# --- What it makes of the losses -------------------------------------------------------------------------------------
+
+
+def falling(steps: int, center: float, width: float = 6.0) -> list[float]:
+    """Losses that fall from 2 to 1, fastest at a step."""
+    return [1 + 1 / (1 + math.exp((step - center) / width)) for step in range(steps)]
+
+
+def test_smoothed_losses_are_weighted_means() -> None:
+    losses = np.random.default_rng(0).uniform(1, 2, 200).tolist()
+    curve = follow(RateSweep(), losses)
+    for step in (0, 1, 50, 199):
+        weights = 0.9 ** np.arange(step, -1, -1)
+        assert curve.smoothed[step] == pytest.approx(np.dot(weights, losses[: step + 1]) / weights.sum())
+
+
+@pytest.mark.parametrize("steps", [100, 200, 1000])
+def test_the_steepest_descent_is_found_with_the_lag_of_the_average(steps: int) -> None:
+    sweep = RateSweep(steps=steps)
+    suggestion = follow(sweep, falling(steps, steps * 0.5, steps * 0.04)).suggestion
+    assert suggestion is not None
+    # An exponential average of a slope lags by keep / (1 - keep) steps.
+    lag = steps / 20 - 1
+    assert sweep.rates.index(suggestion.peak_rate) == pytest.approx(steps * 0.5 + lag, abs=0.015 * steps)
+    assert suggestion.lowest_at == sweep.rates[-1]
+
+
+def test_one_easy_batch_does_not_decide() -> None:
+    losses = falling(200, 100, 8.0)
+    plain = follow(RateSweep(), losses).suggestion
+    losses[50] -= 0.7
+    disturbed = follow(RateSweep(), losses).suggestion
+    assert plain is not None
+    assert disturbed == plain
+    # Between two steps, the average falls fastest at that batch.
+    assert np.diff(follow(RateSweep(), losses).smoothed)[20:].argmin() == 29
+
+
+def test_noise_moves_the_suggestion_little() -> None:
+    steps = []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.1, 200)
+        suggestion = follow(RateSweep(), (np.array(falling(200, 100, 8.0)) + noise).tolist()).suggestion
+        assert suggestion is not None
+        steps.append(RateSweep().rates.index(suggestion.peak_rate))
+    assert max(abs(step - 109) for step in steps) <= 14
+
+
+def test_a_descent_after_the_lowest_point_does_not_count() -> None:
+    """Thrown up and falling back faster than it ever fell: that is no rate to train at."""
+    losses = falling(200, 80, 8.0)
+    losses[150:160] = [3.0] * 10
+    curve = follow(RateSweep(), losses)
+    assert len(curve.losses) == 200
+    suggestion = curve.suggestion
+    assert suggestion is not None
+    assert RateSweep().rates.index(suggestion.peak_rate) == pytest.approx(89, abs=3)
+
+
+def test_it_stops_at_four_times_the_lowest_smoothed_loss() -> None:
+    rest = iter(range(200, 250))
+    losses = falling(150, 80)
+    curve = follow(RateSweep(), itertools.chain(losses, [20.0, 30.0], rest))
+    assert curve.smoothed[-1] > 4 * min(curve.smoothed) >= curve.smoothed[-2]
+    assert curve.losses == [*losses, 20.0, 30.0][: len(curve.losses)]
+    assert next(rest) == 200
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_it_stops_where_the_loss_is_no_number(loss: float) -> None:
+    rest = iter(range(50))
+    curve = follow(RateSweep(), itertools.chain(falling(150, 80), [loss], rest))
+    assert len(curve.losses) == len(curve.smoothed) == 151
+    assert next(rest) == 0
+    assert curve.suggestion == follow(RateSweep(), falling(150, 80)).suggestion
+    assert curve.suggestion is not None
+
+
+@pytest.mark.parametrize(
+    "losses", [[1 + step / 100 for step in range(200)], [1.0] * 200, [1.0, 9.0], falling(200, 5, 2.0)[:21], [math.nan]]
+)
+def test_nothing_is_suggested_where_nothing_falls(losses: list[float]) -> None:
+    assert follow(RateSweep(), losses).suggestion is None
+
+
+def test_the_fewest_steps_there_may_be() -> None:
+    suggestion = follow(RateSweep(steps=10), falling(10, 5, 1.0)).suggestion
+    assert suggestion is not None
+    assert RateSweep(steps=10).rates.index(suggestion.peak_rate) == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"lowest": 0.1, "highest": 0.1}, "find-rate: the lowest rate 0.1 is not below the highest, 0.1."),
+        ({"steps": 9}, "find-rate: 'steps': expected greater than or equal to 10, found 9."),
+        ({"lowest": 0.0}, "find-rate: 'lowest': expected greater than 0, found 0.0."),
+        ({"highest": math.inf}, "find-rate: 'highest': expected a finite number, found inf."),
+    ],
+)
+def test_impossible_sweeps_are_refused(values: dict[str, float], expected: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        validated(RateSweep, values, "find-rate")
+    assert str(raised.value) == expected
+
+
+# --- What it leaves --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    sweep = RateSweep(steps=30, lowest=1e-4)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(ord(name))
+        write_rates(tmp_path / name, swept(sweep, seed=seed))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_the_file_holds_every_step(tmp_path: Path) -> None:
+    curve = follow(RateSweep(), [*falling(150, 80), math.nan])
+    write_rates(tmp_path / "rates.csv", curve)
+    with (tmp_path / "rates.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["step", "rate", "loss", "smoothed"]
+    assert [int(row[0]) for row in rows] == list(range(1, 152))
+    assert [float(row[1]) for row in rows] == curve.sweep.rates[:151]
+    assert [float(row[2]) for row in rows[:-1]] == curve.losses[:-1]
+    assert [float(row[3]) for row in rows[:-1]] == curve.smoothed[:-1]
+    assert rows[-1][2:] == ["nan", "nan"]
+
+
+def columns_of(picture: Path, color: str) -> list[int]:
+    """Columns of a picture in which a color fills at least half the height."""
+    pixels = matplotlib.image.imread(picture)[:, :, :3]
+    wanted = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.flatnonzero((np.abs(pixels - wanted).max(2) < 0.02).mean(0) > 0.4).tolist()
+
+
+def test_the_picture_shows_both_rates(tmp_path: Path) -> None:
+    curve = follow(RateSweep(), [*falling(170, 100), 5.0, 9.0, 100.0])
+    assert curve.suggestion is not None
+    plot_rates(tmp_path / "rates.png", curve, "model_$1", 1e-5)
+    suggested, own = columns_of(tmp_path / "rates.png", "#e08a1e"), columns_of(tmp_path / "rates.png", "#444444")
+    assert 1 <= len(suggested) <= 5
+    assert 1 <= len(own) <= 5
+    assert max(own) < min(suggested)
+    plot_rates(tmp_path / "other.png", curve, "model_$1", 0.1)
+    assert min(columns_of(tmp_path / "other.png", "#444444")) > max(columns_of(tmp_path / "other.png", "#e08a1e"))
+
+
+@pytest.mark.parametrize("losses", [[math.nan], [math.inf], [1.0], [1.0] * 200, [1.0, 2.0, math.inf], [0.0] * 50])
+def test_any_curve_can_be_drawn(losses: list[float], tmp_path: Path) -> None:
+    plot_rates(tmp_path / "rates.png", follow(RateSweep(), losses), "dbof", 1e-3)
+    assert columns_of(tmp_path / "rates.png", "#e08a1e") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.png"]
