@@ -57,11 +57,11 @@ base_models:
     training:
       steps: STEPS
       batch_size: 32
-      peak_rate: 4e-3
+      peak_lr: 4e-3
       weight_decay: 1.5
       evaluate_every: 1000000
       checkpoint_every: 50
-      choose_by: map
+      monitor: map
 segment_models:
   agnostic:
     kind: agnostic
@@ -70,11 +70,11 @@ segment_models:
     training:
       steps: FINETUNING
       batch_size: 128
-      peak_rate: 5e-4
+      peak_lr: 5e-4
       weight_decay: 0.2
       evaluate_every: 1000000
       checkpoint_every: 50
-      choose_by: map
+      monitor: map
 """
 """The last model is taken, not the best: what is compared must not depend on luck in choosing. Decay is such that the sum
 over all steps of rate x decay, which says how far a weight shrinks, is about that of 2019: 1.2 here and 1.5 there (DBoF)

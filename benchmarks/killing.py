@@ -33,8 +33,8 @@ base_models:
   dbof:
     classifier: {encoder: {type: dbof, hidden_size: 768, output_size: 256, max_frames: 30}, mixture: {num_experts: 2}}
     training: &training
-      {steps: STEPS, batch_size: 8, peak_rate: 1e-3, weight_decay: 0.1, evaluate_every: 29, checkpoint_every: 7,
-       log_every: 1, choose_by: auc}
+      {steps: STEPS, batch_size: 8, peak_lr: 1e-3, weight_decay: 0.1, evaluate_every: 29, checkpoint_every: 7,
+       log_every: 1, monitor: auc}
   nextvlad:
     classifier:
       encoder: {type: nextvlad, num_clusters: 8, num_groups: 8, output_size: 256, max_frames: 30}
@@ -48,7 +48,7 @@ segment_models:
     fusion: {output_size: 256}
     mixture: {num_experts: 2}
     fold: 1
-    training: {<<: *training, accumulate: 2}
+    training: {<<: *training, gradient_accumulation: 2}
 """
 STAGES = ("pretrain/dbof", "pretrain/nextvlad", "finetune/aware")
 SIZES = ("--pretrain", "96", "--segments", "48", "--test", "12")

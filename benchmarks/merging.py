@@ -26,7 +26,7 @@ from yt8m.models.saved import load_model
 from yt8m.prediction.passes import Pass, store_predictions
 from yt8m.prediction.predict import predict, segments_of
 from yt8m.prediction.store import Store, StoreIndex
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.topk import TopK
 from yt8m.ranking.weights import find_weights, out_of_fold
@@ -104,9 +104,9 @@ def main() -> None:
         store = stored(Path(folder) / "as-they-are", members | videos, [0])
         stores = dict.fromkeys(members | videos, store)
         for name in members:
-            score(f"{name} alone", rank_stored(stores, Merger(EnsembleSettings(), [name]), segments, K))
+            score(f"{name} alone", rank_stored(stores, Merger(MergeConfig(), [name]), segments, K))
         for title, values in settings_to_try(list(videos)).items():
-            merger = Merger(EnsembleSettings.model_validate(values), members)
+            merger = Merger(MergeConfig.model_validate(values), members)
             score(title, rank_stored(stores, merger, segments, K))
         families, folds = {}, {}
         for run in options.runs:
@@ -122,16 +122,16 @@ def main() -> None:
             for (fold, count), names in folds.items()
         ]
         found = find_weights(held_out, families, "arithmetic")
-        merger = Merger(EnsembleSettings(weights=found.weights), members)
+        merger = Merger(MergeConfig(weights=found.weights), members)
         score(f"weights found on {found.num_ratings:,} held-out ratings", rank_stored(stores, merger, segments, K))
         print(f"weights: {found.weights}; cross-entropy {found.loss:.4f}, with equal weights {found.equal_loss:.4f}")
         for shifts in ([-1, 0, 1], [-2, -1, 0, 1, 2]):
             moved = stored(Path(folder) / f"moved-{len(shifts)}", members, shifts)
-            ranking = rank_stored(dict.fromkeys(members, moved), Merger(EnsembleSettings(), members), segments, K)
+            ranking = rank_stored(dict.fromkeys(members, moved), Merger(MergeConfig(), members), segments, K)
             score(f"shifts {', '.join(map(str, shifts))}", ranking)
     ranker = TopK(len(classes), K, segments)
     for batch in predict(reader, segments, members):
-        ranker.update(batch.positions, Merger(EnsembleSettings(), members)(batch.codes).astype(np.float32))
+        ranker.update(batch.positions, Merger(MergeConfig(), members)(batch.codes).astype(np.float32))
     score("arithmetic mean, streamed", ranker.result())
 
 

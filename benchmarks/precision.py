@@ -29,22 +29,22 @@ base_models:
       encoder: {type: dbof, hidden_size: 256, output_size: 128, input_batch_norm: true}
       mixture: &mixture {num_experts: 2}
     frames_per_video: 11
-    clip_share: 1.0
+    clip_probability: 1.0
     training: &training
-      {steps: STEPS, batch_size: 32, peak_rate: 2e-3, weight_decay: 0.1, evaluate_every: 1000, choose_by: loss}
+      {steps: STEPS, batch_size: 32, peak_lr: 2e-3, weight_decay: 0.1, evaluate_every: 1000, monitor: loss}
   nextvlad:
     classifier:
       encoder: {type: nextvlad, num_clusters: 8, num_groups: 8, expansion: 1, output_size: 128, input_batch_norm: true}
       mixture: *mixture
     frames_per_video: 11
-    clip_share: 1.0
+    clip_probability: 1.0
     training: *training
 segment_models:
   agnostic-dbof:
     kind: agnostic
     base: dbof
     fold: 0
-    training: &finetuning {<<: *training, peak_rate: 5e-4, weight_decay: 0.02}
+    training: &finetuning {<<: *training, peak_lr: 5e-4, weight_decay: 0.02}
   agnostic-nextvlad: {kind: agnostic, base: nextvlad, fold: 0, training: *finetuning}
 """
 STAGES = ("pretrain/dbof", "pretrain/nextvlad", "finetune/agnostic-dbof", "finetune/agnostic-nextvlad")

@@ -49,9 +49,9 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.prediction.passes import Pass
 from yt8m.prediction.predict import predict, segments_of
 from yt8m.prediction.quantization import probabilities_of_codes
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.streaming import forget_ranking, rank_streaming
-from yt8m.runs.recipe import AwareRecipe, find_recipe, read_recipe
+from yt8m.runs.recipe import AwareModelConfig, find_recipe, read_recipe
 from yt8m.runtime.machine import MachineConfig
 from yt8m.shards.writer import ShardWriter, encode_video
 
@@ -118,7 +118,7 @@ def paper_models() -> dict[str, Model]:
     }
     models: dict[str, Model] = {}
     for name, settings in recipe.segment_models.items():
-        if isinstance(settings, AwareRecipe):
+        if isinstance(settings, AwareModelConfig):
             model: Model = ContextAwareClassifier.from_video_classifiers(
                 bases[settings.context], bases[settings.segment], fusion=settings.fusion, mixture=settings.mixture
             )
@@ -190,7 +190,7 @@ def one_pass(setting: Setting) -> Measured:
     part = slice(0, setting.num_segments)
     [first] = predict(reader, segments, folded, [slice(0, COMPARED)])
     said = {name: probabilities_of_codes()[codes] for name, codes in first.codes.items()}
-    merger = Merger(EnsembleSettings(), folded)
+    merger = Merger(MergeConfig(), folded)
     seconds, merging = [], 0.0
     chosen = type(segments)(segments.video_ids, segments.rows[part], segments.start_seconds[part])
 

@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py --picture benchmarks/results/processes.png
 
-A NeXtVLAD base model and, from it, an agnostic segment model in two parts a batch (`accumulate`) are trained on spliced
+A NeXtVLAD base model and, from it, an agnostic segment model in two parts a batch (`gradient_accumulation`) are trained on spliced
 videos with dropout on, by one process and by two (torchrun, gloo), one thread each. Both log the loss of every step.
 Compared are the losses and the metrics of the held-out videos. What is left is rounding (sums in another order), which
 training makes larger from step to step.
@@ -28,13 +28,13 @@ base_models:
       encoder: {type: nextvlad, num_clusters: 16, num_groups: 8, output_size: 256, max_frames: 30}
       mixture: {num_experts: 2}
     training: &training
-      {steps: STEPS, batch_size: 32, peak_rate: 3e-4, weight_decay: 0.1, evaluate_every: 50, log_every: 1, choose_by: auc}
+      {steps: STEPS, batch_size: 32, peak_lr: 3e-4, weight_decay: 0.1, evaluate_every: 50, log_every: 1, monitor: auc}
 segment_models:
   agnostic:
     kind: agnostic
     base: nextvlad
     fold: 1
-    training: {<<: *training, accumulate: 2, peak_rate: 2e-4}
+    training: {<<: *training, gradient_accumulation: 2, peak_lr: 2e-4}
 """
 STAGES = ("pretrain/nextvlad", "finetune/agnostic")
 

@@ -36,7 +36,7 @@ from yt8m.prediction.quantization import encode
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import StoredModel, StoreIndex
 from yt8m.prediction.store_writer import StoreWriter
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.topk import TopK
 from yt8m.scoring.map_at_k import Truth, map_at_k
@@ -118,7 +118,7 @@ def generate_codes(size: Size) -> Iterator[Predictions]:
 
 def rank_codes(size: Size, path: Path) -> Seconds:
     """Merge (one model) and rank codes as they stream."""
-    merger = Merger(EnsembleSettings(), ["model"])
+    merger = Merger(MergeConfig(), ["model"])
     return rank_batches(size, path, generate_codes(size), lambda batch: (batch.positions, merger(batch.codes)))
 
 
@@ -168,7 +168,7 @@ def rank_stored_codes(size: Size, path: Path) -> Seconds:
     store = writer.finish()
     storing_seconds += time.perf_counter() - started
     started = time.perf_counter()
-    ranking = rank_stored({"model": store}, Merger(EnsembleSettings(), ["model"]), segments, size.k)
+    ranking = rank_stored({"model": store}, Merger(MergeConfig(), ["model"]), segments, size.k)
     ranking_seconds = time.perf_counter() - started
     started = time.perf_counter()
     write_submission(path, ranking, make_vocabulary(size.num_classes))

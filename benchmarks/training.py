@@ -327,7 +327,7 @@ class Trained:
         fabric = make_fabric(machine)
         model: Any = our_model(case).to(fabric.device)
         self.batches = [fabric.to_device(batch) for batch in batches]
-        config = TrainingConfig(steps=STEPS, batch_size=case.batch, peak_rate=case.rate, weight_decay=case.decay)
+        config = TrainingConfig(steps=STEPS, batch_size=case.batch, peak_lr=case.rate, weight_decay=case.decay)
         slow = list(model.segment_encoder.parameters()) if case.kind == "aware" else []
         optimizer = make_optimizer(model, config, slow)
         wrapped, optimizer = fabric.setup(torch.compile(model) if way.compiled else model, optimizer)

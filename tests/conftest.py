@@ -34,7 +34,7 @@ base_models:
     training: &training
       steps: 6
       batch_size: 8
-      peak_rate: 2e-3
+      peak_lr: 2e-3
       weight_decay: 0.1
       evaluate_every: 3
       checkpoint_every: 2

@@ -23,7 +23,7 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.runs.recipe import AgnosticRecipe, Recipe, read_recipe
+from yt8m.runs.recipe import AgnosticModelConfig, Recipe, read_recipe
 from yt8m.training import tasks
 from yt8m.training.optimization import OptimizationConfig, make_optimizer
 from yt8m.vocabulary import Vocabulary
@@ -124,7 +124,7 @@ def test_negative_ratings_weigh_a_half(ablation: ModuleType) -> None:
 @pytest.mark.parametrize("encoder", [DBoFConfig(hidden_size=16, output_size=8), NeXtVLADConfig(output_size=8)])
 def test_with_its_decay_every_parameter_decays(ablation: ModuleType, encoder: DBoFConfig | NeXtVLADConfig) -> None:
     model = build_encoder(encoder)
-    config = OptimizationConfig(steps=1, peak_rate=1e-3, weight_decay=0.3)
+    config = OptimizationConfig(steps=1, peak_lr=1e-3, weight_decay=0.3)
     norm = next(
         module for module in model.modules() if isinstance(module, MaskedBatchNorm) and module.weight is not None
     )
@@ -163,7 +163,7 @@ def test_quirks_that_are_settings_reach_the_recipe(
     classifier = recipe.base_models["video"].classifier
     assert (classifier.encoder.type, classifier.encoder.input, classifier.mixture.average) == (encoder, values, average)
     assert recipe.seed == 7
-    assert isinstance(recipe.segment_models["agnostic"], AgnosticRecipe)
+    assert isinstance(recipe.segment_models["agnostic"], AgnosticModelConfig)
 
 
 def test_decay_shrinks_weights_about_as_far_as_in_2019(ablation: ModuleType, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_decay_shrinks_weights_about_as_far_as_in_2019(ablation: ModuleType, tmp
         (pretraining, 3e-4 * 0.1 * 100_000 / 2),
         (finetuning, 2e-4 * 0.02 * 8_000 / 2),
     ):
-        shrinking = training.peak_rate * training.weight_decay * training.steps / 2
+        shrinking = training.peak_lr * training.weight_decay * training.steps / 2
         assert shrinking == pytest.approx(of_2019, rel=0.25)
 
 

@@ -231,7 +231,7 @@ def test_weights_agree_after_three_steps(case: str, plain: ModuleType) -> None:
     make, batch_type = CASES[case]
     ours, theirs = make(plain)
     slow = list(ours.segment_encoder.parameters()) if "aware" in case else []
-    config = OptimizationConfig(steps=8, peak_rate=1e-2, weight_decay=0.1)
+    config = OptimizationConfig(steps=8, peak_lr=1e-2, weight_decay=0.1)
     our_optimizer = make_optimizer(ours, config, slow)
     optimizer = plain.adamw(theirs, 1e-2, 0.1)
     schedule = plain.slanted(optimizer, 8)

@@ -404,7 +404,7 @@ def test_damage_is_named_and_the_rest_goes_on(
         ("segment_models.bare.base=dboff", "there is no base model 'dboff' (did you mean 'dbof'?)"),
         ("segment_models.bare.fold=4", "expected a fold below 4, found 4"),
         ("base_models.dbof.training.steps=0", "expected greater than 0, found 0"),
-        ("base_models.dbof.training.peak_rate=-1", "expected greater than 0, found -1"),
+        ("base_models.dbof.training.peak_lr=-1", "expected greater than 0, found -1"),
         ("base_models.dbof.training.batch_size=big", "expected a valid integer, found 'big'"),
         ("base_models.dbof.training.btach_size=8", "(did you mean 'batch_size'?)"),
     ],

@@ -705,7 +705,7 @@ def test_find_rate_tries_rates_on_what_the_stage_trains(
     shown = succeeds("find-rate", *places, *options)
     folder = trained / "find-rate" / model
     assert re.fullmatch(
-        rf"{model}: suggested peak_rate (\S+) \(the loss is lowest at (\S+)\); the recipe has 0\.002; "
+        rf"{model}: suggested peak_lr (\S+) \(the loss is lowest at (\S+)\); the recipe has 0\.002; "
         rf"picture: {re.escape(str(folder / 'rates.png'))}\n",
         shown.out,
     )
@@ -747,7 +747,7 @@ def test_find_rate_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: P
         (
             [
                 "--set",
-                "segment_models.dbof={kind: agnostic, base: dbof, fold: 0, training: {steps: 1, peak_rate: 1e-3, weight_decay: 0}}",
+                "segment_models.dbof={kind: agnostic, base: dbof, fold: 0, training: {steps: 1, peak_lr: 1e-3, weight_decay: 0}}",
             ],
             "The recipe has a base model and a segment model 'dbof'; give one of them another name.",
         ),

@@ -165,7 +165,7 @@ def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: T
 
 def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
     lengths, positions = np.full(2000, 300), np.arange(2000)
-    chosen = FrameChoice(9, clip_share=0.25).of_videos(lengths, 0, positions)
+    chosen = FrameChoice(9, clip_probability=0.25).of_videos(lengths, 0, positions)
     clips = [frames for frames in chosen if isinstance(frames, slice)]
     assert {clip.stop - clip.start for clip in clips} == {9}
     assert {len(frames) for frames in chosen if not isinstance(frames, slice)} == {9}

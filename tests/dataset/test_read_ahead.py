@@ -37,7 +37,7 @@ def reader(tmp_path: Path) -> FrameReader:
 
 def stream_of(kind: str, reader: FrameReader, batch_size: int = 4) -> Batches:
     if kind == "videos":
-        return VideoBatches(reader, VOCABULARY, FrameChoice(9, clip_share=0.3), batch_size, 0)
+        return VideoBatches(reader, VOCABULARY, FrameChoice(9, clip_probability=0.3), batch_size, 0)
     return SegmentBatches(reader, VOCABULARY, rated_segments(reader.catalog, VOCABULARY), 3, batch_size, 0)
 
 

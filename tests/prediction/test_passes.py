@@ -32,7 +32,7 @@ from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoreIndex
 from yt8m.prediction.store_writer import StoreWriter
 from yt8m.ranking import streaming
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.streaming import Merge, forget_ranking, rank_streaming
 from yt8m.ranking.topk import Ranking, TopK
@@ -89,7 +89,7 @@ def in_batches_of(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr("yt8m.prediction.predict.SEGMENTS_PER_BATCH", size)
 
 
-MERGER = Merger(EnsembleSettings(weights={"aware": 0.7}), ["bare", "aware"])
+MERGER = Merger(MergeConfig(weights={"aware": 0.7}), ["bare", "aware"])
 
 
 def merge_all(predictions: Predictions) -> NDArray[np.float32]:
@@ -616,7 +616,7 @@ def test_shifts_help_where_frames_are_noisy_and_concepts_last(tmp_path: Path) ->
         work = Pass(reader, segments, models, shifts)
         rankers = rank_streaming(
             work,
-            [lambda batch: Merger(EnsembleSettings(), ["linear"])(batch.codes)],
+            [lambda batch: Merger(MergeConfig(), ["linear"])(batch.codes)],
             1,
             len(segments),
             tmp_path / folder,

@@ -36,7 +36,7 @@ from yt8m.prediction.quantization import NUM_CODES, probabilities_of_codes
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoredModel, StoreIndex, unfinished_folder
 from yt8m.prediction.store_writer import StoreWriter
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.runs.predicting import Wanted, merge_stores
 from yt8m.submission.submission import read_submission
@@ -111,7 +111,7 @@ def write(setting: Setting, folder: Path, names: Sequence[str], **changes: Any) 
 
 def merge(setting: Setting, folders: Sequence[Path], submission: Path, top_k: int = 100, **settings: Any) -> list[str]:
     wanted = Wanted(submission, top_k=top_k)
-    return merge_stores(folders, setting.catalog, setting.vocabulary, EnsembleSettings(**settings), wanted)
+    return merge_stores(folders, setting.catalog, setting.vocabulary, MergeConfig(**settings), wanted)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -215,7 +215,7 @@ def test_what_was_never_written_is_no_probability(tmp_path: Path, setting: Setti
     sums[-1] = slow_crc32c(bytes(2 * (len(setting.segments) % BLOCK)))
     np.save(work / "one.crc.npy", sums)
     with pytest.raises(Yt8mError, match=rf"segment {setting.segments.name(2 * BLOCK)} for class position 0 is nan"):
-        rank_stored({"one": Store.open(work)}, Merger(EnsembleSettings(), ["one"]), setting.segments, 5)
+        rank_stored({"one": Store.open(work)}, Merger(MergeConfig(), ["one"]), setting.segments, 5)
 
 
 def test_what_a_model_did_not_say_cannot_be_ranked(tmp_path: Path, setting: Setting) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from yt8m.errors import UsageError
 from yt8m.prediction.quantization import NUM_CODES, encode, probabilities_of_codes
-from yt8m.ranking.ensemble import Candidates, EnsembleSettings, Merger, VideoPrior, model_weights, rank_scores
+from yt8m.ranking.ensemble import CandidatesConfig, MergeConfig, Merger, VideoPriorConfig, model_weights, rank_scores
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.settings import validated
 
@@ -36,7 +36,7 @@ def exact(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
 
 
 def merged(codes: Mapping[str, NDArray[np.uint16]], names: str = "", **settings: Any) -> NDArray[np.float32]:
-    merger = Merger(EnsembleSettings(**settings), names or list(codes))
+    merger = Merger(MergeConfig(**settings), names or list(codes))
     found = merger(codes)
     assert found.dtype == np.float32
     assert found.shape == next(iter(codes.values())).shape
@@ -94,8 +94,8 @@ def test_the_order_of_models_changes_no_bit(method: str) -> None:
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 def test_batches_change_no_bit(method: str) -> None:
     codes = random_codes("abc", (203, 5))
-    prior = VideoPrior(models=["c"])
-    settings = EnsembleSettings(method=method, weights={"b": 0.3}, video_prior=prior)
+    prior = VideoPriorConfig(models=["c"])
+    settings = MergeConfig(method=method, weights={"b": 0.3}, video_prior=prior)
     merger = Merger(settings, "ab")
     whole = merger(codes)
     for size in (1, 7, 64):
@@ -116,7 +116,7 @@ def test_models_that_agree_are_taken_at_their_word(method: str) -> None:
         names = [f"model{number:02d}" for number in range(count)]
         weights = dict(zip(names, (generator.random(count) ** 5 * 10 + 1e-6).tolist(), strict=True))
         for given in ({}, weights):
-            found = Merger(EnsembleSettings(method=method, weights=given), names)(dict.fromkeys(names, agreed))
+            found = Merger(MergeConfig(method=method, weights=given), names)(dict.fromkeys(names, agreed))
             assert found.min() > 0
             assert found.max() <= 1
             tolerance = (count + 2) * SINGLE * (24 if method == "geometric" else 1)
@@ -133,7 +133,7 @@ def test_models_without_weight_are_not_looked_at(method: str) -> None:
     codes = random_codes("ab", (80,))
     expected = merged(codes, method=method)
     codes["c"] = np.zeros(80, np.uint16)
-    settings = EnsembleSettings(method=method, weights={"c": 0.0})
+    settings = MergeConfig(method=method, weights={"c": 0.0})
     merger = Merger(settings, "cab")
     assert merger.models == ["a", "b"]
     assert merger(codes).tobytes() == expected.tobytes()
@@ -146,9 +146,9 @@ def test_what_any_model_does_not_say_nobody_says(method: str) -> None:
     codes = random_codes("abv", (50,))
     for name, place in (("a", 3), ("b", 40), ("v", 17)):
         codes[name][place] = 0
-    settings = {"method": method, "video_prior": VideoPrior(models=["v"])}
+    settings = {"method": method, "video_prior": VideoPriorConfig(models=["v"])}
     assert np.flatnonzero(np.isnan(merged(codes, "ab", **settings))).tolist() == [3, 17, 40]
-    settings = {"method": method, "candidates": Candidates(models=["v"], min_video_probability=1.0)}
+    settings = {"method": method, "candidates": CandidatesConfig(models=["v"], min_video_probability=1.0)}
     # Even where the video's classifier rules everything out.
     found = merged(codes, "ab", **settings)
     assert np.isnan(found[17])
@@ -183,9 +183,9 @@ def test_ranks_against_a_slow_loop(levels: int, count: int) -> None:
 
 
 def test_ranks_depend_on_all_segments_of_a_class() -> None:
-    merger = Merger(EnsembleSettings(method="rank"), "ab")
+    merger = Merger(MergeConfig(method="rank"), "ab")
     assert merger.needs_whole_classes
-    assert not Merger(EnsembleSettings(method="geometric"), "ab").needs_whole_classes
+    assert not Merger(MergeConfig(method="geometric"), "ab").needs_whole_classes
     codes = random_codes("ab", (60,))
     whole = merger(codes)
     parts = [merger({name: part[half] for name, part in codes.items()}) for half in (slice(0, 30), slice(30, 60))]
@@ -201,7 +201,7 @@ def test_the_video_prior(method: str, a: float, b: float) -> None:
     codes = random_codes("stuv")
     # The least that single precision tells from nothing is far below.
     codes = {name: np.maximum(part, 40_000 if a + b > 4 else 1).astype(np.uint16) for name, part in codes.items()}
-    prior = VideoPrior(models=["v", "u"], video_exponent=a, segment_exponent=b)
+    prior = VideoPriorConfig(models=["v", "u"], video_exponent=a, segment_exponent=b)
     segment = merged(codes, "st", method=method).astype(np.float64)
     expected = ((exact(codes["u"]) + exact(codes["v"])) / 2) ** a * segment**b
     np.testing.assert_allclose(merged(codes, "st", method=method, video_prior=prior), expected, rtol=1e-5, atol=0)
@@ -209,9 +209,9 @@ def test_the_video_prior(method: str, a: float, b: float) -> None:
 
 def test_the_order_and_repeats_of_the_priors_models_change_nothing() -> None:
     codes = random_codes("suvw")
-    expected = merged(codes, "s", video_prior=VideoPrior(models=["u", "v", "w"]))
+    expected = merged(codes, "s", video_prior=VideoPriorConfig(models=["u", "v", "w"]))
     for order in (["w", "v", "u"], ["v", "v", "u", "w", "v"]):
-        assert merged(codes, "s", video_prior=VideoPrior(models=order)).tobytes() == expected.tobytes()
+        assert merged(codes, "s", video_prior=VideoPriorConfig(models=order)).tobytes() == expected.tobytes()
 
 
 def test_candidates() -> None:
@@ -222,16 +222,16 @@ def test_candidates() -> None:
     ruled_out = of_video < threshold
     assert 0.2 < ruled_out.mean() < 0.8
     plain = merged(codes, "st")
-    found = merged(codes, "st", candidates=Candidates(models=["u", "v"], min_video_probability=threshold))
+    found = merged(codes, "st", candidates=CandidatesConfig(models=["u", "v"], min_video_probability=threshold))
     assert (found[ruled_out] == 0).all()
     assert found[~ruled_out].tobytes() == plain[~ruled_out].tobytes()
     both = merged(
         codes,
         "st",
-        video_prior=VideoPrior(models=["v"]),
-        candidates=Candidates(models=["u", "v"], min_video_probability=threshold),
+        video_prior=VideoPriorConfig(models=["v"]),
+        candidates=CandidatesConfig(models=["u", "v"], min_video_probability=threshold),
     )
-    prior = merged(codes, "st", video_prior=VideoPrior(models=["v"]))
+    prior = merged(codes, "st", video_prior=VideoPriorConfig(models=["v"]))
     assert both.tobytes() == np.where(ruled_out, np.float32(0), prior).tobytes()
 
 
@@ -239,19 +239,19 @@ def test_a_probability_at_the_threshold_is_a_candidate() -> None:
     codes = {"s": np.array([30_000], np.uint16), "v": np.array([31_000], np.uint16)}
     at = float(probabilities_of_codes()[31_000])
     above = float(np.nextafter(np.float32(at), np.float32(1)))
-    assert merged(codes, "s", candidates=Candidates(models=["v"], min_video_probability=at))[0] > 0
-    assert merged(codes, "s", candidates=Candidates(models=["v"], min_video_probability=above))[0] == 0
+    assert merged(codes, "s", candidates=CandidatesConfig(models=["v"], min_video_probability=at))[0] > 0
+    assert merged(codes, "s", candidates=CandidatesConfig(models=["v"], min_video_probability=above))[0] == 0
 
 
 def test_a_merge_names_the_models_it_looks_at() -> None:
-    settings = EnsembleSettings(
+    settings = MergeConfig(
         weights={"b": 0.0},
-        video_prior=VideoPrior(models=["w", "v"]),
-        candidates=Candidates(models=["v", "x"], min_video_probability=0.1),
+        video_prior=VideoPriorConfig(models=["w", "v"]),
+        candidates=CandidatesConfig(models=["v", "x"], min_video_probability=0.1),
     )
     assert settings.video_models == ["v", "w", "x"]
     assert Merger(settings, "cab").models == ["a", "c", "v", "w", "x"]
-    assert EnsembleSettings().video_models == []
+    assert MergeConfig().video_models == []
 
 
 # ------------------------------------------------------------------------------------------- data where each must help
@@ -267,7 +267,7 @@ def codes_of(logits: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) -> NDArray[np.float64]:
     """Average precision of each class, (S, C) -> (C,)."""
-    merger = Merger(EnsembleSettings(**settings), names)
+    merger = Merger(MergeConfig(**settings), names)
     found = []
     for column in range(truth.shape[1]):
         # A class at a time, as ranks need it.
@@ -345,10 +345,10 @@ def test_the_video_prior_helps_where_the_classifier_of_videos_knows_more() -> No
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
-    prior = VideoPrior(models=["v"], video_exponent=1.0, segment_exponent=1.0)
+    prior = VideoPriorConfig(models=["v"], video_exponent=1.0, segment_exponent=1.0)
     must_help(make, "s", {}, {"video_prior": prior}, 0.1)
     # The exponents of those who came third help as well.
-    must_help(make, "s", {}, {"video_prior": VideoPrior(models=["v"])}, 0.03)
+    must_help(make, "s", {}, {"video_prior": VideoPriorConfig(models=["v"])}, 0.03)
 
 
 def test_candidates_help_where_segments_look_alike() -> None:
@@ -360,18 +360,18 @@ def test_candidates_help_where_segments_look_alike() -> None:
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
-    must_help(make, "s", {}, {"candidates": Candidates(models=["v"], min_video_probability=0.15)}, 0.2)
+    must_help(make, "s", {}, {"candidates": CandidatesConfig(models=["v"], min_video_probability=0.15)}, 0.2)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
 def test_weights_come_by_name_and_default_to_one() -> None:
-    settings = validated(EnsembleSettings, {"weights": {"aware": 2, "agnostic": 0.5}}, "recipe")
+    settings = validated(MergeConfig, {"weights": {"aware": 2, "agnostic": 0.5}}, "recipe")
     assert settings.method == "arithmetic"
     assert (settings.video_prior, settings.candidates) == (None, None)
     assert model_weights(settings, ["other", "agnostic", "aware"]).tolist() == [1.0, 0.5, 2.0]
-    assert model_weights(EnsembleSettings(), ["a", "b"]).tolist() == [1.0, 1.0]
+    assert model_weights(MergeConfig(), ["a", "b"]).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_weights_come_by_name_and_default_to_one() -> None:
     ],
 )
 def test_weights_that_cannot_be_meant_are_refused(weights: dict[str, float], sentence: str) -> None:
-    settings = EnsembleSettings(weights=weights)
+    settings = MergeConfig(weights=weights)
     with pytest.raises(UsageError, match=sentence):
         model_weights(settings, ["aware", "agnostic"])
     with pytest.raises(UsageError, match=sentence):
@@ -411,4 +411,4 @@ def test_weights_that_cannot_be_meant_are_refused(weights: dict[str, float], sen
 )
 def test_settings_are_strict(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        validated(EnsembleSettings, values, str(Path("recipe.yaml")))
+        validated(MergeConfig, values, str(Path("recipe.yaml")))

@@ -19,7 +19,7 @@ from yt8m.inference.classifier import fold_classifiers
 from yt8m.models.classifier import ContextAwareClassifier
 from yt8m.prediction.predict import SegmentClassifier
 from yt8m.prediction.quantization import MAX_LOGIT_ERROR
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.weights import PENALTY, FoldPredictions, FoundWeights, find_weights, out_of_fold
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.vocabulary import Vocabulary
@@ -167,7 +167,7 @@ def test_found_weights_rank_better_what_nobody_saw(method: Method) -> None:
         }
 
         def score(weights: dict[str, float]) -> float:
-            merged = Merger(EnsembleSettings(method=method, weights=weights), quality)(codes)  # noqa: B023
+            merged = Merger(MergeConfig(method=method, weights=weights), quality)(codes)  # noqa: B023
             hits = unseen.values[np.argsort(-merged, kind="stable")]  # noqa: B023
             return average_precision(hits, int(hits.sum()))
 

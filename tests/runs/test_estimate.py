@@ -24,7 +24,7 @@ def dbof_stage(**training: int) -> Stage:
         encoder=DBoFConfig(hidden_size=64, output_size=32, frame_se_reduction=0, video_se_reduction=0),
         mixture=MixtureConfig(num_experts=2),
     )
-    settings = TrainingConfig(steps=40, batch_size=16, peak_rate=1e-3, weight_decay=0.0, **training)
+    settings = TrainingConfig(steps=40, batch_size=16, peak_lr=1e-3, weight_decay=0.0, **training)
     return Stage("pretrain/dbof", lambda: VideoClassifier(config, 10), settings, 30, 10)
 
 
@@ -48,7 +48,7 @@ def test_memory_is_that_of_weights_and_moments_and_grows_with_the_part_of_a_batc
     # Of an example at least its bytes, its features and its hidden channels are alive together.
     example = 30 * (1034 + 137) + 30 * 4 * (1152 + 64)
     assert peaks[1] - peaks[0] > 16 * example
-    in_parts = arithmetic(dbof_stage(accumulate=4), 64, CPU)[3]
+    in_parts = arithmetic(dbof_stage(gradient_accumulation=4), 64, CPU)[3]
     assert peaks[0] < in_parts < peaks[1]
 
 

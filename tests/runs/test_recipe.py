@@ -11,7 +11,7 @@ from tests.conftest import TINY_RECIPE
 from yt8m.errors import UsageError
 from yt8m.models.dbof import DBoFConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.runs.recipe import AgnosticRecipe, AwareRecipe, find_recipe, read_recipe, shipped_recipe
+from yt8m.runs.recipe import AgnosticModelConfig, AwareModelConfig, find_recipe, read_recipe, shipped_recipe
 from yt8m.settings import to_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -55,7 +55,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
     assert recipe.description
     used = set()
     for model in recipe.segment_models.values():
-        used |= {model.base} if isinstance(model, AgnosticRecipe) else {model.context, model.segment}
+        used |= {model.base} if isinstance(model, AgnosticModelConfig) else {model.context, model.segment}
     assert used == set(recipe.base_models), "a base model is trained for nothing"
     assert shipped_recipe(path.stem) == path
     assert find_recipe(path.stem) == path
@@ -100,9 +100,9 @@ def test_values_and_defaults(tiny_recipe: Path) -> None:
     assert isinstance(recipe.base_models["dbof"].classifier.encoder, DBoFConfig)
     assert isinstance(recipe.base_models["nextvlad"].classifier.encoder, NeXtVLADConfig)
     aware = recipe.segment_models["aware"]
-    assert isinstance(aware, AwareRecipe)
+    assert isinstance(aware, AwareModelConfig)
     assert (aware.context, aware.segment, aware.fold, aware.margin_frames) == ("dbof", "nextvlad", 1, 3)
-    assert (aware.training.peak_rate, aware.loss.positive_weight, aware.loss.mined_weight) == (0.002, 1.5, 0.5)
+    assert (aware.training.peak_lr, aware.loss.positive_weight, aware.loss.mined_weight) == (0.002, 1.5, 0.5)
     assert recipe.ensemble_models == ["bare", "aware"]
     assert (recipe.seed, recipe.top_k, recipe.machine.precision) == (0, 100_000, "32-true")
 
@@ -110,7 +110,7 @@ def test_values_and_defaults(tiny_recipe: Path) -> None:
 def test_overrides(tiny_recipe: Path) -> None:
     overrides = [
         "base_models.dbof.classifier.encoder.hidden_size=24",
-        "segment_models.bare.training.peak_rate=1e-5",
+        "segment_models.bare.training.peak_lr=1e-5",
         "machine.precision=bf16-mixed",
         "ensemble.weights.bare=2",
         "ensemble.models=[bare]",
@@ -120,7 +120,7 @@ def test_overrides(tiny_recipe: Path) -> None:
     encoder = recipe.base_models["dbof"].classifier.encoder
     assert isinstance(encoder, DBoFConfig)
     assert encoder.hidden_size == 24
-    assert recipe.segment_models["bare"].training.peak_rate == 1e-5
+    assert recipe.segment_models["bare"].training.peak_lr == 1e-5
     assert recipe.machine.precision == "bf16-mixed"
     assert recipe.ensemble.weights == {"bare": 2.0}
     assert recipe.ensemble_models == ["bare"]
@@ -140,7 +140,7 @@ def test_an_override_changes_one_place_of_what_yaml_shares(tiny_recipe: Path) ->
 
 def test_a_later_override_wins(tiny_recipe: Path) -> None:
     assert read_recipe(tiny_recipe, ["seed=1", "seed=2"]).seed == 2
-    whole = ["base_models.dbof.training={steps: 9, batch_size: 4, peak_rate: 0.1, weight_decay: 0}"]
+    whole = ["base_models.dbof.training={steps: 9, batch_size: 4, peak_lr: 0.1, weight_decay: 0}"]
     changed = read_recipe(tiny_recipe, [*whole, "base_models.dbof.training.steps=8"]).base_models["dbof"].training
     assert (changed.steps, changed.batch_size) == (8, 4)
 
@@ -212,10 +212,10 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("base_models", "dbof"), None, "'base_models.dbof': expected"),
         ((*TRAINING, "steps"), 0, "'base_models.dbof.training.steps': expected greater than 0, found 0"),
         ((*TRAINING, "steps"), "many", "'base_models.dbof.training.steps': expected a valid integer, found 'many'"),
-        ((*TRAINING, "peak_rate"), -1e-3, "'base_models.dbof.training.peak_rate': expected greater than 0, found -0.001"),
-        ((*TRAINING, "peak_rate"), True, "'base_models.dbof.training.peak_rate': expected a valid number, found True"),
+        ((*TRAINING, "peak_lr"), -1e-3, "'base_models.dbof.training.peak_lr': expected greater than 0, found -0.001"),
+        ((*TRAINING, "peak_lr"), True, "'base_models.dbof.training.peak_lr': expected a valid number, found True"),
         ((*TRAINING, "warmup"), 1.5, "'base_models.dbof.training.warmup': expected less than or equal to 1, found 1.5"),
-        ((*TRAINING, "choose_by"), "acu", "'base_models.dbof.training.choose_by': expected 'loss', 'auc' or 'map', found 'acu'"),
+        ((*TRAINING, "monitor"), "acu", "'base_models.dbof.training.monitor': expected 'loss', 'auc' or 'map', found 'acu'"),
         ((*ENCODER, "type"), "dboff", "'base_models.dbof.classifier.encoder.type': expected one of 'dbof', 'nextvlad', found 'dboff'"),
         ((*ENCODER, "hidden_siez"), 3, "unknown key 'base_models.dbof.classifier.encoder.hidden_siez' (did you mean 'hidden_size'?)"),
         ((*ENCODER, "num_clusters"), 3, "unknown key 'base_models.dbof.classifier.encoder.num_clusters'"),

@@ -164,7 +164,7 @@ def test_second_run_skips_every_stage_and_prints_the_same(
 def test_a_setting_retrains_only_what_depends_on_it(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
-    override = "base_models.nextvlad.training.peak_rate=1e-3"
+    override = "base_models.nextvlad.training.peak_lr=1e-3"
     changed = succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", copy, "--set", override)
     assert skipped(changed.err) == ["pretrain dbof", "finetune bare"]
     kept = {"pretrain/nextvlad", "finetune/aware", "predict"}

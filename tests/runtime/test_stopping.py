@@ -94,7 +94,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def test_real_evaluations_and_workers_heed_signals(tiny_dataset: Path, tmp_path: Path) -> None:
     """Workers get the signals of a terminal too, and leave them to the process that trains."""
     model, task = video_case(tiny_dataset)
-    config = CONFIG.model_copy(update={"peak_rate": 1e-3})
+    config = CONFIG.model_copy(update={"peak_lr": 1e-3})
     loss = task.loss
 
     def asking(*arguments: Any) -> torch.Tensor:

@@ -44,12 +44,12 @@ from yt8m.vocabulary import Vocabulary
 CONFIG = TrainingConfig(
     steps=10,
     batch_size=8,
-    peak_rate=0.05,
+    peak_lr=0.05,
     weight_decay=0.1,
     evaluate_every=3,
     checkpoint_every=2,
     log_every=2,
-    choose_by="loss",
+    monitor="loss",
 )
 
 
@@ -100,7 +100,7 @@ class LinearTask:
         loss = (model(batch.inputs).squeeze(1) - batch.targets).square().mean().item()
         return {"loss": loss, "auc": 1 / (1 + loss), "map": next(model.parameters()).sum().item()}
 
-    def slow_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+    def encoder_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         return []
 
     def save(self, folder: Path, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
@@ -212,7 +212,7 @@ def killed(folder: Path, when: str) -> None:
 
 
 TOGETHER = {
-    name: CONFIG.model_copy(update={"peak_rate": 3e-4, "log_every": 1, "steps": 12, "accumulate": accumulate})
+    name: CONFIG.model_copy(update={"peak_lr": 3e-4, "log_every": 1, "steps": 12, "gradient_accumulation": accumulate})
     for name, accumulate in (("video", 1), ("nextvlad", 1), ("agnostic", 2), ("aware", 1))
 }
 """What several processes train: the names of cases and how."""

@@ -75,7 +75,7 @@ def test_statistics_taken_anew_are_the_mean_over_the_batches() -> None:
 def test_the_average_is_what_is_judged_and_saved(config: AveragingConfig, tiny_dataset: Path, tmp_path: Path) -> None:
     model, task = video_case(tiny_dataset)
     fabric = Fabric(accelerator="cpu", devices=1)
-    settings = CONFIG.model_copy(update={"peak_rate": 1e-2, "averaging": config, "evaluate_every": 10})
+    settings = CONFIG.model_copy(update={"peak_lr": 1e-2, "averaging": config, "evaluate_every": 10})
     fitted = fit(fabric, model, task, settings, tmp_path, 3)
     saved = load_model(tmp_path / "model")
     assert task.evaluate(fabric, saved) == fitted.metrics

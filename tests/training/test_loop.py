@@ -163,7 +163,7 @@ def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask
 def test_real_models_go_on_to_the_same_end_with_any_number_of_workers(
     kind: str, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    config = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 2, "peak_rate": 1e-3})
+    config = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 2, "peak_lr": 1e-3})
     fabric = Fabric(accelerator="cpu", devices=1)
     ends = []
     for name, stops, num_workers in (("whole", [], 0), ("stopped", [4], 0), ("workers", [3], 2)):
@@ -201,7 +201,7 @@ def metrics(**values: list[float]) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("choose_by", "values", "saved"),
+    ("monitor", "values", "saved"),
     [
         ("loss", [3.0, 1.0, 2.0, 1.0], [3, 6]),
         ("auc", [0.5, 0.4, 0.9, 0.8], [3, 9]),
@@ -212,14 +212,14 @@ def metrics(**values: list[float]) -> list[dict[str, float]]:
     ],
 )
 def test_the_best_model_is_kept_by_the_metric_asked_for(
-    choose_by: str, values: list[float], saved: list[int], tmp_path: Path
+    monitor: str, values: list[float], saved: list[int], tmp_path: Path
 ) -> None:
-    task = LinearTask(metrics=metrics(**{choose_by: values}))
-    fitted, _ = fit_linear(tmp_path, task, CONFIG.model_copy(update={"choose_by": choose_by}))
+    task = LinearTask(metrics=metrics(**{monitor: values}))
+    fitted, _ = fit_linear(tmp_path, task, CONFIG.model_copy(update={"monitor": monitor}))
     assert task.saved == saved
     assert fitted.best_step == saved[-1]
     best = [3, 6, 9, 10].index(saved[-1])
-    assert fitted.metrics == pytest.approx(metrics(**{choose_by: values})[best], nan_ok=True)
+    assert fitted.metrics == pytest.approx(metrics(**{monitor: values})[best], nan_ok=True)
     assert (tmp_path / "model" / "weights.txt").read_text().split()[0] == str(saved[-1])
 
 
@@ -239,7 +239,7 @@ def test_the_best_model_s_folder_loads_and_is_the_model_that_was_judged(
 ) -> None:
     model, task = real_case(tiny_dataset, kind)
     fabric = Fabric(accelerator="cpu", devices=1)
-    config = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2, "peak_rate": 1e-2})
+    config = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2, "peak_lr": 1e-2})
     fitted = fit(fabric, model, task, config, tmp_path, 3)
     loaded = load_model(tmp_path / "model", vocabulary_digest=task.vocabulary.digest)
     assert type(loaded) is type(model)
@@ -454,7 +454,7 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
             def evaluate(self, fabric, model, check):  # type: ignore[no-untyped-def]
                 return {"loss": 1.0, "auc": 0.5, "map": 0.5}
 
-        config = CONFIG.model_copy(update={"accumulate": parts})
+        config = CONFIG.model_copy(update={"gradient_accumulation": parts})
         fit(Fabric(accelerator="cpu", devices=1), model, Doubled(), config, tmp_path / str(parts), 3)
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     for other in ends[1:]:
@@ -463,9 +463,9 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
 
 def test_parts_that_are_not_equal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        Yt8mError, match=r"^accumulate 3 does not divide the 8 examples that a process has of each batch\.$"
+        Yt8mError, match=r"^gradient_accumulation 3 does not divide the 8 examples that a process has of each batch\.$"
     ):
-        fit_linear(tmp_path, config=CONFIG.model_copy(update={"accumulate": 3}))
+        fit_linear(tmp_path, config=CONFIG.model_copy(update={"gradient_accumulation": 3}))
 
 
 def test_what_kills_left_behind_is_cleared_and_a_model_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_what_kills_left_behind_is_cleared_and_a_model_that_was_being_replaced_c
 
 
 def test_impossible_intervals_are_refused() -> None:
-    values = {"steps": 3, "peak_rate": 1.0, "weight_decay": 0.0}
+    values = {"steps": 3, "peak_lr": 1.0, "weight_decay": 0.0}
     for key in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
         with pytest.raises(Yt8mError, match=rf"^a: '{key}': expected greater than 0, found 0"):
             validated(TrainingConfig, {**values, key: 0}, "a")

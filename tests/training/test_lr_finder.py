@@ -18,7 +18,7 @@ from tests.support.tiny_tasks import CONFIG, LinearTask, NumberBatches, Numbers,
 from yt8m.errors import UsageError
 from yt8m.settings import validated
 from yt8m.training.loop import TrainingConfig, step_seed
-from yt8m.training.lr_finder import RateCurve, RateSweep, follow, plot_rates, sweep_rates, write_rates
+from yt8m.training.lr_finder import LRSweepConfig, RateCurve, follow, plot_rates, sweep_rates, write_rates
 
 
 def squared_error(model: nn.Module, batch: Numbers) -> Tensor:
@@ -33,7 +33,7 @@ class SquaresTask(LinearTask):
 
 
 def swept(
-    sweep: RateSweep, config: TrainingConfig = CONFIG, model: nn.Module | None = None, seed: int = 3
+    sweep: LRSweepConfig, config: TrainingConfig = CONFIG, model: nn.Module | None = None, seed: int = 3
 ) -> RateCurve:
     fabric = Fabric(accelerator="cpu", devices=1)
     return sweep_rates(fabric, linear_model() if model is None else model, SquaresTask(), config, sweep, seed)
@@ -42,11 +42,11 @@ def swept(
 # --- What it trains --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_losses_are_those_of_a_plain_loop(accumulate: int) -> None:
+@pytest.mark.parametrize("gradient_accumulation", [1, 2])
+def test_losses_are_those_of_a_plain_loop(gradient_accumulation: int) -> None:
     """Everything written out: rates, decay, dropout's seeds, parts of a batch, clipping."""
-    sweep = RateSweep(steps=12, lowest=1e-3, highest=0.5)
-    config = CONFIG.model_copy(update={"accumulate": accumulate, "max_grad_norm": 1.0})
+    sweep = LRSweepConfig(steps=12, lowest=1e-3, highest=0.5)
+    config = CONFIG.model_copy(update={"gradient_accumulation": gradient_accumulation, "max_grad_norm": 1.0})
     curve = swept(sweep, config, linear_model().eval())
     model = linear_model()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
@@ -63,9 +63,12 @@ def test_losses_are_those_of_a_plain_loop(accumulate: int) -> None:
             group["lr"] = sweep.rates[step]
         assert sweep.rates[step] == pytest.approx(rate)
         batch, loss = NumberBatches()[step], torch.zeros(())
-        for part in range(accumulate):
+        for part in range(gradient_accumulation):
             torch.manual_seed(step_seed(3, step, part))
-            one = squared_error(model, Numbers(*(tensor[part::accumulate] for tensor in batch))) / accumulate
+            one = (
+                squared_error(model, Numbers(*(tensor[part::gradient_accumulation] for tensor in batch)))
+                / gradient_accumulation
+            )
             one.backward()  # type: ignore[no-untyped-call]
             loss = loss + one.detach()
         expected.append(loss.item())
@@ -80,15 +83,15 @@ def test_losses_are_those_of_a_plain_loop(accumulate: int) -> None:
 def test_the_model_stays_as_it_is() -> None:
     model = linear_model().eval()
     before = digest(model)
-    swept(RateSweep(steps=20, highest=1e-1), model=model)
+    swept(LRSweepConfig(steps=20, highest=1e-1), model=model)
     assert digest(model) == before
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused() -> None:
-    with pytest.raises(UsageError, match="accumulate 3 does not divide the 8 examples"):
-        swept(RateSweep(), CONFIG.model_copy(update={"accumulate": 3}))
+    with pytest.raises(UsageError, match="gradient_accumulation 3 does not divide the 8 examples"):
+        swept(LRSweepConfig(), CONFIG.model_copy(update={"gradient_accumulation": 3}))
 
 
 class Quadratic(nn.Module):
@@ -117,14 +120,14 @@ class QuadraticTask(LinearTask):
 def test_decay_sets_the_largest_stable_rate() -> None:
     """AdamW first multiplies a weight by 1 - rate * decay: beyond a rate of 2 / decay it grows without end."""
     config = CONFIG.model_copy(update={"weight_decay": 20.0})
-    sweep = RateSweep(steps=200, lowest=1e-5, highest=1.0)
+    sweep = LRSweepConfig(steps=200, lowest=1e-5, highest=1.0)
     curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(1.0), QuadraticTask(0.0), config, sweep, 0)
     stopped_at = sweep.rates[len(curve.losses) - 1]
     # The average takes a few steps to see it.
     assert 2 / 20 < stopped_at < 5 * 2 / 20
     assert max(loss for rate, loss in zip(sweep.rates, curve.losses, strict=False) if rate < 2 / 20) == 1.5
     assert curve.suggestion is not None
-    assert curve.suggestion.peak_rate < 2 / 20
+    assert curve.suggestion.peak_lr < 2 / 20
 
 
 def test_the_suggestion_on_a_quadratic_is_where_it_is_halfway_down() -> None:
@@ -134,13 +137,13 @@ def test_the_suggestion_on_a_quadratic_is_where_it_is_halfway_down() -> None:
     of 1/2, half the rate at which the target is reached.
     """
     config = CONFIG.model_copy(update={"weight_decay": 0.0})
-    sweep = RateSweep(steps=400, lowest=1e-6, highest=1.0)
+    sweep = LRSweepConfig(steps=400, lowest=1e-6, highest=1.0)
     curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(0.0), QuadraticTask(1.0), config, sweep, 0)
     reached = 1 - 1e-6 ** (1 / 399)
     lag = 1e6 ** (1 / 20)
     assert curve.suggestion is not None
-    assert reached / 2 < curve.suggestion.peak_rate < reached / 2 * lag * 1.5
-    assert curve.suggestion.peak_rate < reached < curve.suggestion.lowest_at
+    assert reached / 2 < curve.suggestion.peak_lr < reached / 2 * lag * 1.5
+    assert curve.suggestion.peak_lr < reached < curve.suggestion.lowest_at
 
 
 # --- What it makes of the losses -------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def falling(steps: int, center: float, width: float = 6.0) -> list[float]:
 
 def test_smoothed_losses_are_weighted_means() -> None:
     losses = np.random.default_rng(0).uniform(1, 2, 200).tolist()
-    curve = follow(RateSweep(), losses)
+    curve = follow(LRSweepConfig(), losses)
     for step in (0, 1, 50, 199):
         weights = 0.9 ** np.arange(step, -1, -1)
         assert curve.smoothed[step] == pytest.approx(np.dot(weights, losses[: step + 1]) / weights.sum())
@@ -161,33 +164,33 @@ def test_smoothed_losses_are_weighted_means() -> None:
 
 @pytest.mark.parametrize("steps", [100, 200, 1000])
 def test_the_steepest_descent_is_found_with_the_lag_of_the_average(steps: int) -> None:
-    sweep = RateSweep(steps=steps)
+    sweep = LRSweepConfig(steps=steps)
     suggestion = follow(sweep, falling(steps, steps * 0.5, steps * 0.04)).suggestion
     assert suggestion is not None
     # An exponential average of a slope lags by keep / (1 - keep) steps.
     lag = steps / 20 - 1
-    assert sweep.rates.index(suggestion.peak_rate) == pytest.approx(steps * 0.5 + lag, abs=0.015 * steps)
+    assert sweep.rates.index(suggestion.peak_lr) == pytest.approx(steps * 0.5 + lag, abs=0.015 * steps)
     assert suggestion.lowest_at == sweep.rates[-1]
 
 
 def test_one_easy_batch_does_not_decide() -> None:
     losses = falling(200, 100, 8.0)
-    plain = follow(RateSweep(), losses).suggestion
+    plain = follow(LRSweepConfig(), losses).suggestion
     losses[50] -= 0.7
-    disturbed = follow(RateSweep(), losses).suggestion
+    disturbed = follow(LRSweepConfig(), losses).suggestion
     assert plain is not None
     assert disturbed == plain
     # Between two steps, the average falls fastest at that batch.
-    assert np.diff(follow(RateSweep(), losses).smoothed)[20:].argmin() == 29
+    assert np.diff(follow(LRSweepConfig(), losses).smoothed)[20:].argmin() == 29
 
 
 def test_noise_moves_the_suggestion_little() -> None:
     steps = []
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(0, 0.1, 200)
-        suggestion = follow(RateSweep(), (np.array(falling(200, 100, 8.0)) + noise).tolist()).suggestion
+        suggestion = follow(LRSweepConfig(), (np.array(falling(200, 100, 8.0)) + noise).tolist()).suggestion
         assert suggestion is not None
-        steps.append(RateSweep().rates.index(suggestion.peak_rate))
+        steps.append(LRSweepConfig().rates.index(suggestion.peak_lr))
     assert max(abs(step - 109) for step in steps) <= 14
 
 
@@ -195,17 +198,17 @@ def test_a_descent_after_the_lowest_point_does_not_count() -> None:
     """Thrown up and falling back faster than it ever fell: that is no rate to train at."""
     losses = falling(200, 80, 8.0)
     losses[150:160] = [3.0] * 10
-    curve = follow(RateSweep(), losses)
+    curve = follow(LRSweepConfig(), losses)
     assert len(curve.losses) == 200
     suggestion = curve.suggestion
     assert suggestion is not None
-    assert RateSweep().rates.index(suggestion.peak_rate) == pytest.approx(89, abs=3)
+    assert LRSweepConfig().rates.index(suggestion.peak_lr) == pytest.approx(89, abs=3)
 
 
 def test_it_stops_at_four_times_the_lowest_smoothed_loss() -> None:
     rest = iter(range(200, 250))
     losses = falling(150, 80)
-    curve = follow(RateSweep(), itertools.chain(losses, [20.0, 30.0], rest))
+    curve = follow(LRSweepConfig(), itertools.chain(losses, [20.0, 30.0], rest))
     assert curve.smoothed[-1] > 4 * min(curve.smoothed) >= curve.smoothed[-2]
     assert curve.losses == [*losses, 20.0, 30.0][: len(curve.losses)]
     assert next(rest) == 200
@@ -214,10 +217,10 @@ def test_it_stops_at_four_times_the_lowest_smoothed_loss() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_it_stops_where_the_loss_is_no_number(loss: float) -> None:
     rest = iter(range(50))
-    curve = follow(RateSweep(), itertools.chain(falling(150, 80), [loss], rest))
+    curve = follow(LRSweepConfig(), itertools.chain(falling(150, 80), [loss], rest))
     assert len(curve.losses) == len(curve.smoothed) == 151
     assert next(rest) == 0
-    assert curve.suggestion == follow(RateSweep(), falling(150, 80)).suggestion
+    assert curve.suggestion == follow(LRSweepConfig(), falling(150, 80)).suggestion
     assert curve.suggestion is not None
 
 
@@ -225,13 +228,13 @@ def test_it_stops_where_the_loss_is_no_number(loss: float) -> None:
     "losses", [[1 + step / 100 for step in range(200)], [1.0] * 200, [1.0, 9.0], falling(200, 5, 2.0)[:21], [math.nan]]
 )
 def test_nothing_is_suggested_where_nothing_falls(losses: list[float]) -> None:
-    assert follow(RateSweep(), losses).suggestion is None
+    assert follow(LRSweepConfig(), losses).suggestion is None
 
 
 def test_the_fewest_steps_there_may_be() -> None:
-    suggestion = follow(RateSweep(steps=10), falling(10, 5, 1.0)).suggestion
+    suggestion = follow(LRSweepConfig(steps=10), falling(10, 5, 1.0)).suggestion
     assert suggestion is not None
-    assert RateSweep(steps=10).rates.index(suggestion.peak_rate) == 5
+    assert LRSweepConfig(steps=10).rates.index(suggestion.peak_lr) == 5
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_the_fewest_steps_there_may_be() -> None:
 )
 def test_impossible_sweeps_are_refused(values: dict[str, float], expected: str) -> None:
     with pytest.raises(UsageError) as raised:
-        validated(RateSweep, values, "find-rate")
+        validated(LRSweepConfig, values, "find-rate")
     assert str(raised.value) == expected
 
 
@@ -253,7 +256,7 @@ def test_impossible_sweeps_are_refused(values: dict[str, float], expected: str) 
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
-    sweep = RateSweep(steps=30, lowest=1e-4)
+    sweep = LRSweepConfig(steps=30, lowest=1e-4)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(ord(name))
         write_rates(tmp_path / name, swept(sweep, seed=seed))
@@ -262,7 +265,7 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def test_the_file_holds_every_step(tmp_path: Path) -> None:
-    curve = follow(RateSweep(), [*falling(150, 80), math.nan])
+    curve = follow(LRSweepConfig(), [*falling(150, 80), math.nan])
     write_rates(tmp_path / "rates.csv", curve)
     with (tmp_path / "rates.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -282,7 +285,7 @@ def columns_of(picture: Path, color: str) -> list[int]:
 
 
 def test_the_picture_shows_both_rates(tmp_path: Path) -> None:
-    curve = follow(RateSweep(), [*falling(170, 100), 5.0, 9.0, 100.0])
+    curve = follow(LRSweepConfig(), [*falling(170, 100), 5.0, 9.0, 100.0])
     assert curve.suggestion is not None
     plot_rates(tmp_path / "rates.png", curve, "model_$1", 1e-5)
     suggested, own = columns_of(tmp_path / "rates.png", "#e08a1e"), columns_of(tmp_path / "rates.png", "#444444")
@@ -295,6 +298,6 @@ def test_the_picture_shows_both_rates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("losses", [[math.nan], [math.inf], [1.0], [1.0] * 200, [1.0, 2.0, math.inf], [0.0] * 50])
 def test_any_curve_can_be_drawn(losses: list[float], tmp_path: Path) -> None:
-    plot_rates(tmp_path / "rates.png", follow(RateSweep(), losses), "dbof", 1e-3)
+    plot_rates(tmp_path / "rates.png", follow(LRSweepConfig(), losses), "dbof", 1e-3)
     assert columns_of(tmp_path / "rates.png", "#e08a1e") == []
     assert [path.name for path in tmp_path.iterdir()] == ["rates.png"]

@@ -21,7 +21,7 @@ from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.training.captured import make_capturable
 from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates, slanted_triangular
 
-CONFIG = OptimizationConfig(steps=100, batch_size=4, peak_rate=1e-3, weight_decay=0.1)
+CONFIG = OptimizationConfig(steps=100, batch_size=4, peak_lr=1e-3, weight_decay=0.1)
 DBOF = DBoFConfig(hidden_size=16, output_size=8)
 NEXTVLAD = NeXtVLADConfig(num_clusters=4, num_groups=8, output_size=8)
 
@@ -85,7 +85,7 @@ def test_the_frozen_encoder_is_left_out_and_the_segment_encoder_learns_at_half_t
 
 def test_a_step_moves_slow_parameters_by_their_share() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    config = OptimizationConfig(steps=4, peak_rate=0.1, weight_decay=0.5, warmup=0.0, slow_rate_factor=0.2)
+    config = OptimizationConfig(steps=4, peak_lr=0.1, weight_decay=0.5, warmup=0.0, encoder_lr_factor=0.2)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = make_optimizer(model, config, list(model[0].parameters()))
     set_rates(optimizer, rate_of(0, config))
@@ -122,7 +122,7 @@ def test_the_schedule_is_linear_on_both_sides_of_its_peak(steps: int, warmup: fl
 @pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
 def test_the_optimizer_follows_the_schedule_to_its_end(warmup: float) -> None:
     model = nn.Linear(2, 2)
-    config = OptimizationConfig(steps=8, peak_rate=0.3, weight_decay=0.0, warmup=warmup)
+    config = OptimizationConfig(steps=8, peak_lr=0.3, weight_decay=0.0, warmup=warmup)
     optimizer = make_optimizer(model, config)
     rates = []
     for step in range(9):

@@ -190,7 +190,7 @@ def test_training_leaves_the_context_encoder_as_it_was(tiny_dataset: Path, tmp_p
 def test_the_segment_encoder_learns_at_half_the_rate(tiny_dataset: Path, tmp_path: Path, fabric: Fabric) -> None:
     model, task = segment_case(tiny_dataset, "aware")
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    config = CONFIG.model_copy(update={"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "peak_rate": 1e-3})
+    config = CONFIG.model_copy(update={"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "peak_lr": 1e-3})
     fit(fabric, model, task, config, tmp_path, 3)
     # AdamW's first step is as long as the rate wherever there is a gradient to speak of, which a bias in front of a
     # batch norm has not.
@@ -209,7 +209,7 @@ def test_mixed_precision_reaches_the_matrix_products_of_training_and_evaluation(
     seen: list[tuple[bool, torch.dtype]] = []
     layer = model.fusion if isinstance(model, ContextAwareClassifier) else model.encoder.video_projection
     layer.register_forward_hook(lambda module, _inputs, output: seen.append((module.training, output.dtype)))
-    fit(fabric, model, task, CONFIG.model_copy(update={"steps": 2, "peak_rate": 1e-3}), tmp_path, 3)
+    fit(fabric, model, task, CONFIG.model_copy(update={"steps": 2, "peak_lr": 1e-3}), tmp_path, 3)
     assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
     assert all(p.dtype == torch.float32 for p in model.parameters())
 

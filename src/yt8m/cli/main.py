@@ -20,7 +20,7 @@ from yt8m.runtime.environment import prepare_environment
 if TYPE_CHECKING:
     from yt8m.dataset.catalog import Catalog
     from yt8m.dataset.describe import Description, Spread
-    from yt8m.ranking.ensemble import EnsembleSettings
+    from yt8m.ranking.ensemble import MergeConfig
     from yt8m.runs.comparison import Comparison
     from yt8m.runs.run import Run
     from yt8m.submission.check import Checked
@@ -132,7 +132,8 @@ def download(
     from yt8m.download.download import download as fetch
     from yt8m.download.plan import DEFAULT_PARTITIONS, Fraction, official_server, other_server
     from yt8m.download.transfer import Patience, in_words
-    from yt8m.runtime.progress import err, out, shard_bar
+    from yt8m.runtime.console import err, out
+    from yt8m.runtime.progress import terminal_progress
 
     if server is not None and mirror is not None:
         raise UsageError("--mirror names an official server, and --server another one; give one of them.")
@@ -145,7 +146,7 @@ def download(
         connections=connections,
         check=check,
         patience=Patience(seed=os.getpid()),
-        bar=shard_bar,
+        progress=terminal_progress,
         say=lambda sentence: err.print(sentence, markup=False),
     )
     folders = []
@@ -196,7 +197,7 @@ def describe(
         yt8m describe data
     """
     from yt8m.dataset.describe import describe as count
-    from yt8m.runtime.progress import err, out
+    from yt8m.runtime.console import err, out
     from yt8m.vocabulary import FILE_NAME, Vocabulary
 
     place = folder / FILE_NAME
@@ -237,7 +238,8 @@ def splice(
         yt8m splice build/spliced
         yt8m splice build/spliced --sources 2/video/validate --vocabulary segment_vocabulary.csv --pretrain 3000
     """
-    from yt8m.runtime.progress import out, tracked
+    from yt8m.runtime.console import out
+    from yt8m.runtime.progress import terminal_progress
     from yt8m.synthetic.invented import invented_sources, invented_vocabulary
     from yt8m.synthetic.splice import Sizes, read_sources, write_dataset
     from yt8m.vocabulary import Vocabulary
@@ -253,8 +255,8 @@ def splice(
         if vocabulary is None:
             raise UsageError("--sources DIR needs --vocabulary, the segment_vocabulary.csv of that dataset.")
         classes = Vocabulary.load(vocabulary)
-        means = read_sources(Path(sources), tracked)
-    write_dataset(out_folder, means, classes, sizes, seed, tracked)
+        means = read_sources(Path(sources), terminal_progress)
+    write_dataset(out_folder, means, classes, sizes, seed, terminal_progress)
     out.print(
         f"{out_folder}: {total:,} videos spliced from {len(means):,} sources, {len(classes):,} classes", markup=False
     )
@@ -363,17 +365,17 @@ def find_rate(
     """
     from yt8m.runs.recipe import find_recipe, read_recipe
     from yt8m.runs.run import Run
-    from yt8m.runtime.progress import out as terminal
+    from yt8m.runtime.console import out as terminal
     from yt8m.settings import validated
-    from yt8m.training.lr_finder import RateSweep
+    from yt8m.training.lr_finder import LRSweepConfig
 
-    sweep = validated(RateSweep, {"steps": steps, "lowest": lowest, "highest": highest}, "find-rate")
+    sweep = validated(LRSweepConfig, {"steps": steps, "lowest": lowest, "highest": highest}, "find-rate")
     settings = read_recipe(find_recipe(recipe), overrides)
     settings.machine.require_one_process("find-rate")
     found = Run(settings, data, out).find_rate(model, sweep)
     terminal.print(
-        f"{model}: suggested peak_rate {found.suggestion.peak_rate:.2g} (the loss is lowest at "
-        f"{found.suggestion.lowest_at:.2g}); the recipe has {found.peak_rate:g}; picture: {found.picture}",
+        f"{model}: suggested peak_lr {found.suggestion.peak_lr:.2g} (the loss is lowest at "
+        f"{found.suggestion.lowest_at:.2g}); the recipe has {found.peak_lr:g}; picture: {found.picture}",
         markup=False,
     )
 
@@ -449,8 +451,8 @@ def predict(
             --store predictions
     """
     from yt8m.runs.predicting import Wanted, predict_folders
+    from yt8m.runtime.console import out as terminal
     from yt8m.runtime.machine import MachineConfig
-    from yt8m.runtime.progress import out as terminal
     from yt8m.settings import validated
 
     if out is None and store is None and table is None:
@@ -487,7 +489,7 @@ def submit(
             --vocabulary data/segment_vocabulary.csv --out submission.csv
     """
     from yt8m.runs.predicting import Wanted, merge_stores
-    from yt8m.runtime.progress import out as terminal
+    from yt8m.runtime.console import out as terminal
 
     settings = _ensemble(weight, merge)
     names = merge_stores(predictions, _indexed(shards), vocabulary, settings, Wanted(out, table, None, top_k))
@@ -514,15 +516,13 @@ def check(
 
         yt8m check submission.csv --shards data/segment/test --vocabulary data/segment_vocabulary.csv
     """
-    from yt8m.runtime.progress import byte_bar
+    from yt8m.runtime.progress import terminal_progress
     from yt8m.submission.check import check_submission
     from yt8m.vocabulary import Vocabulary
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
     catalog = None if shards is None else _indexed(shards)
-    with byte_bar(f"check {submission}") as progress:
-        checked = check_submission(submission, classes, catalog, progress)
-    _print_check(checked)
+    _print_check(check_submission(submission, classes, catalog, terminal_progress))
 
 
 @app.command()
@@ -565,7 +565,7 @@ def locate(
     from yt8m.dataset.frames import FrameReader
     from yt8m.locate.locate import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
     from yt8m.locate.timeline import write_svg
-    from yt8m.runtime.progress import out
+    from yt8m.runtime.console import out
     from yt8m.vocabulary import Vocabulary
 
     if bool(models) == (run_folder is not None):
@@ -626,7 +626,7 @@ def evaluate(
         yt8m evaluate submission.csv --truth data/segment/test_ratings.csv
         yt8m evaluate submission.csv --truth data/segment/test_positives.csv --dense
     """
-    from yt8m.runtime.progress import out
+    from yt8m.runtime.console import out
     from yt8m.scoring.map_at_k import map_at_k, write_class_scores
     from yt8m.scoring.truth import load_truth
     from yt8m.vocabulary import Vocabulary
@@ -683,7 +683,7 @@ def import_2019(
     """
     from yt8m.import_2019.example import TOLERANCE
     from yt8m.import_2019.importing import import_model
-    from yt8m.runtime.progress import out as terminal
+    from yt8m.runtime.console import out as terminal
     from yt8m.vocabulary import OFFICIAL_DIGEST, OFFICIAL_SIZE, Vocabulary
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
@@ -747,8 +747,9 @@ def _estimate(recipe: str, overrides: list[str] | None, data: Path | None, only:
 
     from yt8m.runs.estimate import available_memory, costs, device_in_words, stages
     from yt8m.runs.recipe import find_recipe, read_recipe
+    from yt8m.runtime.console import out, wide
     from yt8m.runtime.machine import make_fabric
-    from yt8m.runtime.progress import out, tracked, wide
+    from yt8m.runtime.progress import track
     from yt8m.vocabulary import Vocabulary
 
     settings = read_recipe(find_recipe(recipe), overrides)
@@ -758,7 +759,7 @@ def _estimate(recipe: str, overrides: list[str] | None, data: Path | None, only:
     chosen = [stage for stage in stages(settings, num_classes) if only is None or only in (stage.name, stage.kind)]
     if not chosen:
         raise UsageError(f"--only {only}: the recipe trains no such stage.")
-    found = list(tracked(costs(chosen, settings.machine, fabric), "estimate", len(chosen)))
+    found = list(track(costs(chosen, settings.machine, fabric), "estimate", total=len(chosen)))
     table = Table("stage", "params", "trained", "batch", "TFLOP", "memory", "step", "per s", "steps", "time", box=None)
     for column in table.columns:
         column.no_wrap, column.justify = True, "left" if column.header == "stage" else "right"
@@ -769,7 +770,7 @@ def _estimate(recipe: str, overrides: list[str] | None, data: Path | None, only:
             f"{cost.parameters / 1e6:,.1f}M",
             f"{cost.trained / 1e6:,.1f}M",
             f"{cost.examples} x {cost.stage.num_frames}"
-            + (f" in {training.accumulate}" if training.accumulate > 1 else ""),
+            + (f" in {training.gradient_accumulation}" if training.gradient_accumulation > 1 else ""),
             f"{cost.flops / 1e12:.3f}",
             f"{cost.memory / 2**30:.2f} GiB",
             f"{cost.seconds:.3g} s" if cost.seconds >= 0.1 else f"{cost.seconds * 1e3:.3g} ms",
@@ -791,7 +792,7 @@ def _estimate(recipe: str, overrides: list[str] | None, data: Path | None, only:
         for cost in found:
             if cost.memory > available:
                 out.print(
-                    f"{cost.stage.name} needs more than the {available / 2**30:.1f} GiB here: set its training.accumulate "
+                    f"{cost.stage.name} needs more than the {available / 2**30:.1f} GiB here: set its training.gradient_accumulation "
                     f"to {cost.parts_to_fit(available)} or more.",
                     markup=False,
                 )
@@ -833,12 +834,12 @@ def _index_parts(folder: Path, parts: Sequence[Path], verify: bool, strict: bool
     from yt8m.dataset.catalog import FILE_NAME
     from yt8m.dataset.indexing import REPORT_NAME, damaged_places, index_and_save
     from yt8m.dataset.layout import shard_list
-    from yt8m.runtime.progress import byte_bar, out
+    from yt8m.runtime.console import out
+    from yt8m.runtime.progress import terminal_progress
 
     damaged = 0
     for part in parts:
-        with byte_bar(f"index {part}") as progress:
-            catalog = index_and_save(part, verify=verify, strict=strict, progress=progress)
+        catalog = index_and_save(part, verify=verify, strict=strict, progress=terminal_progress)
         listed = shard_list(part)
         out.print(
             f"{part / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
@@ -858,16 +859,15 @@ def _index_parts(folder: Path, parts: Sequence[Path], verify: bool, strict: bool
 
 def _indexed(folder: Path) -> Catalog:
     from yt8m.dataset.indexing import load_or_index
-    from yt8m.runtime.progress import byte_bar
+    from yt8m.runtime.progress import terminal_progress
 
-    with byte_bar(f"index {folder}") as progress:
-        catalog = load_or_index(folder, progress=progress)
+    catalog = load_or_index(folder, progress=terminal_progress)
     _print_problems(catalog)
     return catalog
 
 
 def _print_problems(catalog: Catalog) -> None:
-    from yt8m.runtime.progress import err
+    from yt8m.runtime.console import err
 
     for problem in catalog.problems:
         err.print(problem, markup=False, soft_wrap=True)
@@ -878,7 +878,7 @@ def _print_problems(catalog: Catalog) -> None:
 def _print_description(description: Description) -> None:
     from rich.table import Table
 
-    from yt8m.runtime.progress import out
+    from yt8m.runtime.console import out
 
     d = description
     rows = [
@@ -915,7 +915,7 @@ def _print_check(checked: Checked) -> None:
     Raises:
         Yt8mError: It would not.
     """
-    from yt8m.runtime.progress import out
+    from yt8m.runtime.console import out
 
     for sentence in checked.listed:
         out.print(sentence, markup=False)
@@ -941,7 +941,7 @@ def _print_results(done: Run, comparison: Comparison) -> None:
     from rich.table import Table
 
     from yt8m.runs.run import SUBMISSION_FILE
-    from yt8m.runtime.progress import out
+    from yt8m.runtime.console import out
     from yt8m.scoring.report import score_table
 
     if comparison.rows:
@@ -960,13 +960,13 @@ def _print_results(done: Run, comparison: Comparison) -> None:
     out.print(f"pictures: {', '.join(map(str, pictures))}", markup=False)
 
 
-def _ensemble(weights: Sequence[str] | None, merge: Sequence[str] | None) -> EnsembleSettings:
+def _ensemble(weights: Sequence[str] | None, merge: Sequence[str] | None) -> MergeConfig:
     """How models are merged, as options say it."""
-    from yt8m.ranking.ensemble import EnsembleSettings
+    from yt8m.ranking.ensemble import MergeConfig
     from yt8m.settings import overridden, validated
 
     values = overridden({"weights": _weights(weights or [])}, merge or [])
-    return validated(EnsembleSettings, values, "--set")
+    return validated(MergeConfig, values, "--set")
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:

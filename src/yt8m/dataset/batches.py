@@ -218,11 +218,11 @@ class FrameChoice:
 
     Args:
         max_frames: Frames seen, at most.
-        clip_share: Share of the visits that see consecutive frames, the others see frames from all over the video.
+        clip_probability: Share of the visits that see consecutive frames, the others see frames from all over the video.
     """
 
     max_frames: int
-    clip_share: float = 0.0
+    clip_probability: float = 0.0
 
     def of_videos(self, num_frames: NDArray[np.integer], seed: int, positions: NDArray[np.integer]) -> list[Chosen]:
         """Choose frames of some videos.
@@ -236,7 +236,7 @@ class FrameChoice:
         keys = random_keys(seed, positions, 2 + int((stops - starts).max()))
         chosen = sampled_frames(starts, stops, self.max_frames, keys[:, 2:])
         is_clip, place = fractions(keys[:, :2]).T
-        for row in np.flatnonzero(is_clip < self.clip_share).tolist():
+        for row in np.flatnonzero(is_clip < self.clip_probability).tolist():
             chosen[row] = sampled_clip(int(starts[row]), int(stops[row]), self.max_frames, float(place[row]))
         return chosen
 

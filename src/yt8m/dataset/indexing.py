@@ -18,6 +18,7 @@ from yt8m.dataset.catalog import MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Cata
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info
 from yt8m.errors import ShardError, Yt8mError
 from yt8m.files import written_atomically
+from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
 from yt8m.shards.tfrecord import Record, iterate_records, map_shard
 from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
@@ -29,9 +30,6 @@ MAX_REPORTED = 10_000
 """Problems of one shard that are listed, the others are counted: a shard of nothing but damage would have millions."""
 
 REPORT_NAME = "catalog_report.csv"
-
-Progress = Callable[[int, int], None]
-"""Called after each shard with the bytes read so far and the bytes there are."""
 
 
 class Problem(NamedTuple):
@@ -69,7 +67,7 @@ def index_folder(
     verify: bool = True,
     strict: bool = False,
     vocabulary_size: int = NUM_LABELS,
-    progress: Progress | None = None,
+    progress: ProgressFactory = no_progress,
     note: Note | None = None,
 ) -> Catalog:
     """Read every shard of a folder once and make its catalog; nothing is written (see `index_and_save`).
@@ -79,7 +77,7 @@ def index_folder(
         verify: Whether to compute the checksum of every record.
         strict: Whether the first problem is an error. Repeated ids are looked for last, over all shards.
         vocabulary_size: Label ids from here on are dropped.
-        progress: Told how far it is, after each shard.
+        progress: Reports bytes read, after each shard.
         note: Told of each problem.
 
     Raises:
@@ -98,11 +96,11 @@ def index_folder(
         if note is not None:
             note(problem)
 
-    for position, path in enumerate(paths):
-        parts.append(_index_shard(path, position, verify, vocabulary_size, tell))
-        done += parts[-1].info.num_bytes
-        if progress is not None:
-            progress(done, total)
+    with progress(f"index {folder}", total, "bytes") as report:
+        for position, path in enumerate(paths):
+            parts.append(_index_shard(path, position, verify, vocabulary_size, tell))
+            done += parts[-1].info.num_bytes
+            report(done, total)
     return _joined(folder, parts, tell)
 
 
@@ -130,7 +128,7 @@ def index_and_save(
     verify: bool = True,
     strict: bool = False,
     vocabulary_size: int = NUM_LABELS,
-    progress: Progress | None = None,
+    progress: ProgressFactory = no_progress,
 ) -> Catalog:
     """Index a folder and leave its catalog beside the shards, with a report where there are problems.
 
@@ -185,7 +183,7 @@ def current_catalog(folder: Path) -> Catalog | None:
 
 
 def load_or_index(
-    folder: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS, progress: Progress | None = None
+    folder: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS, progress: ProgressFactory = no_progress
 ) -> Catalog:
     """Load the catalog of a folder where it is there and current; index the folder and save the catalog otherwise.
 

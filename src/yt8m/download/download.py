@@ -12,7 +12,7 @@ import fcntl
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from yt8m.download.transfer import (
     write_whole,
 )
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.runtime.progress import ProgressFactory, no_progress
 
 PLAN_FILE = "download_plan.json"
 LEDGER_FILE = "download_verified.tsv"
@@ -49,12 +50,6 @@ MAX_SAMPLES = 32
 
 MAX_OUTAGES = 8
 """Shards given up in a row, with none fetched between them, after which the server counts as out of reach."""
-
-Show = Callable[[int, int, int, int | None], None]
-"""Told the shards done, the shards in all, the bytes done, and the bytes in all where they are known."""
-
-Bar = Callable[[str], AbstractContextManager[Show]]
-"""Shows a bar with a description."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +174,6 @@ class _Folder:
         return sum(part.stat().st_size for part in parts if part.exists())
 
 
-@contextmanager
-def _no_bar(_: str) -> Iterator[Show]:
-    yield lambda *_: None
-
-
 def download(
     data: Path,
     partitions: Sequence[str],
@@ -195,7 +185,7 @@ def download(
     check: bool = False,
     patience: Patience | None = None,
     pause: Callable[[float], object] | None = None,
-    bar: Bar = _no_bar,
+    progress: ProgressFactory = no_progress,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[FolderReport]:
     """Fetch partitions of the dataset into a dataset folder, or what is missing of them.
@@ -210,7 +200,7 @@ def download(
         check: Whether to fetch the plans and to hash the shards again that were found whole before.
         patience: How long to bear with the server.
         pause: Waits for some seconds between tries, for tests.
-        bar: Shows progress.
+        progress: Reports bytes hashed and fetched.
         say: Told, in a sentence, when a shard that was there is wrong.
 
     Yields:
@@ -242,12 +232,12 @@ def download(
         stack.callback(crew.stop)
         failures = _fetch_vocabularies(network, server, data)
         for folder in folders:
-            _find_missing(folder, crew, check, bar, say)
+            _find_missing(folder, crew, check, progress, say)
             _estimate(folder, network, server, crew)
         _require_space(folders)
         for folder in folders:
             num_before = len(folder.shards) - len(folder.missing)
-            failures += _fetch_missing(folder, network, server, crew, bar)
+            failures += _fetch_missing(folder, network, server, crew, progress)
             yield folder.report(num_before)
         if failures:
             num_files = sum(len(folder.shards) for folder in folders) + len(VOCABULARIES)
@@ -311,7 +301,9 @@ def _fetch_vocabularies(network: Network, server: Server, data: Path) -> list[st
     return failures
 
 
-def _find_missing(folder: _Folder, crew: Crew, check: bool, bar: Bar, say: Callable[[str], None]) -> None:
+def _find_missing(
+    folder: _Folder, crew: Crew, check: bool, progress: ProgressFactory, say: Callable[[str], None]
+) -> None:
     """Find out which shards are missing; those that nothing is known of are hashed."""
     whole = {shard for shard in folder.shards if not check and folder.ledger.knows(shard)}
     doubtful = [shard for shard in folder.shards if shard not in whole and (folder.path / shard.name).exists()]
@@ -323,9 +315,9 @@ def _find_missing(folder: _Folder, crew: Crew, check: bool, bar: Bar, say: Calla
         return hashed(folder.path / shard.name, crew, count)[0].hexdigest()
 
     def tick() -> None:
-        show(num_hashed, len(doubtful), count.num_bytes, total)
+        report(count.num_bytes, total, f"{num_hashed:,}/{len(doubtful):,} shards")
 
-    with bar(f"check {folder.path}") as show:
+    with progress(f"check {folder.path}", total, "bytes") as report:
         for shard, md5 in crew.each(md5_of, doubtful, tick):
             num_hashed += 1
             if md5 == shard.md5:
@@ -370,7 +362,9 @@ def _require_space(folders: Sequence[_Folder]) -> None:
             )
 
 
-def _fetch_missing(folder: _Folder, network: Network, server: Server, crew: Crew, bar: Bar) -> list[str]:
+def _fetch_missing(
+    folder: _Folder, network: Network, server: Server, crew: Crew, progress: ProgressFactory
+) -> list[str]:
     """Fetch the missing shards; return which could not be had, and why.
 
     Raises:
@@ -393,10 +387,10 @@ def _fetch_missing(folder: _Folder, network: Network, server: Server, crew: Crew
 
     def tick() -> None:
         total = None if folder.num_bytes is None else max(folder.num_bytes, count.num_bytes)
-        show(num_all - num_missing + num_tried, num_all, count.num_bytes, total)
+        report(count.num_bytes, total, f"{num_all - num_missing + num_tried:,}/{num_all:,} shards")
 
     failed: dict[Shard, str] = {}
-    with bar(f"fetch {folder.path}") as show:
+    with progress(f"fetch {folder.path}", None, "bytes") as report:
         for shard, failure in crew.each(fetch, folder.missing, tick):
             num_tried += 1
             if failure is None:

@@ -23,7 +23,7 @@ from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.locate.timeline import THRESHOLD, Timeline, strongest
 from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.runs.recipe import read_recipe
 from yt8m.runs.run import found_weights
 from yt8m.runtime.machine import MachineConfig, make_fabric
@@ -66,7 +66,7 @@ def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: 
             raise UsageError(
                 f"{name}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them."
             )
-    return Ensemble(models, Merger(EnsembleSettings(), models))
+    return Ensemble(models, Merger(MergeConfig(), models))
 
 
 def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:

@@ -7,7 +7,7 @@ process merges what the others left. A store is written block by block, and know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from yt8m.prediction.predict import NO_SHIFT, Predictions, batches_of, predict, 
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoreIndex
 from yt8m.prediction.store_writer import StoreWriter
+from yt8m.runtime.progress import ProgressFactory, no_progress, track
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Pass:
         models: Classifiers by name.
         shifts: See `predict`.
         processes: Who shares the work.
-        progress: Wraps the batches, of which there are so many.
+        progress: Reports batches done.
     """
 
     reader: FrameReader
@@ -57,7 +58,7 @@ class Pass:
     models: Mapping[str, FoldedClassifier]
     shifts: Sequence[int] = NO_SHIFT
     processes: Processes = Processes()
-    progress: Callable[[Iterable[slice | None], int], Iterable[slice | None]] = lambda batches, _: batches
+    progress: ProgressFactory = no_progress
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +78,7 @@ class Pass:
         """
 
         def asked() -> Iterator[slice]:
-            for batch in self.progress(batches, len(batches)):
+            for batch in track(batches, "predict", self.progress):
                 if self.processes.stop_requested():
                     raise PassStoppedError
                 if batch is not None:

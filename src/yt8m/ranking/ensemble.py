@@ -19,7 +19,7 @@ from yt8m.prediction.quantization import NOT_A_PROBABILITY, NUM_CODES, logits_of
 from yt8m.settings import Settings, nearest
 
 
-class VideoPrior(Settings):
+class VideoPriorConfig(Settings):
     """What classifiers of whole videos add: `video^a x segment^b` (SPEC: what others did; 3rd place, 2019)."""
 
     models: list[str] = Field(min_length=1)
@@ -30,7 +30,7 @@ class VideoPrior(Settings):
     """b."""
 
 
-class Candidates(Settings):
+class CandidatesConfig(Settings):
     """Which segments are candidates for a class: those of videos that a video classifier does not rule out (2nd place)."""
 
     models: list[str] = Field(min_length=1)
@@ -39,7 +39,7 @@ class Candidates(Settings):
     """Below this, none of the video's segments is a candidate; they rank last, with a probability of 0."""
 
 
-class EnsembleSettings(Settings):
+class MergeConfig(Settings):
     """How the models of an ensemble are merged."""
 
     method: Literal["arithmetic", "geometric", "rank"] = "arithmetic"
@@ -49,10 +49,10 @@ class EnsembleSettings(Settings):
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Weight of a model by its name; 1 for those not named."""
 
-    video_prior: VideoPrior | None = None
+    video_prior: VideoPriorConfig | None = None
     """Classifiers of whole videos that weigh in; none by default."""
 
-    candidates: Candidates | None = None
+    candidates: CandidatesConfig | None = None
     """Which segments are ranked for a class; all by default."""
 
     @property
@@ -67,7 +67,7 @@ def merging_order(model_names: Iterable[str]) -> list[str]:
     return sorted(model_names)
 
 
-def model_weights(settings: EnsembleSettings, model_names: Sequence[str]) -> NDArray[np.float32]:
+def model_weights(settings: MergeConfig, model_names: Sequence[str]) -> NDArray[np.float32]:
     """Weights of models in the given order.
 
     Args:
@@ -104,7 +104,7 @@ class Merger:
         UsageError: A weight names a model that is not merged, or no model has a weight.
     """
 
-    def __init__(self, settings: EnsembleSettings, model_names: Iterable[str]) -> None:
+    def __init__(self, settings: MergeConfig, model_names: Iterable[str]) -> None:
         self.settings = settings
         self.segment_models = merging_order(model_names)
         weights = model_weights(settings, self.segment_models)

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,11 @@ from yt8m.prediction.passes import Pass, store_predictions
 from yt8m.prediction.predict import batches_of, predict
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import StoreIndex
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.streaming import Merge, forget_ranking, rank_streaming
 from yt8m.ranking.topk import Ranking, TopK
-from yt8m.runtime.progress import tracked
+from yt8m.runtime.progress import terminal_progress, track
 from yt8m.scoring.map_at_k import Truth, load_positives_csv, load_ratings_csv, map_at_k, write_class_scores
 from yt8m.scoring.report import SCORES_FILE, ScoreRow, plot_scores, plot_timeline, write_scores
 from yt8m.scoring.truth import truth_of_catalog
@@ -51,7 +50,7 @@ class RankingWanted:
 
 
 def rankings_wanted(
-    kinds: Mapping[str, str], ensemble: EnsembleSettings, members: Sequence[str], compare: bool
+    kinds: Mapping[str, str], ensemble: MergeConfig, members: Sequence[str], compare: bool
 ) -> list[RankingWanted]:
     """Rankings to make of a set of models; the submission's is the last.
 
@@ -68,10 +67,10 @@ def rankings_wanted(
     def of(names: Sequence[str]) -> Merger:
         """The same mean of some of the models, without what classifiers of videos say."""
         weights = {name: weight for name, weight in ensemble.weights.items() if name in names}
-        return Merger(EnsembleSettings(method=ensemble.method, weights=weights), names)
+        return Merger(MergeConfig(method=ensemble.method, weights=weights), names)
 
     wanted = [RankingWanted("random", "random", None)]
-    wanted += [RankingWanted(name, kind, Merger(EnsembleSettings(), [name])) for name, kind in kinds.items()]
+    wanted += [RankingWanted(name, kind, Merger(MergeConfig(), [name])) for name, kind in kinds.items()]
     for kind in dict.fromkeys(kinds.values()):
         alike = [name for name in members if kinds[name] == kind and ensemble.weights.get(name, 1.0) > 0]
         if alike:
@@ -208,7 +207,7 @@ def predict_and_score(
             _score(ranking, truths.ratings, top_k, vocabulary),
             _score(ranking, truths.positives, top_k, vocabulary),
         )
-        for ranking_wanted, ranking in tracked(list(zip(wanted, rankings, strict=True)), "score")
+        for ranking_wanted, ranking in track(list(zip(wanted, rankings, strict=True)), "score")
     ]
     if truths.ratings is not None:
         score = map_at_k(ranked_segments(rankings[-1], vocabulary), truths.ratings, top_k, vocabulary)
@@ -258,8 +257,8 @@ def _ranked_from_store(
                 ranker.update(positions, random_probabilities(positions, len(vocabulary), seed))
             rankings.append(ranker.result())
             continue
-        progress = partial(tracked, description=f"rank {ranking.name}")
-        rankings.append(rank_stored(stores, ranking.merger, work.segments, top_k, progress))
+        description = f"rank {ranking.name}"
+        rankings.append(rank_stored(stores, ranking.merger, work.segments, top_k, terminal_progress, description))
     return rankings
 
 

@@ -9,7 +9,8 @@ from yt8m.errors import UsageError
 from yt8m.runs.comparison import Comparison
 from yt8m.runs.recipe import Recipe, read_recipe, shipped_recipe
 from yt8m.runs.run import Run
-from yt8m.runtime.progress import err, tracked
+from yt8m.runtime.console import err
+from yt8m.runtime.progress import terminal_progress
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
 from yt8m.synthetic.splice import Sizes, write_dataset
 from yt8m.training.loop import TrainingConfig
@@ -41,7 +42,7 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
         # The truth of the test set is written last, so without it the data are not whole.
         shutil.rmtree(data, ignore_errors=True)
         vocabulary = invented_vocabulary()
-        write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, tracked)
+        write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, terminal_progress)
         err.print(
             f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of invented sources in {data}",
             markup=False,

@@ -37,7 +37,7 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.saved import CONFIG_NAME, read_description
-from yt8m.runs.recipe import AgnosticRecipe, Recipe, SegmentModelRecipe
+from yt8m.runs.recipe import AgnosticModelConfig, Recipe, SegmentModelConfig
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import validated
 from yt8m.shards.records import SEGMENT_SECONDS
@@ -133,12 +133,12 @@ class Cost:
         return self.seconds * self.stage.training.steps
 
     def parts_to_fit(self, available: int) -> int:
-        """Into how many parts a batch would have to be taken (`training.accumulate`) to need no more than this.
+        """Into how many parts a batch would have to be taken (`training.gradient_accumulation`) to need no more than this.
 
         Weights, gradients and moments, 16 bytes a trained parameter, stay; what is beyond shrinks with the part.
         """
         fixed = 4 * self.parameters + 12 * self.trained
-        parts = (self.memory - fixed) / max(available - fixed, 1) * self.stage.training.accumulate
+        parts = (self.memory - fixed) / max(available - fixed, 1) * self.stage.training.gradient_accumulation
         return next((n for n in range(1, self.examples) if self.examples % n == 0 and n >= parts), self.examples)
 
 
@@ -169,8 +169,8 @@ def _base(recipe: Recipe, name: str) -> VideoClassifierConfig:
     return validated(VideoClassifierConfig, read_description(folder).config, f"{folder / CONFIG_NAME}, config")
 
 
-def _segment(recipe: Recipe, model: SegmentModelRecipe, num_classes: int) -> Callable[[], Classifier]:
-    if isinstance(model, AgnosticRecipe):
+def _segment(recipe: Recipe, model: SegmentModelConfig, num_classes: int) -> Callable[[], Classifier]:
+    if isinstance(model, AgnosticModelConfig):
         video = _base(recipe, model.base)
         config = ContextAgnosticClassifierConfig(
             encoder=video.encoder, mixture=video.mixture, margin_frames=model.margin_frames
@@ -236,7 +236,7 @@ def arithmetic(stage: Stage, examples: int, device: torch.device) -> tuple[int, 
         held = [*model.parameters(), *model.buffers(), *batch, *moments]
         memory, flops = _LiveMemory(iter(held)), FlopCounterMode(display=False)
         with memory, flops:
-            for part in parts_of(batch, stage.training.accumulate):
+            for part in parts_of(batch, stage.training.gradient_accumulation):
                 stage.loss(model, part).backward()  # type: ignore[no-untyped-call]
     return (
         sum(parameter.numel() for parameter in model.parameters()),
@@ -260,7 +260,7 @@ def seconds_of_step(fabric: Fabric, machine: MachineConfig, stage: Stage, exampl
     Returns:
         Seconds, the median of a few steps.
     """
-    accumulate = stage.training.accumulate
+    accumulate = stage.training.gradient_accumulation
     small = int(examples * SMALL_STEP / max(flops, 1)) // accumulate * accumulate
     if fabric.device.type != "cpu" or 2 * small >= examples:
         return _timed(fabric, machine, stage, examples)
@@ -323,7 +323,7 @@ def costs(chosen: Sequence[Stage], machine: MachineConfig, fabric: Fabric) -> It
     for stage in chosen:
         examples = max(1, stage.training.batch_size // processes)
         with torch.device("meta"):
-            kind = repr((stage.build(), stage.kind, examples, stage.num_frames, stage.training.accumulate))
+            kind = repr((stage.build(), stage.kind, examples, stage.num_frames, stage.training.gradient_accumulation))
         if kind not in timed:
             parameters, trained, flops, memory = arithmetic(stage, examples, fabric.device)
             seconds = seconds_of_step(fabric, machine, stage, examples, flops)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from yt8m.prediction.passes import Pass, Processes, store_predictions
 from yt8m.prediction.predict import NO_SHIFT, segments_of
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoreIndex
-from yt8m.ranking.ensemble import EnsembleSettings, Merger
+from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.streaming import forget_ranking, rank_streaming
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.machine import MachineConfig, make_fabric
-from yt8m.runtime.progress import tracked
+from yt8m.runtime.progress import no_progress, terminal_progress
 from yt8m.runtime.stopping import StopRequest
 from yt8m.submission.submission import write_submission
 from yt8m.submission.table import write_table
@@ -57,19 +57,16 @@ def shared_pass(
     shifts: Sequence[int],
 ) -> Pass:
     """A pass that Fabric's processes share and may be asked to stop; the first of them shows how far it is."""
-
-    def shown(batches: Iterable[slice | None], count: int) -> Iterable[slice | None]:
-        return tracked(batches, "predict", count) if fabric.is_global_zero else batches
-
+    progress = terminal_progress if fabric.is_global_zero else no_progress
     processes = Processes(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
-    return Pass(reader, segments, models, shifts, processes, shown)
+    return Pass(reader, segments, models, shifts, processes, progress)
 
 
 def predict_folders(
     folders: Sequence[Path],
     catalog: Catalog,
     vocabulary: Path,
-    settings: EnsembleSettings,
+    settings: MergeConfig,
     wanted: Wanted,
     machine: MachineConfig,
     shifts: Sequence[int] = NO_SHIFT,
@@ -115,7 +112,7 @@ def predict_folders(
             store = store_predictions(work, wanted.store, index)
             if store is not None and merger is not None:
                 stores = dict.fromkeys(models, store)
-                ranking = rank_stored(stores, merger, segments, wanted.top_k, lambda classes: tracked(classes, "rank"))
+                ranking = rank_stored(stores, merger, segments, wanted.top_k, terminal_progress)
         elif merger is not None and (output := wanted.submission or wanted.table) is not None:
             folder = Path(f"{output}.unfinished")
             try:
@@ -141,7 +138,7 @@ def predict_folders(
 
 
 def merge_stores(
-    folders: Sequence[Path], catalog: Catalog, vocabulary: Path, settings: EnsembleSettings, wanted: Wanted
+    folders: Sequence[Path], catalog: Catalog, vocabulary: Path, settings: MergeConfig, wanted: Wanted
 ) -> list[str]:
     """Merge all models of some folders of predictions into a submission.
 
@@ -179,12 +176,12 @@ def merge_stores(
                 f"{len(segments):,} of {len(classes):,}."
             )
     merger = _merger(settings, {name: store.index.models[name].kind for name, store in stores.items()}, True)
-    keys = rank_stored(stores, merger, segments, wanted.top_k, lambda classes: tracked(classes, "merge"))
+    keys = rank_stored(stores, merger, segments, wanted.top_k, terminal_progress, "merge")
     _write(keys, wanted, classes)
     return merger.segment_models
 
 
-def _merger(settings: EnsembleSettings, kinds: Mapping[str, str], idle_allowed: bool) -> Merger:
+def _merger(settings: MergeConfig, kinds: Mapping[str, str], idle_allowed: bool) -> Merger:
     """A merger of all segment models among some models, by kind.
 
     Raises:
@@ -209,7 +206,7 @@ def _merger(settings: EnsembleSettings, kinds: Mapping[str, str], idle_allowed: 
     return Merger(settings, members)
 
 
-def _mark(index: StoreIndex, settings: EnsembleSettings, wanted: Wanted) -> str:
+def _mark(index: StoreIndex, settings: MergeConfig, wanted: Wanted) -> str:
     """Names everything that decides a ranking."""
     decided = [index.model_dump(mode="json"), settings.model_dump(mode="json"), wanted.top_k]
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()

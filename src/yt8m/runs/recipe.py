@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from yt8m.errors import UsageError
 from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
 from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.ranking.ensemble import EnsembleSettings, model_weights
+from yt8m.ranking.ensemble import MergeConfig, model_weights
 from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import Settings, nearest, overridden, read_yaml, validated
@@ -30,14 +30,14 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names become folders."""
 
 
-class BaseModelRecipe(Settings):
+class BaseModelConfig(Settings):
     """A video classifier to pre-train on `video/train`, judged on `video/valid`."""
 
     classifier: VideoClassifierConfig
     """The network."""
     frames_per_video: int | None = Field(default=None, ge=1)
     """Frames seen at each visit of a video in training; the encoder's `max_frames` where left out."""
-    clip_share: float = Field(default=0.0, ge=0, le=1)
+    clip_probability: float = Field(default=0.0, ge=0, le=1)
     """Share of the visits that see consecutive frames instead of frames from all over the video; the paper has none."""
     training: TrainingConfig
     """How it is trained."""
@@ -45,7 +45,7 @@ class BaseModelRecipe(Settings):
     """Seed of weights, order and sampling; the recipe's where left out."""
 
 
-class _SegmentModelRecipe(Settings):
+class _SegmentModelConfig(Settings):
     """What both kinds of segment model have."""
 
     fold: int = Field(ge=0)
@@ -60,7 +60,7 @@ class _SegmentModelRecipe(Settings):
     """Seed of weights, order and dropout; the recipe's where left out."""
 
 
-class AgnosticRecipe(_SegmentModelRecipe):
+class AgnosticModelConfig(_SegmentModelConfig):
     """A context-agnostic segment classifier: a base model fine-tuned."""
 
     kind: Literal["agnostic"] = "agnostic"
@@ -68,7 +68,7 @@ class AgnosticRecipe(_SegmentModelRecipe):
     """The base model."""
 
 
-class AwareRecipe(_SegmentModelRecipe):
+class AwareModelConfig(_SegmentModelConfig):
     """A context-aware segment classifier: a frozen context encoder beside a segment encoder."""
 
     kind: Literal["aware"] = "aware"
@@ -82,10 +82,10 @@ class AwareRecipe(_SegmentModelRecipe):
     """The mixture of experts on top."""
 
 
-SegmentModelRecipe = Annotated[AgnosticRecipe | AwareRecipe, Field(discriminator="kind")]
+SegmentModelConfig = Annotated[AgnosticModelConfig | AwareModelConfig, Field(discriminator="kind")]
 
 
-class EnsembleRecipe(EnsembleSettings):
+class EnsembleConfig(MergeConfig):
     """What is merged into the submission."""
 
     models: list[str] = Field(default_factory=list)
@@ -117,13 +117,13 @@ class Recipe(Settings):
     """Seed of everything whose own seed is left out."""
     folds: int = Field(default=8, ge=2)
     """Folds of the rated videos, by shard."""
-    base_models: dict[ModelName, BaseModelRecipe] = Field(default_factory=dict)
+    base_models: dict[ModelName, BaseModelConfig] = Field(default_factory=dict)
     """Video classifiers to pre-train."""
     trained_models: dict[ModelName, str] = Field(default_factory=dict)
     """Video classifiers that are trained already, by the path of their model folders: base models like the others."""
-    segment_models: dict[ModelName, SegmentModelRecipe] = Field(min_length=1)
+    segment_models: dict[ModelName, SegmentModelConfig] = Field(min_length=1)
     """Segment classifiers to fine-tune."""
-    ensemble: EnsembleRecipe = EnsembleRecipe()
+    ensemble: EnsembleConfig = EnsembleConfig()
     """How they are merged."""
     top_k: int = Field(default=MAX_SEGMENTS, ge=1, le=MAX_SEGMENTS)
     """Segments listed for each class."""
@@ -148,7 +148,7 @@ class Recipe(Settings):
             place = f"segment_models.{name}"
             named = (
                 {"base": model.base}
-                if isinstance(model, AgnosticRecipe)
+                if isinstance(model, AgnosticModelConfig)
                 else {"context": model.context, "segment": model.segment}
             )
             for role, base in named.items():

@@ -39,9 +39,10 @@ from yt8m.ranking.ensemble import merging_order
 from yt8m.ranking.weights import find_weights, out_of_fold
 from yt8m.runs.comparison import Comparison, Outputs, Truths, predict_and_score, rankings_wanted
 from yt8m.runs.predicting import shared_pass
-from yt8m.runs.recipe import AgnosticRecipe, BaseModelRecipe, Recipe, SegmentModelRecipe
+from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, SegmentModelConfig
+from yt8m.runtime.console import err
 from yt8m.runtime.machine import make_fabric
-from yt8m.runtime.progress import byte_bar, err, step_bar, tracked
+from yt8m.runtime.progress import no_progress, terminal_progress, track
 from yt8m.runtime.stopping import StopRequest
 from yt8m.scoring.report import SCORES_FILE, read_scores
 from yt8m.settings import nearest, read_yaml, to_yaml
@@ -49,7 +50,7 @@ from yt8m.training.loop import CHECKPOINT_FILE, Task, fit
 from yt8m.training.lr_finder import (
     PICTURE_FILE,
     RATES_FILE,
-    RateSweep,
+    LRSweepConfig,
     Suggestion,
     plot_rates,
     sweep_rates,
@@ -116,12 +117,12 @@ class FoundRate:
 
     Args:
         suggestion: The rate suggested.
-        peak_rate: The recipe's own.
+        peak_lr: The recipe's own.
         picture: What the loss did at each rate.
     """
 
     suggestion: Suggestion
-    peak_rate: float
+    peak_lr: float
     picture: Path
 
 
@@ -195,7 +196,7 @@ class Run:
         stage, mark = self._segment(name), self._finetune_mark(name)
         self._train("finetune", name, mark, stage, self._build_segment)
 
-    def find_rate(self, name: str, sweep: RateSweep) -> FoundRate:
+    def find_rate(self, name: str, sweep: LRSweepConfig) -> FoundRate:
         """Try learning rates on a model of the recipe, and leave `rates.csv` and `rates.png` in `find-rate/NAME`.
 
         A copy of the model is trained as its stage begins, by one process; the stage's own folder stays as it is.
@@ -205,7 +206,7 @@ class Run:
                 is not trained.
             Yt8mError: No rate makes the loss fall; the files are written.
         """
-        models: dict[str, BaseModelRecipe | SegmentModelRecipe] = {
+        models: dict[str, BaseModelConfig | SegmentModelConfig] = {
             **self.recipe.base_models,
             **self.recipe.segment_models,
         }
@@ -218,17 +219,19 @@ class Run:
         stage = models[name]
         seed = self._seed(stage.seed)
         model, task = (self._build_base if name in self.recipe.base_models else self._build_segment)(name, seed)
-        curve = sweep_rates(self.fabric, model, task, stage.training, sweep, seed, self.recipe.machine, tracked)
+        curve = sweep_rates(
+            self.fabric, model, task, stage.training, sweep, seed, self.recipe.machine, terminal_progress
+        )
         folder = self.out / RATES_FOLDER / name
         write_rates(folder / RATES_FILE, curve)
-        plot_rates(folder / PICTURE_FILE, curve, name, stage.training.peak_rate)
+        plot_rates(folder / PICTURE_FILE, curve, name, stage.training.peak_lr)
         suggestion = curve.suggestion
         if suggestion is None:
             raise Yt8mError(
                 f"{name}: the loss falls at no rate from {sweep.lowest:g} to {sweep.highest:g}, as {folder / PICTURE_FILE} "
                 "shows, so there is none to suggest; try other rates or more steps."
             )
-        return FoundRate(suggestion, stage.training.peak_rate, folder / PICTURE_FILE)
+        return FoundRate(suggestion, stage.training.peak_lr, folder / PICTURE_FILE)
 
     def predict(self) -> Comparison | None:
         """Predict every test segment with the ensemble's models, write `submission.csv`, score it where there is truth.
@@ -323,7 +326,7 @@ class Run:
                 fold_of_videos(reader.catalog, self.recipe.folds) == fold,
                 self.recipe.ensemble.shifts,
             )
-            for fold in tracked(sorted(set(held_out.values())), "weights")
+            for fold in track(sorted(set(held_out.values())), "weights")
         ]
         families = {name: self._family(name) for name in members}
         method = self.recipe.ensemble.method
@@ -406,22 +409,22 @@ class Run:
 
     # --------------------------------------------------------------------------------------- what a stage is
 
-    def _base(self, name: str) -> BaseModelRecipe:
+    def _base(self, name: str) -> BaseModelConfig:
         if name not in self.recipe.base_models:
             raise UsageError(f"The recipe has no base model {name!r}{nearest(name, self.recipe.base_models)}.")
         return self.recipe.base_models[name]
 
-    def _segment(self, name: str) -> SegmentModelRecipe:
+    def _segment(self, name: str) -> SegmentModelConfig:
         if name not in self.recipe.segment_models:
             raise UsageError(f"The recipe has no segment model {name!r}{nearest(name, self.recipe.segment_models)}.")
         return self.recipe.segment_models[name]
 
-    def _settings(self, stage: BaseModelRecipe | SegmentModelRecipe) -> dict[str, Any]:
+    def _settings(self, stage: BaseModelConfig | SegmentModelConfig) -> dict[str, Any]:
         """All settings that decide a training stage's result."""
         settings = stage.model_dump(mode="json")
         training = {name: value for name, value in settings["training"].items() if name not in _NOT_RESULTS}
         decided = {"training": training, "seed": self._seed(stage.seed), "precision": self.recipe.machine.precision}
-        if not isinstance(stage, BaseModelRecipe):
+        if not isinstance(stage, BaseModelConfig):
             decided["folds"] = self.recipe.folds
         return settings | decided
 
@@ -456,16 +459,16 @@ class Run:
         stage = self._segment(name)
         bases = (
             {"base": stage.base}
-            if isinstance(stage, AgnosticRecipe)
+            if isinstance(stage, AgnosticModelConfig)
             else {"context": stage.context, "segment": stage.segment}
         )
         inputs = {role: self._pretrain_mark(base) for role, base in bases.items()}
         inputs["segment/train"] = self.catalog("segment/train").digest
         return fingerprint("finetune", self._settings(stage), inputs)
 
-    def _start(self, stage: SegmentModelRecipe) -> SegmentClassifier:
+    def _start(self, stage: SegmentModelConfig) -> SegmentClassifier:
         """A segment model before its first step, made of trained base models."""
-        if isinstance(stage, AgnosticRecipe):
+        if isinstance(stage, AgnosticModelConfig):
             return ContextAgnosticClassifier.from_video_classifier(self._trained_base(stage.base), stage.margin_frames)
         return ContextAwareClassifier.from_video_classifiers(
             self._trained_base(stage.context),
@@ -512,7 +515,7 @@ class Run:
             FrameReader(self.catalog("video/valid")),
             self.vocabulary,
             stage.classifier.encoder.max_frames,
-            FrameChoice(stage.frames_per_video or stage.classifier.encoder.max_frames, stage.clip_share),
+            FrameChoice(stage.frames_per_video or stage.classifier.encoder.max_frames, stage.clip_probability),
             stage.training.batch_size,
             seed,
             {"name": name, "seed": seed, "stage": self._pretrain_mark(name)},
@@ -543,7 +546,7 @@ class Run:
         kind: str,
         name: str,
         mark: str,
-        stage: BaseModelRecipe | SegmentModelRecipe,
+        stage: BaseModelConfig | SegmentModelConfig,
         build: Callable[[str, int], tuple[nn.Module, Task]],
     ) -> None:
         """Train one model into its folder, unless that is done; go on where a former run was stopped."""
@@ -563,8 +566,8 @@ class Run:
                 self._say(f"{title}: goes on where it was stopped")
             _write_stage(folder, StageRecord(mark, "started", 0.0, {}), self._settings(stage))
         self.fabric.barrier()
-        unit = "videos" if kind == "pretrain" else "segments"
-        with step_bar(title, stage.training.steps, unit, self.fabric.is_global_zero) as on_log:
+        progress = terminal_progress if self.fabric.is_global_zero else no_progress
+        with progress(title, stage.training.steps) as report:
             fitted = fit(
                 self.fabric,
                 model,
@@ -573,7 +576,7 @@ class Run:
                 folder,
                 seed,
                 self.recipe.machine,
-                on_log,
+                lambda pace: report(pace.step, note=pace.note),
                 WandbRun(self.recipe.log, title, mark, self._settings(stage)),
             )
         if self.fabric.is_global_zero:
@@ -600,8 +603,7 @@ class Run:
 
 def _indexed(folder: Path) -> Catalog:
     """Index a folder of shards and save its catalog; damage stops the run once, so that nobody trains on less unawares."""
-    with byte_bar(f"index {folder}") as progress:
-        catalog = index_and_save(folder, progress=progress)
+    catalog = index_and_save(folder, progress=terminal_progress)
     if catalog.num_problems:
         raise Yt8mError(
             f"{folder}: {damaged_places(catalog.num_problems)} found while indexing, the first: {catalog.problems[0].removesuffix('.')}. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.records import SEGMENT_SECONDS
 from yt8m.submission.submission import HEADER, is_segment, parse_class, parse_line, shown
 from yt8m.vocabulary import Vocabulary
@@ -88,7 +89,7 @@ def check_submission(
     path: Path,
     vocabulary: Vocabulary | None = None,
     catalog: Catalog | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressFactory = no_progress,
 ) -> Checked:
     """Find everything that is wrong with a submission.
 
@@ -96,21 +97,21 @@ def check_submission(
         path: The file.
         vocabulary: The classes that may occur; without it any class may.
         catalog: The videos that may occur; without it, ids and ends of videos are not looked at.
-        progress: Told how many bytes are read, and how many there are.
+        progress: Reports bytes read.
 
     Raises:
         UsageError: The file is missing or cannot be opened. Whatever is wrong inside it is found, not raised.
     """
     check = _Check(path, vocabulary, None if catalog is None else _Videos(catalog))
     try:
-        with path.open("rb") as file:
-            total, done, told = path.stat().st_size, 0, 0
+        with path.open("rb") as file, progress(f"check {path}", path.stat().st_size, "bytes") as report:
+            done = reported = 0
             for number, line in enumerate(file, start=1):
                 check.line(number, line.rstrip(b"\r\n"))
                 done += len(line)
-                if progress is not None and done >= told + _BYTES_PER_REPORT:
-                    progress(done, total)
-                    told = done
+                if done >= reported + _BYTES_PER_REPORT:
+                    report(done)
+                    reported = done
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; expected a submission.") from None
     except OSError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from yt8m.dataset.layout import find_shards
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError
 from yt8m.files import written_atomically
+from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.shards.records import SEGMENT_SECONDS, read_video_level_shard
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.vocabulary import FILE_NAME as VOCABULARY_FILE
@@ -196,7 +197,7 @@ def write_dataset(
     vocabulary: Vocabulary,
     sizes: Sizes,
     seed: int,
-    progress: Callable[[Iterable[int], str], Iterable[int]] = lambda items, _: items,
+    progress: ProgressFactory = no_progress,
 ) -> None:
     """Write a whole spliced dataset in the classic layout.
 
@@ -211,7 +212,7 @@ def write_dataset(
         vocabulary: The segment classes.
         sizes: Videos per part.
         seed: Decides everything.
-        progress: Wraps the numbers of the videos of a part (and the part's name) as they are written.
+        progress: Reports videos written, part by part.
 
     Raises:
         UsageError: The folder holds something already, a size is impossible, or there are too few sources.
@@ -276,12 +277,12 @@ def _write_part(
     videos: Iterator[tuple[SplicedVideo, list[tuple[int, int, float]]]],
     vocabulary: Vocabulary,
     first_number: int,
-    progress: Callable[[Iterable[int], str], Iterable[int]],
+    progress: ProgressFactory,
 ) -> None:
     ends = np.linspace(0, part.size, num_shards(part.size) + 1).astype(int).tolist()
     truth: list[tuple[str, int, int, int]] = []
     positives: list[tuple[str, int, int]] = []
-    numbers = iter(progress(range(part.size), part.name))
+    numbers = track(range(part.size), part.name, progress)
     for shard, (start, stop) in enumerate(itertools.pairwise(ends)):
         with ShardWriter(folder / part.folder / f"{part.prefix}{shard:04d}.tfrecord") as writer:
             for _ in range(start, stop):
@@ -322,14 +323,12 @@ def _write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     _write_csv(path, ("Index", "Name"), zip(vocabulary.label_ids.tolist(), vocabulary.names, strict=True))
 
 
-def read_sources(
-    folder: Path, progress: Callable[[Iterable[Path], str], Iterable[Path]] = lambda items, _: items
-) -> Sources:
+def read_sources(folder: Path, progress: ProgressFactory = no_progress) -> Sources:
     """Read video-level shards as sources.
 
     Args:
         folder: Holds the shards, `*.tfrecord`.
-        progress: Wraps the shards as they are read.
+        progress: Reports shards read.
 
     Raises:
         UsageError: The folder is missing or holds no shards.
@@ -337,7 +336,7 @@ def read_sources(
     """
     means: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
-    for shard in progress(find_shards(folder), "sources"):
+    for shard in track(find_shards(folder), "sources", progress):
         for record in read_video_level_shard(shard):
             means.append(np.concatenate([record.mean_rgb, record.mean_audio]))
             labels.append(np.asarray(record.labels, np.int64))

@@ -54,7 +54,7 @@ class TrainingConfig(OptimizationConfig):
     """Steps between checkpoints, which a killed run resumes from."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of the training log."""
-    choose_by: Literal["loss", "auc", "map"] = "auc"
+    monitor: Literal["loss", "auc", "map"] = "auc"
     """What the best model is chosen by, on the held-out videos."""
     patience: int | None = Field(default=None, gt=0)
     """Evaluations in a row that may be no better than the best before the run ends early; never where left out."""
@@ -75,7 +75,7 @@ class Task(Protocol):
         `check` is called often, equally often by every process; it raises where the run is asked to stop.
         """
 
-    def slow_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+    def encoder_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Parameters that learn at the slower rate."""
 
     def save(self, folder: Path, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
@@ -107,6 +107,12 @@ class Pace(NamedTuple):
     examples_per_second: float
     waiting: float
 
+    @property
+    def note(self) -> str:
+        """The same in a few words, for a progress bar."""
+        waiting = f", {self.waiting:.0%} waiting for data" if self.waiting >= 0.05 else ""
+        return f"loss {self.loss:.4g}, {self.examples_per_second:,.0f} examples/s{waiting}"
+
 
 def step_seed(seed: int, step: int, part: int) -> int:
     """Seed of all that is random inside the model at a step (dropout), for each part of an accumulated batch.
@@ -131,9 +137,9 @@ def training_batches(fabric: Fabric, task: Task, config: TrainingConfig) -> Batc
         UsageError: They cannot be taken in as many parts as the settings say.
     """
     batches = task.batches(Share(fabric.global_rank, fabric.world_size))
-    if batches.share_size % config.accumulate:
+    if batches.share_size % config.gradient_accumulation:
         raise UsageError(
-            f"accumulate {config.accumulate} does not divide the {batches.share_size} examples that a process has of "
+            f"gradient_accumulation {config.gradient_accumulation} does not divide the {batches.share_size} examples that a process has of "
             "each batch."
         )
     return batches
@@ -163,11 +169,11 @@ def train_step(
         The loss and the gradient's norm before clipping, scalars on the device.
     """
     losses = []
-    for part, examples in enumerate(parts_of(batch, config.accumulate)):
+    for part, examples in enumerate(parts_of(batch, config.gradient_accumulation)):
         if seeds:
             torch.manual_seed(seeds[part])
-        with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
-            loss = loss_of(model, examples) / config.accumulate
+        with fabric.no_backward_sync(model, enabled=part + 1 < config.gradient_accumulation):
+            loss = loss_of(model, examples) / config.gradient_accumulation
             fabric.backward(loss)
         losses.append(loss.detach())
     norm = fabric.clip_gradients(model, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
@@ -195,7 +201,7 @@ def stepper(
 
     def step(batch: Any, number: int) -> tuple[Tensor, Tensor]:
         set_rates(optimizer, rate_of(number, config))
-        seeds = [step_seed(seed, number, part) for part in range(config.accumulate)]
+        seeds = [step_seed(seed, number, part) for part in range(config.gradient_accumulation)]
         return train_step(fabric, model, optimizer, loss_of, batch, config, seeds)
 
     if not machine.captures(fabric):
@@ -268,7 +274,7 @@ class _Training:
         self.folder, self.seed, self.machine = folder, seed, machine
         split_over_processes(model, fabric.global_rank, fabric.world_size, machine.sync_batch_norm)
         self.batches = training_batches(fabric, task, config)
-        optimizer = make_optimizer(model, config, task.slow_parameters(model))
+        optimizer = make_optimizer(model, config, task.encoder_parameters(model))
         self.compiles = machine.compiles(fabric.device)
         network = cast("nn.Module", torch.compile(model)) if self.compiles else model
         self.wrapped, self.optimizer = fabric.setup(network, optimizer)
@@ -379,8 +385,8 @@ class _Training:
         _require_number(metrics["loss"], "held-out loss", self.folder, progress["step"], config)
         self.log.write("valid", progress["step"], metrics)
         progress["evaluated_step"] = progress["step"]
-        value = metrics[config.choose_by]
-        if DIRECTIONS[config.choose_by] == "min":
+        value = metrics[config.monitor]
+        if DIRECTIONS[config.monitor] == "min":
             better = not progress["best_value"] <= value
         else:
             better = not progress["best_value"] >= value
@@ -442,5 +448,5 @@ class _Clock:
 def _require_number(loss: float, name: str, folder: Path, step: int, config: TrainingConfig) -> None:
     if not np.isfinite(loss):
         raise Yt8mError(
-            f"{folder}: the {name} is {loss} at step {step}; the rate {config.peak_rate:g} is too high, or the data broken."
+            f"{folder}: the {name} is {loss} at step {step}; the rate {config.peak_lr:g} is too high, or the data broken."
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -27,6 +27,7 @@ from torch import nn
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.files import written_atomically
 from yt8m.runtime.machine import MachineConfig
+from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.scoring.report import DENSE_COLOR, RATED_COLOR, TRUTH_COLOR, save_picture
 from yt8m.settings import Settings
 from yt8m.training.loop import Task, TrainingConfig, step_seed, train_step, training_batches
@@ -40,7 +41,7 @@ MEMORY = 1 / 20
 before. The lag behind the loss is the same stretch of the rates whatever the number of steps."""
 
 
-class RateSweep(Settings):
+class LRSweepConfig(Settings):
     """Which rates are tried."""
 
     steps: int = Field(default=200, ge=10)
@@ -67,11 +68,11 @@ class Suggestion(NamedTuple):
     """What a sweep says.
 
     Args:
-        peak_rate: Where the smoothed loss falls fastest over log(rate), before it is lowest.
+        peak_lr: Where the smoothed loss falls fastest over log(rate), before it is lowest.
         lowest_at: Where it is lowest.
     """
 
-    peak_rate: float
+    peak_lr: float
     lowest_at: float
 
 
@@ -85,7 +86,7 @@ class RateCurve:
         smoothed: Exponential average of the losses up to each step, corrected for its start at zero.
     """
 
-    sweep: RateSweep
+    sweep: LRSweepConfig
     losses: list[float]
     smoothed: list[float]
 
@@ -111,7 +112,7 @@ class RateCurve:
         return Suggestion(self.sweep.rates[first + int(slopes.argmin())], self.sweep.rates[lowest])
 
 
-def follow(sweep: RateSweep, losses: Iterable[float]) -> RateCurve:
+def follow(sweep: LRSweepConfig, losses: Iterable[float]) -> RateCurve:
     """Smooth the losses of a sweep as they come, until they diverge.
 
     Args:
@@ -136,10 +137,10 @@ def sweep_rates(
     model: nn.Module,
     task: Task,
     config: TrainingConfig,
-    sweep: RateSweep,
+    sweep: LRSweepConfig,
     seed: int,
     machine: MachineConfig | None = None,
-    progress: Callable[[Iterable[float], str], Iterable[float]] = lambda rates, _: rates,
+    progress: ProgressFactory = no_progress,
 ) -> RateCurve:
     """Train a copy of a model while the rate rises, with the batches and random numbers that a run of `fit` begins with.
 
@@ -153,23 +154,23 @@ def sweep_rates(
         sweep: The rates.
         seed: Decides batches and dropout.
         machine: How batches are read.
-        progress: Wraps the rates (with what is done) as they are tried.
+        progress: Reports steps done.
 
     Raises:
         UsageError: The settings do not go with each other.
     """
     batches = training_batches(fabric, task, config)
     trained = copy.deepcopy(model)
-    wrapped, optimizer = fabric.setup(trained, make_optimizer(trained, config, task.slow_parameters(trained)))
+    wrapped, optimizer = fabric.setup(trained, make_optimizer(trained, config, task.encoder_parameters(trained)))
     num_workers = 0 if machine is None else machine.num_workers
     loader = step_loader(batches, 0, sweep.steps, num_workers, fabric.device.type == "cuda")
     moved = on_device(loader, fabric.device)
 
     def losses() -> Iterator[float]:
         wrapped.train()
-        for number, rate in enumerate(progress(sweep.rates, "find-rate")):
+        for number, rate in enumerate(track(sweep.rates, "find-lr", progress)):
             set_rates(optimizer, rate)
-            seeds = [step_seed(seed, number, part) for part in range(config.accumulate)]
+            seeds = [step_seed(seed, number, part) for part in range(config.gradient_accumulation)]
             yield float(train_step(fabric, wrapped, optimizer, task.loss, next(moved), config, seeds)[0])
 
     return follow(sweep, losses())
@@ -184,14 +185,14 @@ def write_rates(path: Path, curve: RateCurve) -> None:
         writer.writerows([step, *row] for step, row in enumerate(rows, start=1))
 
 
-def plot_rates(path: Path, curve: RateCurve, name: str, peak_rate: float) -> None:
+def plot_rates(path: Path, curve: RateCurve, name: str, peak_lr: float) -> None:
     """Draw the loss over the rate, with the rate suggested and the recipe's own.
 
     Args:
         path: The PNG file.
         curve: At least one step.
         name: The model.
-        peak_rate: The recipe's.
+        peak_lr: The recipe's.
     """
     rates, losses, smoothed = curve.sweep.rates[: len(curve.losses)], np.array(curve.losses), np.array(curve.smoothed)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -199,9 +200,9 @@ def plot_rates(path: Path, curve: RateCurve, name: str, peak_rate: float) -> Non
     axes.plot(rates, losses, color=TRUTH_COLOR, linewidth=0.9, label="loss of each batch")
     axes.plot(rates, smoothed, color=RATED_COLOR, linewidth=2.2, label="smoothed")
     if (suggestion := curve.suggestion) is not None:
-        label = f"suggested: {suggestion.peak_rate:.2g}"
-        axes.axvline(suggestion.peak_rate, color=DENSE_COLOR, linewidth=1.8, label=label)
-    axes.axvline(peak_rate, color="#444444", linewidth=1.4, linestyle="--", label=f"the recipe's: {peak_rate:.2g}")
+        label = f"suggested: {suggestion.peak_lr:.2g}"
+        axes.axvline(suggestion.peak_lr, color=DENSE_COLOR, linewidth=1.8, label=label)
+    axes.axvline(peak_lr, color="#444444", linewidth=1.4, linestyle="--", label=f"the recipe's: {peak_lr:.2g}")
     axes.set_xscale("log")
     axes.set_ylim(*_shown(losses, smoothed))
     axes.set_xlabel("learning rate")

@@ -19,10 +19,10 @@ class OptimizationConfig(Settings):
     """Optimizer steps."""
     batch_size: int = Field(default=128, gt=0)
     """Videos or segments in a step, over all processes."""
-    accumulate: int = Field(default=1, gt=0)
+    gradient_accumulation: int = Field(default=1, gt=0)
     """Parts that a process takes its share of a batch in, one after the other, to need less memory; gradients are
     summed over them. Batch norm sees each part by itself."""
-    peak_rate: float = Field(gt=0)
+    peak_lr: float = Field(gt=0)
     """Highest learning rate of the schedule."""
     weight_decay: float = Field(ge=0)
     """Decay of weight matrices; biases and the weights of norm layers have none."""
@@ -30,7 +30,7 @@ class OptimizationConfig(Settings):
     """Share of the steps during which the rate rises."""
     max_grad_norm: float = Field(default=10.0, gt=0)
     """The gradient's norm is clipped here."""
-    slow_rate_factor: float = Field(default=0.5, ge=0)
+    encoder_lr_factor: float = Field(default=0.5, ge=0)
     """Rate of a context-aware model's segment encoder, as a share of that of its new layers."""
 
 
@@ -57,7 +57,7 @@ def make_optimizer(
     Args:
         model: Parameters that need no gradient (a frozen encoder) are left out.
         config: Rates and decay.
-        slow: Parameters that learn at `slow_rate_factor` of the rate.
+        slow: Parameters that learn at `encoder_lr_factor` of the rate.
     """
     slow_ids = {id(parameter) for parameter in slow}
     decaying = decaying_parameters(model)
@@ -70,18 +70,18 @@ def make_optimizer(
             {
                 "params": parameters,
                 "weight_decay": config.weight_decay if decay else 0.0,
-                "factor": config.slow_rate_factor if is_slow else 1.0,
+                "factor": config.encoder_lr_factor if is_slow else 1.0,
             }
             for (decay, is_slow), parameters in groups.items()
         ],
-        lr=config.peak_rate,
+        lr=config.peak_lr,
         fused=True,
     )
 
 
 def rate_of(step: int, config: OptimizationConfig) -> float:
     """Rate of a step, from 0, of the parameters that are not slow."""
-    return config.peak_rate * slanted_triangular(step, config.steps, config.warmup)
+    return config.peak_lr * slanted_triangular(step, config.steps, config.warmup)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:

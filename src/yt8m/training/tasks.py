@@ -133,7 +133,7 @@ class VideoTask:
             "map": float(np.mean([average_precision(hits[:, c], int(hits[:, c].sum())) for c in shown])),
         }
 
-    def slow_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+    def encoder_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """None: everything is new."""
         return []
 
@@ -293,7 +293,7 @@ class SegmentTask:
             "map": map_from_probabilities(p, self._hashes, each, ratings.class_indices, ratings.values),
         }
 
-    def slow_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+    def encoder_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The segment encoder's, where it stands beside new layers."""
         return list(model.segment_encoder.parameters()) if isinstance(model, ContextAwareClassifier) else []
 
