@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-all lint format dev requirements clean clean-all
+.PHONY: help install demo test test-all lint docs format dev requirements clean clean-all
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -41,6 +41,9 @@ lint: $(VENV)/installed-lint ## ruff, mypy, and hadolint for the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+docs: $(VENV)/installed-run ## write docs/cli.md from the commands
+	$(BIN)/typer yt8m.cli.main utils docs --name yt8m --title 'Command reference' --output docs/cli.md
 
 format: $(VENV)/installed-lint ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .

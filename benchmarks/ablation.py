@@ -41,11 +41,12 @@ from yt8m.models import dbof
 from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.runs.recipe import read_recipe
-from yt8m.runs.run import Run, read_stage
+from yt8m.runs.run import Run
+from yt8m.runs.stages import read_record
 from yt8m.scoring.report import SCORES_FILE, read_scores
 from yt8m.training import optimization, tasks
 from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, mined_loss, rating_loss
-from yt8m.training.optimizer_groups import decaying_parameters
+from yt8m.training.optimization import decaying_parameters
 from yt8m.vocabulary import Vocabulary
 
 RECIPE = """
@@ -279,7 +280,7 @@ def train(plan: Plan, encoder: str, variant: str, seed: int) -> None:
 
 def _share_pretraining(source: Path, folder: Path) -> None:
     """Take over the finished pre-training of another run, if there is one."""
-    record = read_stage(source / PRETRAINED)
+    record = read_record(source / PRETRAINED)
     if record and record.status == "finished" and not (folder / PRETRAINED).exists():
         with written_atomically(folder / PRETRAINED) as temporary:
             shutil.copytree(source / PRETRAINED, temporary)
@@ -341,7 +342,7 @@ def scores(plan: Plan, encoder: str, variant: str, seed: int) -> Scores | None:
     recipe = folder / RECIPE_FILE
     if not recipe.is_file() or recipe.read_text(encoding="utf-8") != plan.recipe(encoder, seed):
         return None
-    pretrained, predicted = read_stage(folder / PRETRAINED), read_stage(folder / PREDICTED)
+    pretrained, predicted = read_record(folder / PRETRAINED), read_record(folder / PREDICTED)
     if pretrained is None or predicted is None or predicted.status != "finished":
         return None
     row = read_scores(folder / PREDICTED / SCORES_FILE)[-1]

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from yt8m.runs.run import read_stage
+from yt8m.runs.stages import read_record
 
 RECIPE = """
 folds: 4
@@ -66,7 +66,7 @@ def train(recipe: Path, data: Path, out: Path, seed: int, settings: tuple[str, .
             capture_output=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-    records = {stage: read_stage(out / stage) for stage in STAGES}
+    records = {stage: read_record(out / stage) for stage in STAGES}
     return {stage: record.metrics for stage, record in records.items() if record is not None}
 
 

@@ -178,7 +178,7 @@ def peak_mib(device: torch.device) -> float:
 def one_pass(setting: Setting) -> Measured:
     """Predict, merge and rank in one pass."""
     device = torch.device(setting.device)
-    dtype = MachineConfig(precision=setting.precision).product_dtype
+    dtype = MachineConfig(precision=setting.precision).matmul_dtype
     folded: dict[str, FoldedClassifier] = {}
     encoders: dict[str, FoldedEncoder] = {}
     models = paper_models()
@@ -224,7 +224,7 @@ def loop_of_2019(setting: Setting, way: str) -> Measured:
     """A batch of segments, each with its window and its whole video, through each model by itself."""
     is_plain = way != OUR_NETWORKS
     device = torch.device(setting.device)
-    dtype = MachineConfig(precision=setting.precision).product_dtype
+    dtype = MachineConfig(precision=setting.precision).matmul_dtype
     models = paper_models()
     needs = {
         name: (model.config.context_encoder.max_frames if isinstance(model, ContextAwareClassifier) else None)
@@ -288,7 +288,7 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def roof(setting: Setting) -> float:
     """The same, for a process of its own."""
-    return product_speed(torch.device(setting.device), MachineConfig(precision=setting.precision).product_dtype)
+    return product_speed(torch.device(setting.device), MachineConfig(precision=setting.precision).matmul_dtype)
 
 
 def main() -> None:

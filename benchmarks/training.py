@@ -1,7 +1,7 @@
 """Measure a training step (forward, loss, backward, clipping, AdamW): ours against the paper's formulas, in one run.
 
 The opponent is `plain_models.py`: the same networks written plainly, eager, float32, with the same fused AdamW; on
-CUDA once without and once with TF32. Ours are the training loop's own steps (`stepper`) through Fabric, on CUDA
+CUDA once without and once with TF32. Ours are the training loop's own steps (`make_step`) through Fabric, on CUDA
 compiled and recorded as a graph. Sizes are the paper's, 1,000 classes:
 
     dbof-3           video classifier, 128 videos of 150 frames
@@ -78,9 +78,10 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.input import AUDIO_SIZE, FRAME_SIZE, RGB_SIZE
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.runtime.machine import MachineConfig, make_fabric
-from yt8m.training.loop import TrainingConfig, stepper
+from yt8m.training.loop import TrainingConfig
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
+from yt8m.training.step import make_step
 from yt8m.training.tasks import ContextVectors
 
 CLASSES = 1000
@@ -342,12 +343,12 @@ class Trained:
 
         def loss_of(network: nn.Module, batch: Any) -> Tensor:
             """As the tasks of `yt8m.training.tasks` have it."""
-            logits = network(batch.frames, batch.lengths, *(context.of(batch.rows) for context in contexts))
+            logits = network(batch.frames, batch.lengths, *(context.lookup(batch.rows) for context in contexts))
             if case.kind == "video":
                 return video_loss(logits, batch.labels)
             return segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives)
 
-        steps = stepper(fabric, wrapped, optimizer, loss_of, config, 0, machine)
+        steps = make_step(fabric, wrapped, optimizer, loss_of, config, 0, machine)
 
         def step(batch: Any, number: int) -> Tensor:
             return steps(batch, number)[0]

@@ -1,3 +1,5 @@
+"""Atomic writes: complete files and folders, and no leftovers after failures."""
+
 from __future__ import annotations
 
 import errno
@@ -15,8 +17,8 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write_half(path: Path, error: BaseException, is_folder: bool = False) -> None:
-    """Begin to write a file, or a file of a folder, and fail."""
+def fail_to_write(path: Path, error: BaseException, is_folder: bool = False) -> None:
+    """Start to write a file, or a folder with a file, and raise."""
     with written_atomically(path) as temporary:
         if is_folder:
             temporary.mkdir()
@@ -24,30 +26,30 @@ def write_half(path: Path, error: BaseException, is_folder: bool = False) -> Non
         raise error
 
 
-def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "list.csv"
     with written_atomically(path) as temporary:
         temporary.write_text("half")
         assert not path.exists()
         assert (temporary.parent, temporary.suffix) == (path.parent, ".csv")
         assert temporary.name.startswith(".")
-        temporary.write_text("whole")
-    assert path.read_text() == "whole"
+        temporary.write_text("complete")
+    assert path.read_text() == "complete"
     assert names_in(path.parent) == ["list.csv"]
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), Yt8mError("A sentence.")])
-def test_what_fails_leaves_the_former_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_write_leaves_the_previous_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "list.csv"
-    path.write_text("former")
+    path.write_text("previous")
     with pytest.raises(type(error)) as raised:
-        write_half(path, error)
+        fail_to_write(path, error)
     assert raised.value is error
-    assert path.read_text() == "former"
+    assert path.read_text() == "previous"
     assert names_in(tmp_path) == ["list.csv"]
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     with written_atomically(path) as first, written_atomically(path) as second:
         first.write_text("first")
@@ -56,28 +58,28 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["list.csv"]
 
 
-@pytest.mark.parametrize("former", ["nothing", "file", "folder"])
-def test_folder_replaces_what_stood_there(tmp_path: Path, former: str) -> None:
+@pytest.mark.parametrize("existing", ["nothing", "file", "folder"])
+def test_a_folder_replaces_an_existing_file_or_folder(tmp_path: Path, existing: str) -> None:
     path = tmp_path / "model"
-    if former == "file":
-        path.write_text("former")
-    elif former == "folder":
+    if existing == "file":
+        path.write_text("previous")
+    elif existing == "folder":
         path.mkdir()
-        (path / "old.yaml").write_text("former")
+        (path / "old.yaml").write_text("previous")
     with written_atomically(path) as temporary:
         temporary.mkdir()
-        (temporary / "new.yaml").write_text("whole")
-        assert path.exists() == (former != "nothing")
+        (temporary / "new.yaml").write_text("complete")
+        assert path.exists() == (existing != "nothing")
     assert names_in(path) == ["new.yaml"]
     assert names_in(tmp_path) == ["model"]
 
 
-def test_folder_that_fails_leaves_the_former_one(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_previous_folder(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()
-    (path / "old.yaml").write_text("former")
+    (path / "old.yaml").write_text("previous")
     with pytest.raises(ValueError, match="broken"):
-        write_half(path, ValueError("broken"), is_folder=True)
+        fail_to_write(path, ValueError("broken"), is_folder=True)
     assert names_in(tmp_path) == ["model"]
     assert names_in(path) == ["old.yaml"]
 
@@ -92,30 +94,30 @@ def test_folder_that_fails_leaves_the_former_one(tmp_path: Path) -> None:
         (errno.EFBIG, "cannot be written (File too large)"),
     ],
 )
-def test_the_systems_errors_are_sentences(tmp_path: Path, number: int, expected: str) -> None:
+def test_errors_of_the_system_become_messages(tmp_path: Path, number: int, expected: str) -> None:
     path = tmp_path / "list.csv"
     with pytest.raises(Yt8mError) as raised:
-        write_half(path, OSError(number, os.strerror(number)))
+        fail_to_write(path, OSError(number, os.strerror(number)))
     assert str(raised.value).startswith(f"{path}: {expected}")
     assert names_in(tmp_path) == []
 
 
-def test_an_error_of_reading_passes_as_it_is(tmp_path: Path) -> None:
+def test_errors_of_reading_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), written_atomically(tmp_path / "copy") as temporary:
         temporary.write_bytes((tmp_path / "absent").read_bytes())
 
 
-def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Yt8mError, match="cannot be written"), written_atomically(tmp_path / "file" / "list.csv"):
         pass
 
 
-def test_a_file_that_would_replace_a_folder(tmp_path: Path) -> None:
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.mkdir()
     with pytest.raises(Yt8mError, match="cannot be written"), written_atomically(path) as temporary:
-        temporary.write_text("whole")
+        temporary.write_text("complete")
     assert names_in(tmp_path) == ["submission.csv"]
 
 

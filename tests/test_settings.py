@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from yt8m.errors import UsageError
-from yt8m.settings import Settings, nearest, parse_yaml, read_yaml, to_yaml, validated
+from yt8m.settings import Settings, did_you_mean, parse_yaml, read_yaml, to_yaml, validated
 
 
 class Round(Settings):
@@ -229,4 +229,4 @@ def test_settings_cannot_be_changed() -> None:
     ],
 )
 def test_nearest(word: str, known: list[str], answer: str) -> None:
-    assert nearest(word, known) == answer
+    assert did_you_mean(word, known) == answer

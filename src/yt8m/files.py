@@ -1,4 +1,4 @@
-"""Files that are complete or absent: everything is written beside its final name and renamed into place."""
+"""Atomic writes: a file or folder is written under a temporary name beside its final one, then renamed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yt8m.errors import Yt8mError
+from yt8m.errors import UsageError, Yt8mError
 
-_CANNOT_WRITE = frozenset(
-    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG]
-)
+_CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG}
 
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The folder of `path` is created. Works for a file and for a folder (create the temporary path as a folder); a
-    file is flushed to the disk before the rename, and an existing folder of that name is replaced.
+    Creates the parent folder of `path`. For a folder, create the temporary path as a folder; it replaces an existing
+    one. A file is flushed to the disk before the rename.
 
     Args:
         path: The final name.
@@ -47,37 +45,32 @@ def written_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise writing_error(error, path) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():
-            temporary.unlink()
+        _remove(temporary, ignore_errors=True)
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what kills left of former tries to write `path`; a folder that was being replaced gets its name back.
+    """Remove what killed processes left of writing `path`; restore a folder that was being replaced.
 
-    Not to be called while something else may be writing `path`.
+    Call this only while no other process writes `path`.
 
     Args:
-        path: A final name given to `written_atomically` before.
+        path: A final name passed to `written_atomically` before.
     """
-    ours = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}(\.old)?")
+    leftover_name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}(\.old)?")
     for leftover in path.parent.glob(".*"):
-        match = ours.fullmatch(leftover.name)
+        match = leftover_name.fullmatch(leftover.name)
         if match and match[1] and not path.exists():
             leftover.replace(path)
-        elif match and leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
         elif match:
-            leftover.unlink(missing_ok=True)
+            _remove(leftover, ignore_errors=True)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Rename a folder into place, beside which it is; what stood there goes only once the new one has its name."""
+    """Rename the folder `new`, beside `path`, to `path`; an existing `path` is removed only after the rename."""
     old = new.with_name(new.name + ".old")
     if not path.exists():
         new.replace(path)
-        # What a kill between the two renamings below left.
+        # Left by a kill between the two renames below.
         _remove(old)
         return
     _remove(old)
@@ -86,26 +79,47 @@ def replace_folder(new: Path, path: Path) -> None:
     _remove(old)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+def _remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file or folder if it exists; `ignore_errors` concerns the contents of folders."""
     if path.is_dir():
-        shutil.rmtree(path)
-    else:
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    elif path.exists():
         path.unlink(missing_ok=True)
 
 
 def writing_error(
     error: OSError, path: Path, remains: str = "nothing was written under that name. Free some space and run again"
 ) -> Exception:
-    """Say an operating-system error on writing as a sentence; errors of other kinds pass unchanged.
+    """Turn an operating-system error of a write into a `Yt8mError`; return other errors unchanged.
 
     Args:
         error: The error.
-        path: What was being written.
-        remains: What there is after a full disk, and what to do.
+        path: File or folder that was being written.
+        remains: What is left after the disk was full, and what to do.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Yt8mError(f"{path}: no space left on the disk; {remains}.")
     if error.errno in _CANNOT_WRITE:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error
+
+
+def read_names(path: Path, what: str) -> list[str]:
+    """Read a list of names, one per line; blank lines and comments (`#` to the end of the line) are skipped.
+
+    Args:
+        path: The file.
+        what: What it lists, for messages.
+
+    Raises:
+        UsageError: The file cannot be read, or contains no name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: cannot be read as a list of {what} ({reason}).") from None
+    names = [name for line in lines if (name := re.sub(r"(^|\s)#.*", "", line).strip())]
+    if not names:
+        raise UsageError(f"{path}: contains no names; expected a list of {what}, one per line.")
+    return names

@@ -1,19 +1,21 @@
-"""Settings: typed, immutable, and strict, so that a misspelt key is an answer and not a silence.
+"""Settings: typed, immutable and strict, so that a misspelt key is an error and not ignored.
 
-Every group of settings derives from `Settings` and stands beside the code that it sets. `read_settings` turns YAML
-into one of them, or into one sentence that names the file, the key, what was found and the nearest known key.
+Every group of settings derives from `Settings` and is defined beside the code that it configures. `validated` turns the
+values of a YAML file into one, or raises one sentence that names the file, the key, what was found and what was expected.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +25,10 @@ from yt8m.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys refused, values immutable once made, types never guessed from strings."""
+    """Base of all settings: unknown keys are refused, values immutable, and types never guessed from strings."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """New names of keys that had another one in earlier versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -32,20 +37,20 @@ S = TypeVar("S", bound=Settings)
 
 
 _MOST_NODES = 100_000
-"""Values in a file, those that `*name` repeats counted as often as they stand there."""
+"""Most values in a file, counting those that `*name` repeats each time."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `2e-4` is a number, where YAML 1.1 wants `2.0e-4`, and no key may stand twice.
+    """Safe YAML, in which `2e-4` is a number (YAML 1.1 needs `2.0e-4`) and repeated keys are errors.
 
-    Nor may a few lines stand for a billion values, by repeating what repeats what repeats.
+    The number of values is limited, so that nested repetitions (`*name`) cannot expand to billions.
     """
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _num_nodes(node, {}) > _MOST_NODES:
             raise yaml.YAMLError(
-                f"it holds more than {_MOST_NODES:,} values, counting repeated ones, or one that repeats itself"
+                f"it contains more than {_MOST_NODES:,} values, counting repeated ones, or one that contains itself"
             )
         return node
 
@@ -56,13 +61,13 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in keys:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark)
             keys.add(key.value)
         return node
 
 
 def _num_nodes(node: yaml.Node, known: dict[int, float]) -> float:
-    """Number of values under a node, itself included; infinite where it stands within itself."""
+    """Number of values under a node, itself included; infinite where it contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -80,14 +85,14 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML into plain values.
 
     Raises:
-        yaml.YAMLError: It is not YAML, or holds a value that is none, like the day 2019-02-31.
+        yaml.YAMLError: It is not YAML, or contains an invalid value, such as the day 2019-02-31.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     except ValueError as error:
-        raise yaml.YAMLError(f"a value is none ({error})") from None
+        raise yaml.YAMLError(f"a value is invalid ({error})") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -107,15 +112,15 @@ def read_yaml(path: Path) -> Any:
 
 
 def validated(kind: type[S], values: Any, source: str) -> S:
-    """Make settings of `kind` from plain values.
+    """Make settings from plain values.
 
     Args:
         kind: The class of settings.
-        values: What a YAML file held.
+        values: Content of a YAML file.
         source: Where it was read, for messages.
 
     Raises:
-        UsageError: A key is unknown, a type wrong or a value impossible; the sentence names every such place.
+        UsageError: A key is unknown, a type wrong or a value invalid; the message names every such place.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{source}: expected settings (keys and values), found {_shown(values)}.")
@@ -127,12 +132,24 @@ def validated(kind: type[S], values: Any, source: str) -> S:
 
 
 def to_yaml(settings: Settings) -> str:
-    """Write settings as YAML, every value spelled out, so that the file alone says what was run."""
+    """Write settings as YAML, with every default spelled out."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """Say which known word is meant, as `" (did you mean 'x'?)"`, or what there is to choose from."""
+def fingerprint(values: Any) -> str:
+    """Hash the values that decide a result, to find out later whether it can be reused.
+
+    Args:
+        values: Plain values, as JSON has them; the order of keys does not matter.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """Suggest the known word nearest to a misspelt one, as `" (did you mean 'x'?)"`, or list the known words."""
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
@@ -146,13 +163,18 @@ def _shown(value: object) -> str:
 
 
 def _problem(kind: type[BaseModel], detail: ErrorDetails) -> str:
-    """Say one finding of the validation, with the place as the YAML file has it."""
-    # A last part "[key]" says that the finding is about a dictionary's key itself.
-    keys, known = _walk(kind, tuple(part for part in detail["loc"] if part != "[key]"))
+    """Describe a validation error, with its place in the YAML file."""
+    # A last part "[key]" means that the error is about a dictionary's key itself.
+    keys, models = _walk(kind, tuple(part for part in detail["loc"] if part != "[key]"))
     place, found, message = ".".join(keys) or "settings", f"found {_shown(detail['input'])}", detail["msg"]
     match detail["type"]:
         case "extra_forbidden":
-            problem = f"unknown key {place!r}{nearest(keys[-1], known)}"
+            renamed = {old: new for model in models if issubclass(model, Settings) for old, new in model.renamed.items()}
+            known = {name for model in models for name in model.model_fields}
+            if keys[-1] in renamed:
+                problem = f"the key {place!r} is now called {renamed[keys[-1]]!r}"
+            else:
+                problem = f"unknown key {place!r}{did_you_mean(keys[-1], known)}"
         case "missing":
             problem = f"{place!r} is missing"
         case "union_tag_not_found":
@@ -176,14 +198,15 @@ def _discriminator(detail: ErrorDetails) -> str:
     return str(detail["ctx"]["discriminator"]).strip("'")
 
 
-def _walk(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], set[str]]:
+def _walk(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
     """Follow a location through nested settings.
 
     Returns:
-        The keys as the file has them (a location also holds the tags of unions), and the keys known at the last one.
+        The keys as the file has them (a location also contains the tags of unions), and the settings that may contain
+        the last one.
     """
     keys: list[str] = []
-    known: set[str] = set()
+    models: list[type[BaseModel]] = []
     here: list[Any] = [kind]
     for part in location:
         models = [option for option in here if _is_settings(option)]
@@ -192,13 +215,12 @@ def _walk(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[
             here = tagged
             continue
         keys.append(str(part))
-        known = {name for model in models for name in model.model_fields}
         here = [inner for option in here for inner in _inside(option, part)]
-    return keys, known
+    return keys, models
 
 
 def _tags(kind: type[BaseModel]) -> set[object]:
-    """Values of the literal fields that tell the members of a union apart."""
+    """Values of the literal fields by which the members of a union are told apart."""
     return {
         value
         for field in kind.model_fields.values()
@@ -212,7 +234,7 @@ def _is_settings(annotation: object) -> bool:
 
 
 def _inside(annotation: Any, key: int | str) -> list[Any]:
-    """What may stand at a key of a group of settings, a dictionary or a list."""
+    """Types allowed at a key of a group of settings, a dictionary or a list."""
     if _is_settings(annotation):
         return _options(annotation.model_fields[key].annotation) if key in annotation.model_fields else []
     if typing.get_origin(annotation) in (dict, list):
@@ -221,7 +243,7 @@ def _inside(annotation: Any, key: int | str) -> list[Any]:
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union, through `Annotated`; anything else is its own only member."""
+    """Members of a union, through `Annotated`; any other type is its own only member."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _options(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -230,14 +252,14 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Plain values with some of them set anew.
+    """Override some of the plain values.
 
     Args:
         values: Plain values; not changed.
         overrides: `path=value` each, such as `base_models.dbof.training.steps=100`; values are YAML.
 
     Raises:
-        UsageError: An override is not of this form, or goes through a value that has no keys.
+        UsageError: An override is malformed, or its path leads through a value that has no keys.
     """
     values = dict(values)
     for override in overrides:
@@ -259,7 +281,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         inner = place.get(key, {})
         if not isinstance(inner, dict):
             raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
-        # What YAML's `*name` repeats is one object: without a copy, all its places would change.
+        # YAML's `*name` repeats one object: without a copy, all its places would change.
         place[key] = dict(inner)
         place = place[key]
     place[last] = value

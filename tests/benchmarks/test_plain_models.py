@@ -30,7 +30,7 @@ from yt8m.models.layers import blocks
 from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig
 from yt8m.training.losses import segment_loss, video_loss
-from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates
+from yt8m.training.optimization import OptimizationConfig, learning_rate, make_optimizer, set_learning_rates
 
 CLASSES = 5
 OUTPUT = 12
@@ -239,7 +239,7 @@ def test_weights_agree_after_three_steps(case: str, plain: ModuleType) -> None:
     for step in range(3):
         batch = batch_type()
         our_loss, their_loss = batch.losses(plain)
-        set_rates(our_optimizer, rate_of(step, config))
+        set_learning_rates(our_optimizer, learning_rate(step, config))
         our_loss(batch.outputs(ours)).backward()
         nn.utils.clip_grad_norm_(ours.parameters(), config.max_grad_norm)
         our_optimizer.step()

@@ -706,26 +706,26 @@ def test_find_rate_tries_rates_on_what_the_stage_trains(
     folder = trained / "find-rate" / model
     assert re.fullmatch(
         rf"{model}: suggested peak_lr (\S+) \(the loss is lowest at (\S+)\); the recipe has 0\.002; "
-        rf"picture: {re.escape(str(folder / 'rates.png'))}\n",
+        rf"picture: {re.escape(str(folder / 'lr_finder.png'))}\n",
         shown.out,
     )
     assert shown.err == ""
     after = states(trained)
     assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() == {f"find-rate/{model}/rates.csv", f"find-rate/{model}/rates.png"}
+    assert after.keys() - before.keys() == {f"find-rate/{model}/lr_finder.csv", f"find-rate/{model}/lr_finder.png"}
     rates, metrics = (
         list(csv.DictReader(path.read_text().splitlines()))
-        for path in (folder / "rates.csv", trained / kind / model / "metrics.csv")
+        for path in (folder / "lr_finder.csv", trained / kind / model / "metrics.csv")
     )
-    assert (len(rates) <= 40, float(rates[0]["rate"])) == (True, 1e-4)
+    assert (len(rates) <= 40, float(rates[0]["lr"])) == (True, 1e-4)
     # Before its first step, a model has the loss that training logs first.
     first = next(row for row in metrics if (row["split"], row["metric"], row["step"]) == ("train", "loss", "1"))
     assert float(rates[0]["loss"]) == float(first["value"])
-    numbers = (folder / "rates.csv").read_bytes()
+    numbers = (folder / "lr_finder.csv").read_bytes()
     assert succeeds("find-rate", *places, *options).out == shown.out
-    assert (folder / "rates.csv").read_bytes() == numbers
+    assert (folder / "lr_finder.csv").read_bytes() == numbers
     command("find-rate", *places, *options, "--set", f"{part}.{model}.seed=1")
-    assert (folder / "rates.csv").read_bytes() != numbers
+    assert (folder / "lr_finder.csv").read_bytes() != numbers
 
 
 def test_find_rate_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -742,7 +742,7 @@ def test_find_rate_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: P
     ("options", "expected"),
     [
         (["--steps", "9"], "find-rate: 'steps': expected greater than or equal to 10, found 9."),
-        (["--lowest", "2"], "find-rate: the lowest rate 2 is not below the highest, 1."),
+        (["--lowest", "2"], "find-rate: the lowest learning rate 2 is not below the highest, 1."),
         (["--lowest", "0"], "find-rate: 'lowest': expected greater than 0, found 0.0."),
         (
             [
@@ -779,7 +779,7 @@ def test_find_rate_says_where_no_rate_helps(tiny_dataset: Path, tiny_recipe: Pat
     out = tmp_path / "out"
     places = ["--data", tiny_dataset, "--out", out]
     sentence = refused(1, "find-rate", tiny_recipe, "dbof", *places, "--lowest", "100", "--highest", "1e4")
-    picture = out / "find-rate/dbof/rates.png"
+    picture = out / "find-rate/dbof/lr_finder.png"
     assert sentence == (
         f"dbof: the loss falls at no rate from 100 to 10000, as {picture} shows, so there is none to suggest; try other "
         "rates or more steps."

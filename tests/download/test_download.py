@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -31,15 +30,16 @@ from tests.conftest import FullDisk
 from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
 from tests.support.hostile_server import Fault, Holdings, HostileServer
+from tests.support.progress import RecordedProgress
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.download.download import LEDGER_FILE, PLAN_FILE, FolderReport, download
 from yt8m.download.plan import Fraction, Shard, local_name, official_server, other_server, read_plan, select
-from yt8m.download.transfer import Crew, LastingError, Network, Patience
+from yt8m.download.transfer import Network, PermanentError, RetryPolicy, StoppableThreads
 from yt8m.errors import UsageError, Yt8mError
 
 PARTITION, FOLDER = "3/frame/validate", "segment/train"
-QUICK = Patience(stall_seconds=0.25, first_delay_seconds=0)
+QUICK = RetryPolicy(stall_seconds=0.25, first_delay_seconds=0)
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 """The official order of the characters that a shard's name ends in."""
 
@@ -83,9 +83,9 @@ def url_path(number: int) -> str:
     return f"/{PARTITION}/{list(SHARDS)[number]}"
 
 
-def fetch(server: HostileServer, data: Path, patience: Patience = QUICK, **options: Any) -> list[FolderReport]:
+def fetch(server: HostileServer, data: Path, policy: RetryPolicy = QUICK, **options: Any) -> list[FolderReport]:
     """Download the partition."""
-    return list(download(data, [PARTITION], other_server(server.url), patience=patience, **options))
+    return list(download(data, [PARTITION], other_server(server.url), policy=policy, **options))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def test_the_names_of_a_partition_count_its_shards() -> None:
 )
 def test_fractions(plan_name: str, of_100: int, of_7: int) -> None:
     for count, remainder in ((100, of_100), (7, of_7)):
-        holds = [Fraction(number, count).holds(f"{plan_name}.tfrecord") for number in range(1, count + 1)]
+        holds = [Fraction(number, count).contains(f"{plan_name}.tfrecord") for number in range(1, count + 1)]
         assert holds.index(True) == remainder
         assert sum(holds) == 1
     assert Fraction.parse(f"{of_100 + 1}/100") == Fraction(of_100 + 1, 100)
@@ -164,12 +164,12 @@ def test_lists(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         select(plans, None, path)
     assert str(caught.value) == (
-        f"{path}: names what is not in the plans of 2/frame/validate, 3/frame/validate: video/valid/other0.tfrecord, "
+        f"{path}: not in the plans of 2/frame/validate, 3/frame/validate: video/valid/other0.tfrecord, "
         "video/valid/other1.tfrecord, video/valid/other2.tfrecord and 2 more."
     )
     for line in ("segment/test/validate0052.tfrecord", "../validate0052.tfrecord", "validate0052"):
         path.write_text(line)
-        with pytest.raises(UsageError, match="names what is not in the plans"):
+        with pytest.raises(UsageError, match="not in the plans"):
             select(plans, None, path)
     path.write_text("# nothing\n")
     with pytest.raises(UsageError, match="names no shard"):
@@ -187,7 +187,7 @@ def test_a_list_and_a_fraction_both_hold(tmp_path: Path) -> None:
     path.write_text("trainaa.tfrecord\ntrainab.tfrecord\n")
     # Of seven parts, trainab and train00 are in the fifth.
     assert [shard.name for shard in select(plans, Fraction(5, 7), path)["2/frame/train"]] == ["train0001.tfrecord"]
-    with pytest.raises(UsageError, match=r"^None of the 3 shards of 2/frame/train is chosen"):
+    with pytest.raises(UsageError, match=r"^None of the 3 shards of 2/frame/train is selected"):
         select(plans, Fraction(1, 7), None)
 
 
@@ -206,7 +206,7 @@ GOOD = "0123456789abcdef0123456789ABCDEF"
         (b'{"files": []}', 'expected JSON with an object "files"'),
         (b'{"files": {}}', 'expected JSON with an object "files"'),
         (b'{"files": {"aa.tfrecord": "%b", "aa.tfrecord": "%b"}}' % (GOOD.encode(), GOOD.encode()), "occurs twice"),
-        ({"../aa.tfrecord": GOOD}, "names '../aa.tfrecord'"),
+        ({"../aa.tfrecord": GOOD}, "contains '../aa.tfrecord'"),
         ({"a/aa.tfrecord": GOOD}, "is no name of a shard"),
         ({"a\\aa.tfrecord": GOOD}, "is no name of a shard"),
         ({"/aa.tfrecord": GOOD}, "is no name of a shard"),
@@ -303,7 +303,7 @@ def test_all_faults_together(server: HostileServer, data: Path, seed: int) -> No
         faults = rng.choices(bearable, k=6) + rng.choices(costly, k=2)
         rng.shuffle(faults)
         server.holdings.faults[url_path(number)] = deque(faults)
-    fetch(server, data, Patience(stall_seconds=0.1, first_delay_seconds=0, max_in_vain=9))
+    fetch(server, data, RetryPolicy(stall_seconds=0.1, first_delay_seconds=0, max_failures=9))
     assert content(data / FOLDER) == EXPECTED
 
 
@@ -379,7 +379,7 @@ LASTING = {
     Fault.DROP: ("the connection broke off, 8 times in a row", 8),
     Fault.CORRUPT: (f"its MD5 was not the plan's ({hashlib.md5(EXPECTED[NAMES[0]]).hexdigest()}), 3 times in a row", 3),
     Fault.UNSATISFIABLE: ("its MD5 was not the plan's", 3),
-    Fault.WRONG_RANGE: ("the server sent another part than the one asked for, 8 times in a row", 8),
+    Fault.WRONG_RANGE: ("the server sent another range than requested, 8 times in a row", 8),
 }
 
 
@@ -389,14 +389,14 @@ def test_a_fault_that_stays_costs_one_shard(server: HostileServer, data: Path, f
     server.holdings.always[url_path(0)] = fault
     sentence = failed(server, data)
     assert sentence.startswith(f"{data}: 1 of 8 files could not be fetched, {data / FOLDER / NAMES[0]} ({reason}")
-    assert sentence.endswith("; the same command goes on with what is missing.")
+    assert sentence.endswith("; the same command continues with the missing ones.")
     assert len(server.holdings.asked(among=url_path(0))) == num_requests
     named = {name: read for name, read in content(data / FOLDER).items() if not name.startswith(".")}
     assert named == {name: EXPECTED[name] for name in NAMES[1:]}
 
     server.holdings.always.clear()
     (report,) = fetch(server, data)
-    assert (report.num_whole, report.num_before) == (6, 5)
+    assert (report.num_complete, report.num_before) == (6, 5)
     assert content(data / FOLDER) == EXPECTED
     assert [len(server.holdings.asked(among=url_path(number))) for number in range(1, 6)] == [1] * 5
 
@@ -405,8 +405,8 @@ def test_several_failures_are_counted(server: HostileServer, data: Path) -> None
     server.holdings.always = {url_path(number): Fault.MISSING for number in (0, 2, 3)}
     reports: list[FolderReport] = []
     with pytest.raises(Yt8mError, match=r"3 of 8 files could not be fetched, .* \(.* 404\) and 2 more; the same"):
-        reports.extend(download(data, [PARTITION], other_server(server.url), patience=QUICK))
-    assert [(report.num_shards, report.num_whole, report.num_before) for report in reports] == [(6, 3, 0)]
+        reports.extend(download(data, [PARTITION], other_server(server.url), policy=QUICK))
+    assert [(report.num_shards, report.num_complete, report.num_before) for report in reports] == [(6, 3, 0)]
 
 
 def test_tries_that_never_get_further_end(server: HostileServer, data: Path) -> None:
@@ -422,8 +422,8 @@ def test_a_server_out_of_reach_is_given_up(server: HostileServer, data: Path) ->
         server.holdings.always[f"/{PARTITION}/{name}"] = Fault.DROP
     sentence = failed(server, data, connections=2)
     assert re.fullmatch(
-        rf"{data / FOLDER}/validate\d{{4}}\.tfrecord \(the connection broke off, 8 times in a row\): 8 shards in a row "
-        r"could not be fetched, and the rest was not tried; the same command goes on when the server can be reached\.",
+        rf"{data / FOLDER}/validate\d{{4}}\.tfrecord \(the connection broke off, 8 times in a row\): 8 consecutive shards "
+        r"could not be fetched, and the others were not tried; the same command continues when the server is reachable\.",
         sentence,
     )
     assert len({request.path for request in server.holdings.asked(among=PARTITION)}) <= 10
@@ -441,7 +441,7 @@ def test_no_server_at_all(data: Path) -> None:
     with HostileServer() as gone:
         url = gone.url
     with pytest.raises(Yt8mError) as caught:
-        list(download(data, [PARTITION], other_server(url), patience=QUICK))
+        list(download(data, [PARTITION], other_server(url), policy=QUICK))
     sentence = str(caught.value)
     assert sentence.startswith(f"{url}/3/download_plans/frame_validate.json: the plan of {PARTITION} could not be ")
     assert "Connection refused" in sentence
@@ -454,19 +454,19 @@ def test_no_server_at_all(data: Path) -> None:
 def pauses_of(server: HostileServer, data: Path, number: int = 0, **patience: Any) -> list[float]:
     """The pauses that a download makes for one shard that fails and fails."""
     pauses: list[float] = []
-    failed(server, data, patience=Patience(stall_seconds=1, **patience), pause=pauses.append, connections=1)
+    failed(server, data, policy=RetryPolicy(stall_seconds=1, **patience), pause=pauses.append, connections=1)
     return pauses
 
 
 def test_pauses_double_with_jitter(server: HostileServer, tmp_path: Path) -> None:
     server.holdings.always[url_path(0)] = Fault.BUSY
-    pauses = pauses_of(server, tmp_path / "a", first_delay_seconds=1, longest_delay_seconds=20)
+    pauses = pauses_of(server, tmp_path / "a", first_delay_seconds=1, max_delay_seconds=20)
     assert len(pauses) == 7
     for pause, longest in zip(pauses, (1, 2, 4, 8, 16, 20, 20), strict=True):
         assert longest / 2 <= pause <= longest
     assert len({pause / longest for pause, longest in zip(pauses, (1, 2, 4, 8, 16, 20, 20), strict=True)}) == 7
-    again = pauses_of(server, tmp_path / "b", first_delay_seconds=1, longest_delay_seconds=20)
-    other = pauses_of(server, tmp_path / "c", first_delay_seconds=1, longest_delay_seconds=20, seed=1)
+    again = pauses_of(server, tmp_path / "b", first_delay_seconds=1, max_delay_seconds=20)
+    other = pauses_of(server, tmp_path / "c", first_delay_seconds=1, max_delay_seconds=20, seed=1)
     assert again == pauses
     assert other != pauses
 
@@ -487,7 +487,7 @@ def test_the_server_says_when_to_come_back(
 ) -> None:
     server.holdings.always[url_path(0)] = Fault.TOO_MANY
     server.holdings.retry_after = answer if isinstance(answer, str) else answer()
-    pauses = pauses_of(server, data, max_in_vain=4, first_delay_seconds=1)
+    pauses = pauses_of(server, data, max_failures=4, first_delay_seconds=1)
     assert len(pauses) == 3
     assert all(least <= pause <= most for pause in pauses)
 
@@ -499,9 +499,9 @@ def test_a_second_run_asks_for_nothing(server: HostileServer, data: Path, monkey
     fetch(server, data)
     server.holdings.requests.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("yt8m.download.download.hashed", None)
+        patch.setattr("yt8m.download.download.hash_file", None)
         (report,) = fetch(server, data)
-    assert (report.num_whole, report.num_before) == (6, 6)
+    assert (report.num_complete, report.num_before) == (6, 6)
     assert server.holdings.requests == []
     assert len((data / FOLDER / LEDGER_FILE).read_text().splitlines()) == 6
 
@@ -513,11 +513,11 @@ def test_shards_that_were_there_before(server: HostileServer, data: Path) -> Non
     (data / FOLDER / NAMES[2]).write_bytes(EXPECTED[NAMES[2]][:-1])
     (data / FOLDER / "notes.txt").write_text("mine")
     said: list[str] = []
-    (report,) = fetch(server, data, say=said.append)
-    assert (report.num_whole, report.num_before) == (6, 1)
+    (report,) = fetch(server, data, report=said.append)
+    assert (report.num_complete, report.num_before) == (6, 1)
     assert content(data / FOLDER) == EXPECTED | {"notes.txt": b"mine"}
     wrong, right = (hashlib.md5(EXPECTED[NAMES[2]][:end]).hexdigest() for end in (-1, None))
-    assert said == [f"{data / FOLDER / NAMES[2]}: its MD5 is {wrong}, the plan says {right}; it is fetched again."]
+    assert said == [f"{data / FOLDER / NAMES[2]}: its MD5 is {wrong}, that of the plan {right}; it is fetched again."]
     assert [len(server.holdings.asked(among=url_path(number))) for number in range(6)] == [1, 0, 1, 1, 1, 1]
 
 
@@ -536,7 +536,7 @@ def test_changes_are_noticed(server: HostileServer, data: Path) -> None:
     path.write_bytes(b"x" + EXPECTED[NAMES[3]][1:])
     assert path.stat().st_mtime_ns != before
     said: list[str] = []
-    (report,) = fetch(server, data, say=said.append)
+    (report,) = fetch(server, data, report=said.append)
     assert (report.num_before, len(said)) == (5, 1)
     assert content(data / FOLDER) == EXPECTED
 
@@ -587,9 +587,9 @@ def test_a_damaged_plan_is_fetched_again(server: HostileServer, data: Path) -> N
 
 
 def test_two_downloads_do_not_meet(server: HostileServer, data: Path) -> None:
-    first = download(data, [PARTITION], other_server(server.url), patience=QUICK)
+    first = download(data, [PARTITION], other_server(server.url), policy=QUICK)
     next(first)
-    assert failed(server, data) == f"{data / FOLDER}: another download is at work in this folder; wait for its end."
+    assert failed(server, data) == f"{data / FOLDER}: another process is downloading into this folder; wait for it to finish."
     assert list(first) == []
     assert fetch(server, data)[0].num_before == 6
 
@@ -598,9 +598,9 @@ def test_a_selection_is_all_that_is_fetched(server: HostileServer, data: Path, t
     server.holdings.hold("2/frame/validate", SHARDS)
     (tmp_path / "list.txt").write_text("segment/train/validate0053.tfrecord\n")
     partitions = ["2/frame/validate", PARTITION]
-    options: dict[str, Any] = {"patience": QUICK, "listed": tmp_path / "list.txt"}
+    options: dict[str, Any] = {"policy": QUICK, "listed": tmp_path / "list.txt"}
     (report,) = download(data, partitions, other_server(server.url), **options)
-    assert (report.num_shards, report.num_whole) == (1, 1)
+    assert (report.num_shards, report.num_complete) == (1, 1)
     assert content(data / FOLDER) == {NAMES[1]: EXPECTED[NAMES[1]]}
     assert not (data / "video").exists()
 
@@ -627,7 +627,7 @@ def test_folders_of_partitions(server: HostileServer, data: Path) -> None:
     }
     for number, partition in enumerate(folders):
         server.holdings.hold(partition, some_shards(1, seed=number, prefix=partition.split("/")[2]))
-    reports = list(download(data, list(folders), other_server(server.url), patience=QUICK))
+    reports = list(download(data, list(folders), other_server(server.url), policy=QUICK))
     assert {report.partition: report.folder.relative_to(data).as_posix() for report in reports} == folders
     for number, (partition, folder) in enumerate(folders.items()):
         (expected,) = some_shards(1, seed=number).values()
@@ -666,7 +666,7 @@ def test_sizes_are_asked_of_a_sample(server: HostileServer, data: Path, monkeypa
     server.holdings.hold("3/frame/test", {name: bytes(10 + number) for number, name in enumerate(names)})
     free_space(monkeypatch, 0)
     with pytest.raises(Yt8mError) as caught:
-        list(download(data, ["3/frame/test"], other_server(server.url), patience=QUICK))
+        list(download(data, ["3/frame/test"], other_server(server.url), policy=QUICK))
     asked = sorted(names.index(Path(request.path).name) for request in server.holdings.asked("HEAD"))
     assert len(asked) == 32
     assert asked[0] == 0
@@ -685,8 +685,8 @@ def test_a_disk_that_fills_up(full_disk: FullDisk, server: HostileServer, monkey
     with monkeypatch.context() as patch:
         free_space(patch, 10**12)
         assert failed(server, data) == (
-            f"{data}: no space left on the disk; what was fetched is kept, and after some space was freed the same "
-            "command goes on."
+            f"{data}: no space left on the disk. Free some space and run the same command again; what was fetched is "
+            "kept."
         )
     kept = sum(path.stat().st_size for path in (data / FOLDER).iterdir() if path.name.endswith(("part", "tfrecord")))
     assert kept > 30_000
@@ -762,36 +762,35 @@ def test_a_defect_in_a_thread_is_raised(server: HostileServer, data: Path, monke
 
 
 def test_no_way_leads_out_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network("https://localhost", Crew(1), QUICK)
+    network = Network("https://localhost", StoppableThreads(1), QUICK)
     hops = urllib3.Retry(redirect=2).new(
         history=(urllib3.util.retry.RequestHistory("GET", "/x", None, 302, "HTTP://localhost/x"),)
     )
     answer = urllib3.HTTPResponse(b"{}", status=200, retries=hops)
     monkeypatch.setattr(network, "_pool", type("Pool", (), {"request": lambda *_, **__: answer}))
-    with pytest.raises(LastingError, match="an address without TLS"):
+    with pytest.raises(PermanentError, match="an address without TLS"):
         network.small("https://localhost/x")
 
 
 def test_progress(server: HostileServer, data: Path) -> None:
-    shown: dict[str, list[tuple[int, int, int, int | None]]] = {}
-
-    @contextmanager
-    def bar(description: str) -> Iterator[Callable[[int, int, int, int | None], None]]:
-        yield lambda *numbers: shown.setdefault(description, []).append(numbers)
-
+    progress = RecordedProgress()
     (data / FOLDER).mkdir(parents=True)
     (data / FOLDER / NAMES[0]).write_bytes(EXPECTED[NAMES[0]])
     (data / FOLDER / f".{NAMES[1]}.part").write_bytes(EXPECTED[NAMES[1]][:1000])
     server.holdings.block_bytes, server.holdings.block_seconds = 20_000, 0.1
-    fetch(server, data, bar=bar)
-    assert set(shown) == {f"check {data / FOLDER}", f"fetch {data / FOLDER}"}
-    assert {numbers[1::2] for numbers in shown[f"check {data / FOLDER}"]} == {(1, 60_000)}
-    fetched = shown[f"fetch {data / FOLDER}"]
-    assert {numbers[1::2] for numbers in fetched} == {(6, 315_000)}
-    assert fetched[0][0] == 1
-    assert 1000 <= fetched[0][2] < 315_000
-    assert [numbers[0] for numbers in fetched] == sorted(numbers[0] for numbers in fetched)
-    assert len({numbers[2] for numbers in fetched}) > 4
+    fetch(server, data, progress=progress)
+    check, fetched = f"check {data / FOLDER}", f"fetch {data / FOLDER}"
+    assert progress.units == {check: "bytes", fetched: "bytes"}
+    assert {total for _, total, _ in progress.reports[check]} == {60_000}
+    assert {note.split("/")[1] for _, _, note in progress.reports[check]} == {"1 shards"}
+    reports = progress.reports[fetched]
+    assert {total for _, total, _ in reports} == {315_000}
+    assert {note.split("/")[1] for _, _, note in reports} == {"6 shards"}
+    num_shards = [int(note.split("/")[0]) for _, _, note in reports]
+    assert num_shards[0] == 1
+    assert 1000 <= reports[0][0] < 315_000
+    assert num_shards == sorted(num_shards)
+    assert len({completed for completed, _, _ in reports}) > 4
 
 
 # ------------------------------------------------------------------------------------------------------- the command
@@ -800,7 +799,9 @@ def test_progress(server: HostileServer, data: Path) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command have little patience."""
-    monkeypatch.setattr("yt8m.download.transfer.Patience", partial(Patience, stall_seconds=0.25, first_delay_seconds=0))
+    monkeypatch.setattr(
+        "yt8m.download.transfer.RetryPolicy", partial(RetryPolicy, stall_seconds=0.25, first_delay_seconds=0)
+    )
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -830,7 +831,7 @@ def test_the_command(server: HostileServer, data: Path, tmp_path: Path) -> None:
         shards = {f"{split}a{letter}.tfrecord": path.read_bytes() for letter, path in zip("ab", paths, strict=True)}
         server.holdings.hold(partition, shards)
         size = sum(map(len, shards.values()))
-        lines.append(f"{data / folder}: 2 shards, {size / 1000:.2f} kB, 0 of them there before")
+        lines.append(f"{data / folder}: 2 shards, {size / 1000:.2f} kB, 0 of them present before")
     shown = succeeds("download", data, "--server", f"{server.url}/")
     printed = shown.out.splitlines()
     assert printed[:4] == lines
@@ -861,7 +862,7 @@ def test_the_command_with_a_part(server: HostileServer, data: Path, tmp_path: Pa
     (data / FOLDER / NAMES[0]).write_bytes(b"wrong")
     shown = succeeds("download", *where, "--check")
     assert "its MD5 is" in shown.err
-    assert "6 shards, 375.00 kB, 5 of them there before" in shown.out
+    assert "6 shards, 375.00 kB, 5 of them present before" in shown.out
     assert list(data.rglob(FILE_NAME)) == []
 
 
@@ -876,7 +877,7 @@ def test_the_command_fails_in_one_sentence(server: HostileServer, data: Path, tm
 
     (tmp_path / "file").write_text("")
     for expected, arguments in {
-        "is no partition of the dataset; expected one of 2/frame/train,": [data, "2/frame/training"],
+        "is not a partition of the dataset; expected one of 2/frame/train,": [data, "2/frame/training"],
         "expected one of us, eu, asia": [data, "--mirror", "mars"],
         "give one of them": [data, "--mirror", "us", "--server", server.url],
         "expected NUMBER/COUNT": [*where, "--shard", "0/3"],
@@ -939,7 +940,7 @@ def test_interrupted(server: HostileServer, data: Path) -> None:
     out, err = process.communicate(timeout=20)
     assert time.monotonic() - sent < 1.5
     assert (process.returncode, out) == (130, "")
-    assert re.fullmatch(r"yt8m: Interrupted; the same command .*\.\n", err)
+    assert re.fullmatch(r"yt8m: Interrupted. The same command .*\.\n", err)
     server.holdings.always.clear()
     fetch(server, data)
     assert content(data / FOLDER) == EXPECTED

@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from tests.support.video_level import encode_video_level
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, unpacked_integers, varint
-from yt8m.shards.writer import encode_video, encode_video_level
+from yt8m.shards.writer import encode_video
 
 MAX_FRAMES = 12
 NUM_RGB, NUM_AUDIO = 1024, 128

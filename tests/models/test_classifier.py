@@ -20,7 +20,7 @@ from yt8m.models.dbof import DBoFConfig, DBoFEncoder
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig, NeXtVLADEncoder
-from yt8m.training.optimizer_groups import decaying_parameters
+from yt8m.training.optimization import decaying_parameters
 
 DBOF = DBoFConfig(hidden_size=16, output_size=8)
 NEXTVLAD = NeXtVLADConfig(num_clusters=4, num_groups=8, output_size=8)

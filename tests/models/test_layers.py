@@ -18,7 +18,7 @@ from yt8m.models.layers.gating import SqueezeExcite, squeeze_excite
 from yt8m.models.layers.input import FRAME_SIZE, FrameInput, dequantize, frame_mask
 from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts, averaged_logits, mixture_logits
 from yt8m.models.layers.pooling import gated_max_mean_pool, masked_max_pool, masked_mean_pool
-from yt8m.training.optimizer_groups import decaying_parameters
+from yt8m.training.optimization import decaying_parameters
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
 

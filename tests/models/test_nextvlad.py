@@ -11,7 +11,7 @@ from yt8m.errors import UsageError
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig, NeXtVLADEncoder
 from yt8m.settings import validated
-from yt8m.training.optimizer_groups import decaying_parameters
+from yt8m.training.optimization import decaying_parameters
 
 LENGTHS = torch.tensor([6, 1, 4])
 ORDERS = [(False, False), (True, False), (True, True)]

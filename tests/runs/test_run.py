@@ -32,7 +32,7 @@ from yt8m.prediction.store import StoreIndex
 from yt8m.runs.comparison import predict_and_score
 from yt8m.runs.run import StageRecord, fingerprint, read_stage
 from yt8m.submission.submission import read_submission
-from yt8m.training.loop import _Training
+from yt8m.training.loop import Trainer
 from yt8m.vocabulary import Vocabulary
 
 STAGES = ["pretrain/dbof", "pretrain/nextvlad", "finetune/bare", "finetune/aware", "predict"]
@@ -535,8 +535,8 @@ def stop_at(place: str, number: int) -> Callable[..., object]:
     """Make a function that works until its call of this number, and then is killed right after it, or in front of it."""
     calls = 0
     functions: dict[str, Callable[..., object]] = {
-        "checkpoint": _Training._save,
-        "evaluation": _Training._evaluate,
+        "checkpoint": Trainer.save_checkpoint,
+        "evaluation": Trainer.evaluate,
         "end": yt8m.runs.run._write_stage,
         "table": predict_and_score,
     }
@@ -555,8 +555,8 @@ def stop_at(place: str, number: int) -> Callable[..., object]:
 
 
 TARGETS = {
-    "checkpoint": "yt8m.training.loop._Training._save",
-    "evaluation": "yt8m.training.loop._Training._evaluate",
+    "checkpoint": "yt8m.training.loop.Trainer.save_checkpoint",
+    "evaluation": "yt8m.training.loop.Trainer.evaluate",
     "end": "yt8m.runs.run._write_stage",
     "table": "yt8m.runs.run.predict_and_score",
 }

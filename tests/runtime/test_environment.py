@@ -1,4 +1,4 @@
-"""Variables that are set before torch is loaded."""
+"""Environment variables that are set before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VARIABLES = ("OMP_WAIT_POLICY", "MKL_CBWR")
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what the test sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores the variable
         monkeypatch.delenv(name)
 
 
-def test_other_processors_keep_the_kernels_of_their_library(tmp_path: Path) -> None:
+def test_other_cpus_keep_the_default_kernels(tmp_path: Path) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("vendor_id\t: AuthenticAMD\n")
     prepare_environment(cpu_info)
@@ -30,14 +30,14 @@ def test_other_processors_keep_the_kernels_of_their_library(tmp_path: Path) -> N
     assert "MKL_CBWR" not in os.environ
 
 
-def test_intel_processors_get_products_of_the_same_bits(tmp_path: Path) -> None:
+def test_intel_cpus_get_reproducible_matrix_products(tmp_path: Path) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("vendor_id\t: GenuineIntel\n")
     prepare_environment(cpu_info)
     assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
 
 
-def test_what_the_user_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("vendor_id\t: GenuineIntel\n")
     for name in VARIABLES:
@@ -59,6 +59,6 @@ print(all(torch.equal(products[0], product) for product in products))
 """
 
 
-def test_a_product_does_not_depend_on_the_number_of_threads() -> None:
+def test_a_matrix_product_does_not_depend_on_the_number_of_threads() -> None:
     done = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

@@ -1,4 +1,4 @@
-"""Several processes train one model: the same weights everywhere, and every held-out example counted once."""
+"""Devices and processes: settings, and distributed training with the results of one process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from tests.support.tiny_tasks import TOGETHER, together_case
+from tests.support.tiny_tasks import DISTRIBUTED, distributed_case
 from yt8m.errors import Interrupted, UsageError
 from yt8m.models.saved import load_model
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
-from yt8m.training.loop import fit
+from yt8m.training.loop import Trainer
 from yt8m.training.metrics_log import read_metrics
 
 
@@ -29,28 +29,49 @@ def test_one_process_on_the_cpu() -> None:
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
 
 
+def test_the_cpu_keeps_the_precision_of_float32() -> None:
+    before = torch.get_float32_matmul_precision()
+    make_fabric(MachineConfig(accelerator="cpu", float32_matmul_precision="medium"))
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_gpu_multiplies_float32_with_the_configured_precision(precision: Any) -> None:
+    make_fabric(MachineConfig(accelerator="cuda", float32_matmul_precision=precision))
+    assert torch.get_float32_matmul_precision() == precision
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_missing_devices_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^machine: .*CUDA") as raised:
         make_fabric(MachineConfig(accelerator="cuda"))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    "values", [{"accelerator": "tpu"}, {"devices": 0}, {"num_workers": -1}, {"precision": "16-true"}, {"device": 1}]
+    "values",
+    [
+        {"accelerator": "tpu"},
+        {"devices": 0},
+        {"num_workers": -1},
+        {"precision": "16-true"},
+        {"float32_matmul_precision": "low"},
+        {"device": 1},
+    ],
 )
 def test_impossible_machines_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=rf"^machine: .*'{next(iter(values))}'"):
         validated(MachineConfig, values, "machine")
 
 
-def start_together(launcher: str, data: Path, folder: Path, stop: int | None = None) -> None:
-    """Run `tiny_tasks.together` as two processes, started in one of the ways there are.
+def run_distributed(launcher: str, data: Path, folder: Path, stop: int | None = None) -> None:
+    """Run `tiny_tasks.distributed` as two processes.
 
-    With `stop`, the process of that rank gets a SIGTERM in the middle, and both must say that they stopped.
+    With `stop`, the process of that rank gets a SIGTERM in the middle, and both must exit as interrupted.
     """
     folder.mkdir(exist_ok=True)
-    module = ["-m", "tests.support.tiny_tasks", "together", str(data), str(folder)]
+    module = ["-m", "tests.support.tiny_tasks", "distributed", str(data), str(folder)]
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     }
@@ -83,11 +104,11 @@ def start_together(launcher: str, data: Path, folder: Path, stop: int | None = N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "fabric", "by hand"])
-def test_two_processes_do_what_one_does(launcher: str, tiny_dataset: Path, tmp_path: Path) -> None:
-    """The same losses, with dropout, to 1e-5; every held-out example counted once."""
-    start_together(launcher, tiny_dataset, tmp_path)
+def test_two_processes_have_the_results_of_one(launcher: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    """The same losses to 1e-5, with dropout; every held-out example counted once."""
+    run_distributed(launcher, tiny_dataset, tmp_path)
     fabric = Fabric(accelerator="cpu", devices=1)
-    for name, config in TOGETHER.items():
+    for name, config in DISTRIBUTED.items():
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
         assert first["world_size"] == second["world_size"] == 2
         assert first["metrics"] == second["metrics"]
@@ -95,12 +116,12 @@ def test_two_processes_do_what_one_does(launcher: str, tiny_dataset: Path, tmp_p
         for key in first["state"]:
             assert torch.equal(first["state"][key], second["state"][key]), key
 
-        # Judged was the model that was saved, on every held-out example once.
-        model, task = together_case(name, tiny_dataset, fabric)
+        # The metrics are those of the saved model, with every held-out example once.
+        model, task = distributed_case(name, tiny_dataset, fabric)
         saved = load_model(tmp_path / name / "model")
         assert task.evaluate(fabric, saved) == pytest.approx(first["metrics"], rel=1e-6)
 
-        fit(fabric, model, task, config, tmp_path / f"{name}-alone", 3)
+        Trainer(fabric, model, task, config, tmp_path / f"{name}-alone", 3).fit()
         ours, theirs = (read_metrics(tmp_path / folder / "metrics.csv") for folder in (name, f"{name}-alone"))
         assert [row[:3] for row in ours] == [row[:3] for row in theirs]
         losses = [
@@ -109,25 +130,25 @@ def test_two_processes_do_what_one_does(launcher: str, tiny_dataset: Path, tmp_p
             if ours_[:3:2] == ("train", "loss")
         ]
         assert len(losses) == config.steps
-        for together, alone in losses:
-            assert together == pytest.approx(alone, rel=1e-5)
+        for distributed, single in losses:
+            assert distributed == pytest.approx(single, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on_to_the_same_end(
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_resume_to_the_same_end(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    start_together("by hand", tiny_dataset, alone)
-    for asked in (0, 1):
-        start_together("by hand", tiny_dataset, stopped, stop=asked)
-    start_together("by hand", tiny_dataset, stopped)
-    for name in TOGETHER:
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    run_distributed("by hand", tiny_dataset, uninterrupted)
+    for rank in (0, 1):
+        run_distributed("by hand", tiny_dataset, stopped, stop=rank)
+    run_distributed("by hand", tiny_dataset, stopped)
+    for name in DISTRIBUTED:
         for rank in range(2):
-            one, other = (torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for folder in (alone, stopped))
+            one, other = (
+                torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for folder in (uninterrupted, stopped)
+            )
             assert one["metrics"] == other["metrics"]
-            # Where running statistics are each process's own, those of the first are kept.
             for key in one["state"]:
-                if not (name == "own-statistics" and rank and "running_" in key):
-                    assert torch.equal(one["state"][key], other["state"][key]), key
-        assert (alone / name / "metrics.csv").read_bytes() == (stopped / name / "metrics.csv").read_bytes()
+                assert torch.equal(one["state"][key], other["state"][key]), key
+        assert (uninterrupted / name / "metrics.csv").read_bytes() == (stopped / name / "metrics.csv").read_bytes()

@@ -1,4 +1,4 @@
-"""Messages arrive through the real apprise at a server of ours, change nothing about a run, and keep every secret."""
+"""Notifications: sent through the real apprise to a local server; runs are unaffected and no secret is printed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
 from yt8m.errors import Interrupted, UsageError
 from yt8m.runtime import notifications
-from yt8m.runtime.notifications import announced
+from yt8m.runtime.notifications import notify_when_done
 
 SECRET = "hunter2-Zq9"
 
 
 class Inbox(http.server.ThreadingHTTPServer):
-    """Takes messages that apprise's `json` plugin sends, answers with a status, and keeps what came."""
+    """Receives messages of apprise's `json` plugin and answers with a status."""
 
     daemon_threads = True
 
@@ -74,30 +74,28 @@ def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
 
 
 @pytest.fixture(autouse=True)
-def everything_said(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Iterator[Callable[[], list[str]]]:
-    """What was printed since the last call, as lines; no test may print or log the secret."""
+def printed(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Lines printed since the last call; no test may print or log the secret."""
     caplog.set_level(logging.DEBUG)
-    printed = ""
+    everything = ""
 
     def lines() -> list[str]:
-        nonlocal printed
+        nonlocal everything
         out, err = capfd.readouterr()
-        printed += out + err
+        everything += out + err
         return (out + err).splitlines()
 
     yield lines
     lines()
-    assert SECRET not in printed + caplog.text
+    assert SECRET not in everything + caplog.text
 
 
-# ---------------------------------------------------------------------------------------------------------- how it ends
+# -------------------------------------------------------------------------------------------------------------- outcomes
 
 
-def test_a_run_that_finishes(inbox: Inbox, everything_said: Callable[[], list[str]]) -> None:
-    with announced("yt8m run demo --out <runs & more>") as announcement:
-        announcement.result = "MAP@100,000 0.8123"
+def test_a_run_that_succeeds(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
+    with notify_when_done("yt8m run demo --out <runs & more>") as notification:
+        notification.result = "MAP@100,000 0.8123"
     (message,) = inbox.received
     assert message == {
         "title": "yt8m run demo --out <runs & more>: finished",
@@ -105,33 +103,33 @@ def test_a_run_that_finishes(inbox: Inbox, everything_said: Callable[[], list[st
         "type": "success",
     }
     assert inbox.credentials == [f"someone:{SECRET}"]
-    assert everything_said() == []
+    assert printed() == []
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome", "kind", "sentence", "seconds", "words"),
+    ("error", "outcome", "kind", "text", "seconds", "duration"),
     [
         (UsageError("data: there is no such folder."), "failed", "failure", "data: there is no such", 0.4, "0 s"),
         (Interrupted("Stopped; the same command goes on."), "stopped", "warning", "Stopped; the", 59.6, "1 min 0 s"),
-        (KeyboardInterrupt(), "stopped", "warning", "Interrupted; the same command goes on", 754, "12 min 34 s"),
+        (KeyboardInterrupt(), "stopped", "warning", "Interrupted; the same command resumes", 754, "12 min 34 s"),
         (ZeroDivisionError("by zero"), "failed", "failure", "ZeroDivisionError: by zero\n", 8000, "2 h 13 min"),
         (ValueError("long " * 1000), "failed", "failure", "ValueError: long long", 90_000, "25 h 0 min"),
     ],
 )
-def test_a_run_that_does_not(
+def test_a_run_that_fails_or_stops(
     inbox: Inbox,
-    everything_said: Callable[[], list[str]],
+    printed: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     outcome: str,
     kind: str,
-    sentence: str,
+    text: str,
     seconds: float,
-    words: str,
+    duration: str,
 ) -> None:
     def run() -> None:
-        with announced("yt8m demo") as announcement:
-            announcement.result = "never seen"
+        with notify_when_done("yt8m demo") as notification:
+            notification.result = "not sent"
             now = time.monotonic()
             monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
             raise error
@@ -141,94 +139,94 @@ def test_a_run_that_does_not(
     assert raised.value is error
     (message,) = inbox.received
     assert (message["title"], message["type"]) == (f"yt8m demo: {outcome}", kind)
-    assert message["message"].startswith(sentence)
-    assert message["message"].endswith(f"\n{socket.gethostname()}, after {words}")
+    assert message["message"].startswith(text)
+    assert message["message"].endswith(f"\n{socket.gethostname()}, after {duration}")
     assert len(message["message"]) < notifications.MAX_CHARACTERS + 200
-    assert everything_said() == []
+    assert printed() == []
 
 
-# --------------------------------------------------------------------------------------------------- what may go wrong
+# -------------------------------------------------------------------------------------------------------------- failures
 
 
-def test_a_server_that_refuses(inbox: Inbox, everything_said: Callable[[], list[str]]) -> None:
+def test_a_server_that_returns_an_error(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
     inbox.status = 500
-    with announced("yt8m demo"):
-        assert everything_said() == []
-    assert everything_said() == ["yt8m: the message to json could not be sent."]
-    with pytest.raises(UsageError, match="as it was"), announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
+        assert printed() == []
+    assert printed() == ["yt8m: the notification to json could not be sent."]
+    with pytest.raises(UsageError, match="as it was"), notify_when_done("yt8m demo"):
         raise UsageError("as it was")
-    assert everything_said() == ["yt8m: the message to json could not be sent."]
+    assert printed() == ["yt8m: the notification to json could not be sent."]
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]) -> None:
+def test_a_missing_server(monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("YT8M_NOTIFY", f"json://{SECRET}@127.0.0.1:{unused.getsockname()[1]}/{SECRET}")
-        with announced("yt8m demo"):
-            assert everything_said() == []
-    assert everything_said() == ["yt8m: the message to json could not be sent."]
+        with notify_when_done("yt8m demo"):
+            assert printed() == []
+    assert printed() == ["yt8m: the notification to json could not be sent."]
 
 
-def test_a_server_that_never_answers_holds_up_nothing_for_long(
-    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+def test_a_server_that_does_not_answer_times_out(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]
 ) -> None:
     with Inbox() as silent:
-        # It accepts the connection, and nobody ever reads what comes; apprise would try for longer than this.
+        # It accepts the connection and never reads from it; apprise alone would wait longer than this.
         slow = silent.url.replace("json://", "xml://") + "?rto=60&cto=60"
         monkeypatch.setenv("YT8M_NOTIFY", f"{slow}\n{inbox.url}")
-        with announced("yt8m demo"):
+        with notify_when_done("yt8m demo"):
             monkeypatch.setattr(notifications, "TIMEOUT_SECONDS", 6.0)
             started = time.monotonic()
         assert time.monotonic() - started < 12
-    assert everything_said() == ["yt8m: the message to xml could not be sent."]
+    assert printed() == ["yt8m: the notification to xml could not be sent."]
     assert [message["title"] for message in inbox.received] == ["yt8m demo: finished"]
 
 
-def test_a_second_ctrl_c_gives_up_on_the_message_only(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_cancels_only_the_message(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     def run() -> None:
-        with announced("yt8m demo"):
+        with notify_when_done("yt8m demo"):
             monkeypatch.setattr(subprocess, "run", interrupted)
             raise UsageError("as it was")
 
     with pytest.raises(UsageError, match="as it was"):
         run()
     assert inbox.received == []
-    with pytest.raises(KeyboardInterrupt), announced("yt8m demo"):
-        pytest.fail("Ctrl-C before the run begins has to end it")
+    with pytest.raises(KeyboardInterrupt), notify_when_done("yt8m demo"):
+        pytest.fail("Ctrl-C before the run starts must end it")
 
 
-def test_a_url_that_apprise_does_not_know_is_said_at_the_start(
-    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+def test_an_unsupported_url_is_reported_at_the_start(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]
 ) -> None:
     wrong = [f"nosuch://{SECRET}", SECRET, f"tgram://{SECRET}", f"{SECRET}://host"]
     monkeypatch.setenv("YT8M_NOTIFY", f"  {inbox.url}\n {'  '.join(wrong)} ")
-    with announced("yt8m demo"):
-        for number, sentence in enumerate(everything_said(), start=2):
-            assert sentence.startswith(f"yt8m: YT8M_NOTIFY, URL {number}: no message will be sent there")
+    with notify_when_done("yt8m demo"):
+        for number, line in enumerate(printed(), start=2):
+            assert line.startswith(f"yt8m: YT8M_NOTIFY, URL {number}: no notification will be sent there")
         assert number == 5
-    assert everything_said() == []
+    assert printed() == []
     assert len(inbox.received) == 1
 
 
-def test_without_apprise_it_is_said_at_the_start(
-    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]]
+def test_missing_apprise_is_reported_at_the_start(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
-    with announced("yt8m demo"):
-        (sentence,) = everything_said()
-        assert "apprise is not installed: pip install 'yt8m[notifications]'" in sentence
-    assert everything_said() == []
+    with notify_when_done("yt8m demo"):
+        (line,) = printed()
+        assert "apprise is not installed; pip install 'yt8m[notifications]'" in line
+    assert printed() == []
     assert inbox.received == []
     monkeypatch.setenv("YT8M_NOTIFY", "")
-    with announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
         pass
-    assert everything_said() == []
+    assert printed() == []
 
 
-# ---------------------------------------------------------------------------------------------------- where URLs come from
+# ----------------------------------------------------------------------------------------------------------- destinations
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -236,30 +234,30 @@ def test_a_file_of_destinations(
     inbox: Inbox,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    everything_said: Callable[[], list[str]],
+    printed: Callable[[], list[str]],
     named: bool,
 ) -> None:
     monkeypatch.delenv("YT8M_NOTIFY")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
         pass
-    assert everything_said() == []
+    assert printed() == []
     path = tmp_path / ("somewhere" if named else "yt8m/notify")
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"# mine: {SECRET}\n\n  {inbox.url}\n{SECRET}\n")
     path.chmod(0o600)
     if named:
         monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
-    with announced("yt8m demo"):
-        (sentence,) = everything_said()
-        assert sentence.startswith(f"yt8m: {path}, line 4: no message will be sent there")
+    with notify_when_done("yt8m demo"):
+        (line,) = printed()
+        assert line.startswith(f"yt8m: {path}, line 4: no notification will be sent there")
     assert len(inbox.received) == 1
-    # The variable counts before the file, also when it is empty.
+    # The variable takes precedence over the file, even when it is empty.
     monkeypatch.setenv("YT8M_NOTIFY", "")
-    with announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
         pass
     assert len(inbox.received) == 1
-    assert everything_said() == []
+    assert printed() == []
 
 
 def test_the_default_file_is_in_the_home_folder(inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,44 +266,46 @@ def test_the_default_file_is_in_the_home_folder(inbox: Inbox, tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".config/yt8m").mkdir(parents=True)
     (tmp_path / ".config/yt8m/notify").write_text(inbox.url)
-    with announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
         pass
     assert len(inbox.received) == 1
 
 
-@pytest.mark.parametrize(("mode", "is_warned_of"), [(0o600, False), (0o640, True)])
-def test_a_file_that_others_may_read(
+@pytest.mark.parametrize(("mode", "is_reported"), [(0o600, False), (0o640, True)])
+def test_a_file_that_other_users_can_read(
     inbox: Inbox,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    everything_said: Callable[[], list[str]],
+    printed: Callable[[], list[str]],
     mode: int,
-    is_warned_of: bool,
+    is_reported: bool,
 ) -> None:
     path = tmp_path / "notify"
     path.write_text(inbox.url)
     path.chmod(mode)
     monkeypatch.delenv("YT8M_NOTIFY")
     monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
-    with announced("yt8m demo"):
-        said = everything_said()
-    assert said == ([f"yt8m: {path}: others may read this file, and it holds secrets: chmod 600 {path}"] * is_warned_of)
+    with notify_when_done("yt8m demo"):
+        lines = printed()
+    assert lines == (
+        [f"yt8m: {path}: other users can read this file, which contains secrets: chmod 600 {path}"] * is_reported
+    )
     assert len(inbox.received) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe" + SECRET.encode()])
 def test_a_file_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_said: Callable[[], list[str]], content: bytes | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]], content: bytes | None
 ) -> None:
     path = tmp_path / "notify"
     if content is not None:
         path.write_bytes(content)
     monkeypatch.delenv("YT8M_NOTIFY")
     monkeypatch.setenv("YT8M_NOTIFY_FILE", str(path))
-    with announced("yt8m demo"):
-        (sentence,) = everything_said()
-        assert sentence.startswith(f"yt8m: {path}: no message will be sent, since this file cannot be read (")
-    assert everything_said() == []
+    with notify_when_done("yt8m demo"):
+        (line,) = printed()
+        assert line.startswith(f"yt8m: {path}: no notification will be sent: this file cannot be read (")
+    assert printed() == []
 
 
 @pytest.mark.parametrize(
@@ -318,14 +318,14 @@ def test_a_file_that_cannot_be_read(
         ({"NODE_RANK": "1"}, False),
     ],
 )
-def test_the_first_process_speaks_for_all(
+def test_only_the_first_process_sends_messages(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch, ranks: dict[str, str], sends: bool
 ) -> None:
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, rank in ranks.items():
         monkeypatch.setenv(name, rank)
-    with announced("yt8m demo"):
+    with notify_when_done("yt8m demo"):
         pass
     assert len(inbox.received) == sends
 
@@ -333,7 +333,7 @@ def test_the_first_process_speaks_for_all(
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
-def test_run_tells_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path) -> None:
+def test_run_sends_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path) -> None:
     where = [tiny_recipe, "--data", tiny_dataset, "--out", finished_run.out]
     succeeds("run", *where)
     (message,) = inbox.received
@@ -343,7 +343,7 @@ def test_run_tells_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_data
     assert message["message"].startswith(f"MAP@100,000 {table[1]}, dense MAP {table[2]}\n")
 
 
-def test_pretrain_and_finetune_tell_their_metrics(
+def test_pretrain_and_finetune_send_their_metrics(
     inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     where = ["--data", tiny_dataset, "--out", finished_run.out]
@@ -351,16 +351,16 @@ def test_pretrain_and_finetune_tell_their_metrics(
         succeeds(stage, tiny_recipe, model, *where)
         message = inbox.received.pop()
         assert message["title"].startswith(f"yt8m {stage} {tiny_recipe} {model} ")
-        said = re.search(rf"^{stage} {model}: (.*) at step", finished_run.outcome.err, re.MULTILINE)
-        assert said
-        assert message["message"].startswith(f"{said[1]}\n")
+        reported = re.search(rf"^{stage} {model}: (.*) at step", finished_run.outcome.err, re.MULTILINE)
+        assert reported
+        assert message["message"].startswith(f"{reported[1]}\n")
 
 
-def test_a_command_that_fails_tells_its_sentence(inbox: Inbox, tmp_path: Path) -> None:
-    sentence = refused(2, "run", "demo", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+def test_a_command_that_fails_sends_its_error(inbox: Inbox, tmp_path: Path) -> None:
+    error = refused(2, "run", "demo", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     (message,) = inbox.received
     assert message["title"].endswith(": failed")
-    assert message["message"].startswith(f"{sentence}\n")
+    assert message["message"].startswith(f"{error}\n")
 
 
 def test_demo(inbox: Inbox, tmp_path: Path) -> None:
@@ -378,5 +378,5 @@ def test_ctrl_c(
     monkeypatch.setattr("yt8m.runs.run.Run.run", interrupted)
     ended = command("run", tiny_recipe, "--data", tiny_dataset, "--out", tmp_path)
     assert ended.status == 130
-    assert ended.err.strip().startswith("yt8m: Interrupted; ")
+    assert ended.err.strip().startswith("yt8m: Interrupted. ")
     assert inbox.received[0]["title"].endswith(": stopped")

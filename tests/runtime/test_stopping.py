@@ -1,4 +1,4 @@
-"""Asked to stop: everything is saved, the exit status says so, and the run goes on to the same end."""
+"""Graceful stop: a signal ends a run with a checkpoint and exit status 75, and the run resumes to the same end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch import nn
 from tests.support.tiny_tasks import CONFIG, LinearTask, digest, fit_linear, video_case
 from yt8m.errors import Interrupted
 from yt8m.runtime.machine import MachineConfig
-from yt8m.runtime.stopping import StopRequest, StopRequestedError
-from yt8m.training.loop import CHECKPOINT_FILE, fit
+from yt8m.runtime.stopping import StopRequest, StopRequested
+from yt8m.training.loop import CHECKPOINT_FILE, Trainer
 from yt8m.training.metrics_log import METRICS_FILE
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     return torch.load(folder / CHECKPOINT_FILE, weights_only=True)["progress"]["step"]
 
 
@@ -34,70 +34,68 @@ def step_of(folder: Path) -> int:
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     number: signal.Signals, step: int, tmp_path: Path
 ) -> None:
-    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    _, undisturbed = fit_linear(alone)
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    _, expected = fit_linear(uninterrupted)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
-    def ask(before: int) -> None:
-        if before == step:
+    def send_signal(started: int) -> None:
+        if started == step:
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as raised:
-        fit_linear(stopped, LinearTask(ask))
-    assert str(raised.value) == (
-        f"{stopped}: stopped as asked after step {step} of 10; the same command goes on from there."
-    )
+        fit_linear(stopped, LinearTask(send_signal))
+    assert str(raised.value) == (f"{stopped}: stopped after step {step} of 10; the same command resumes from there.")
     assert raised.value.exit_code == 75
-    assert step_of(stopped) == step
+    assert checkpoint_step(stopped) == step
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     done: list[int] = []
     _, model = fit_linear(stopped, LinearTask(done.append))
     assert done == list(range(step + 1, 11))
-    assert digest(model) == digest(undisturbed)
-    assert (stopped / METRICS_FILE).read_bytes() == (alone / METRICS_FILE).read_bytes()
+    assert digest(model) == digest(expected)
+    assert (stopped / METRICS_FILE).read_bytes() == (uninterrupted / METRICS_FILE).read_bytes()
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
-    """The state before the evaluation is saved, and the evaluation is done again, once."""
-    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    _, undisturbed = fit_linear(alone)
+    """The checkpoint is from before the evaluation, and the resumed run evaluates once."""
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    _, expected = fit_linear(uninterrupted)
 
-    class Asked(LinearTask):
+    class Signalled(LinearTask):
         def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None]) -> dict[str, float]:
             os.kill(os.getpid(), signal.SIGTERM)
             check()
-            pytest.fail("went on evaluating")
+            pytest.fail("the evaluation continued")
 
     with pytest.raises(Interrupted):
-        fit_linear(stopped, Asked())
-    assert step_of(stopped) == 3
+        fit_linear(stopped, Signalled())
+    assert checkpoint_step(stopped) == 3
     task = LinearTask()
     _, model = fit_linear(stopped, task)
     assert task.saved == [3, 6, 9, 10]
-    assert digest(model) == digest(undisturbed)
-    assert (stopped / METRICS_FILE).read_bytes() == (alone / METRICS_FILE).read_bytes()
+    assert digest(model) == digest(expected)
+    assert (stopped / METRICS_FILE).read_bytes() == (uninterrupted / METRICS_FILE).read_bytes()
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
-    def ask_twice(step: int) -> None:
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
+    def interrupt_twice(step: int) -> None:
         if step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
 
     with pytest.raises(KeyboardInterrupt):
-        fit_linear(tmp_path, LinearTask(ask_twice))
-    assert step_of(tmp_path) == 4
+        fit_linear(tmp_path, LinearTask(interrupt_twice))
+    assert checkpoint_step(tmp_path) == 4
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as it does on a machine of few cores
-def test_real_evaluations_and_workers_heed_signals(tiny_dataset: Path, tmp_path: Path) -> None:
-    """Workers get the signals of a terminal too, and leave them to the process that trains."""
+def test_worker_processes_ignore_signals(tiny_dataset: Path, tmp_path: Path) -> None:
+    """A terminal sends signals to workers too; only the training process handles them."""
     model, task = video_case(tiny_dataset)
     config = CONFIG.model_copy(update={"peak_lr": 1e-3})
     loss = task.loss
 
-    def asking(*arguments: Any) -> torch.Tensor:
+    def loss_with_signals(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         # By the third batch both workers have delivered one.
@@ -109,9 +107,9 @@ def test_real_evaluations_and_workers_heed_signals(tiny_dataset: Path, tmp_path:
         return loss(*arguments)
 
     calls: list[int] = []
-    task.loss = asking  # type: ignore[method-assign]
+    task.loss = loss_with_signals  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
-        fit(
+        Trainer(
             Fabric(accelerator="cpu", devices=1),
             model,
             task,
@@ -119,26 +117,26 @@ def test_real_evaluations_and_workers_heed_signals(tiny_dataset: Path, tmp_path:
             tmp_path,
             3,
             MachineConfig(num_workers=2),
-        )
-    assert step_of(tmp_path) == 4
+        ).fit()
+    assert checkpoint_step(tmp_path) == 4
 
 
-def test_evaluation_asks_once_a_batch(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yt8m.training.tasks.EVALUATION_BATCH", 2)
+def test_evaluation_checks_once_per_batch(tiny_dataset: Path) -> None:
     model, task = video_case(tiny_dataset)
-    asked: list[int] = []
+    task.evaluation_batch_size = 2
+    checks: list[int] = []
     fabric = Fabric(accelerator="cpu", devices=1)
-    task.evaluate(fabric, model.eval(), lambda: asked.append(1))
-    assert len(asked) == -(-len(task.valid_rows) // 2) > 1
+    task.evaluate(fabric, model.eval(), lambda: checks.append(1))
+    assert len(checks) == -(-len(task.valid_rows) // 2) > 1
 
     def stop() -> None:
-        raise StopRequestedError
+        raise StopRequested
 
-    with pytest.raises(StopRequestedError):
+    with pytest.raises(StopRequested):
         task.evaluate(fabric, model, stop)
 
 
-def test_another_thread_trains_without_handlers(tmp_path: Path) -> None:
+def test_another_thread_installs_no_handlers(tmp_path: Path) -> None:
     ends: list[Any] = []
     before = signal.getsignal(signal.SIGTERM)
 
@@ -154,7 +152,7 @@ def test_another_thread_trains_without_handlers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_how_to_go_on(
+def test_the_command_reports_how_to_resume(
     number: signal.Signals, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -171,6 +169,6 @@ def test_the_command_says_how_to_go_on(
     finally:
         process.kill()
     assert process.returncode == 75, error
-    assert error.splitlines()[-1].startswith(f"yt8m: {log.parent}: stopped as asked after step ")
-    assert error.endswith("of 100,000; the same command goes on from there.\n")
+    assert error.splitlines()[-1].startswith(f"yt8m: {log.parent}: stopped after step ")
+    assert error.endswith("of 100,000; the same command resumes from there.\n")
     assert "Traceback" not in error

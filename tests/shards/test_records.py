@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_video_level_shard
+from tests.support.video_level import encode_video_level
 from tests.support.wire import (
     bytes_feature,
     delimited,
@@ -34,7 +35,7 @@ from yt8m.shards.records import (
     read_video_level_shard,
 )
 from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
-from yt8m.shards.writer import encode_video, encode_video_level, message_class
+from yt8m.shards.writer import encode_video, message_class
 
 ID = entry("id", bytes_feature(b"abcd"))
 RGB = [bytes([i]) * 1024 for i in range(3)]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_shards import random_videos, write_records
+from tests.support.video_level import encode_video_level
 from yt8m.errors import Yt8mError
 from yt8m.shards.tfrecord import iterate_records
-from yt8m.shards.writer import ShardWriter, encode_video, encode_video_level, message_class
+from yt8m.shards.writer import ShardWriter, encode_video, message_class
 
 
 def parsed(payload: bytes, name: str = "SequenceExample") -> Any:

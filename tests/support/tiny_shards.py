@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.shards.writer import ShardWriter, encode_video, encode_video_level
+from tests.support.video_level import encode_video_level
+from yt8m.shards.writer import ShardWriter, encode_video
 
 Rating = tuple[int, int, float]
 """Label id, start in seconds, 0 or 1."""

@@ -1,7 +1,7 @@
-"""What tests of training train: a linear task that takes no time, and the real tasks on a tiny dataset.
+"""Tasks for tests of training: a linear task that takes no time, and the real tasks on a tiny dataset.
 
-Run as a module it trains in a process of its own: `killed FOLDER WHEN` is killed in the middle, `together DATA FOLDER`
-is to be started as several processes.
+As a module, it trains in its own process: `killed FOLDER WHEN` kills itself halfway, `distributed DATA FOLDER DEVICES` is
+one of several processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.training import checkpoint
-from yt8m.training.loop import Fitted, Pace, TrainingConfig, fit
+from yt8m.training.loop import FitResult, StepMetrics, Trainer, TrainingConfig
 from yt8m.training.tasks import SegmentLossConfig, SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
@@ -71,11 +71,11 @@ class NumberBatches(Dataset[Numbers]):
 
 
 class LinearTask:
-    """Least squares, easy enough that every evaluation is better than the one before.
+    """Least squares, so easy that every evaluation improves on the one before.
 
     Args:
         before_loss: Called with the number of the batch's step, counted from 1.
-        metrics: What evaluation says, in turn; the model's own metrics where there is nothing left.
+        metrics: Results of the first evaluations; later ones evaluate the model.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class LinearTask:
 
 
 def linear_model() -> nn.Module:
-    """A linear layer behind dropout."""
+    """Two linear layers with dropout."""
     torch.manual_seed(5)
     return nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 1))
 
 
 def digest(model: nn.Module) -> str:
-    """Fingerprint of all bits of a model's weights and statistics."""
+    """Hash of all bits of a model's weights and statistics."""
     content = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         content.update(name.encode())
@@ -129,13 +129,43 @@ def fit_linear(
     folder: Path,
     task: LinearTask | None = None,
     config: TrainingConfig = CONFIG,
-    on_log: Callable[[Pace], None] | None = None,
+    callback: Callable[[StepMetrics], None] = lambda metrics: None,
     seed: int = 3,
-) -> tuple[Fitted, nn.Module]:
-    """Train the linear model in a folder, from where a former call stopped."""
+) -> tuple[FitResult, nn.Module]:
+    """Train the linear model in a folder, or resume a run that was stopped there."""
     model = linear_model()
     fabric = Fabric(accelerator="cpu", devices=1)
-    return fit(fabric, model, task or LinearTask(), config, folder, seed, on_log=on_log), model
+    return Trainer(fabric, model, task or LinearTask(), config, folder, seed, callback=callback).fit(), model
+
+
+class StoppedError(Exception):
+    """Stops a run in a test."""
+
+
+def raise_stopped() -> None:
+    raise StoppedError
+
+
+def stop_at(step: int) -> Callable[..., None]:
+    """A callback that stops the run at a step, its first argument."""
+
+    def stop(done: int, *_: object) -> None:
+        if done == step:
+            raise_stopped()
+
+    return stop
+
+
+def at_call(number: int, loss: Callable[..., Tensor], action: Callable[[], None]) -> Callable[..., Tensor]:
+    """A loss that runs an action before each of its calls from this number on."""
+    earlier_calls = iter(range(1, number))
+
+    def loss_with_action(*arguments: object) -> Tensor:
+        if next(earlier_calls, None) is None:
+            action()
+        return loss(*arguments)
+
+    return loss_with_action
 
 
 # --- The real tasks --------------------------------------------------------------------------------------------------
@@ -145,7 +175,7 @@ NEXTVLAD = NeXtVLADConfig(num_clusters=4, num_groups=4, expansion=1, output_size
 
 
 def video_classifier(encoder: DBoFConfig | NeXtVLADConfig, vocabulary: Vocabulary, dropout: float) -> VideoClassifier:
-    """A tiny classifier of videos with fresh weights, the same at every call."""
+    """A tiny video classifier with the same initial weights at every call."""
     torch.manual_seed(5)
     if isinstance(encoder, DBoFConfig):
         encoder = encoder.model_copy(update={"dropout": dropout})
@@ -156,7 +186,7 @@ def video_classifier(encoder: DBoFConfig | NeXtVLADConfig, vocabulary: Vocabular
 
 
 def video_case(data: Path, dropout: float = 0.5) -> tuple[VideoClassifier, VideoTask]:
-    """A classifier of videos and its task."""
+    """A video classifier and its task."""
     vocabulary = Vocabulary.load(data)
     readers = [FrameReader(index_folder(data / "video" / part)) for part in ("train", "valid")]
     task = VideoTask(*readers, vocabulary, DBOF.max_frames, FrameChoice(6), 8, 3, {"name": "tiny"})
@@ -166,7 +196,7 @@ def video_case(data: Path, dropout: float = 0.5) -> tuple[VideoClassifier, Video
 def segment_case(
     data: Path, kind: str, fabric: Fabric | None = None, dropout: float = 0.5
 ) -> tuple[ContextAgnosticClassifier | ContextAwareClassifier, SegmentTask]:
-    """A classifier of segments ("agnostic" or "aware") and its task; fold 1 of 4 is held out."""
+    """A segment classifier ("agnostic" or "aware") and its task; fold 1 of 4 is held out."""
     vocabulary = Vocabulary.load(data)
     dbof, nextvlad = (video_classifier(encoder, vocabulary, dropout) for encoder in (DBOF, NEXTVLAD))
     model: ContextAgnosticClassifier | ContextAwareClassifier
@@ -185,11 +215,11 @@ def segment_case(
     return model, task
 
 
-# --- Processes of their own ------------------------------------------------------------------------------------------
+# --- Subprocesses ----------------------------------------------------------------------------------------------------
 
 
 def killed(folder: Path, when: str) -> None:
-    """Train the linear model and die at step 5, or half-way through writing its checkpoint of step 4."""
+    """Train the linear model, and die at step 5 or halfway through writing the checkpoint of step 4."""
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -211,15 +241,15 @@ def killed(folder: Path, when: str) -> None:
     fit_linear(folder, LinearTask(die_at_five))
 
 
-TOGETHER = {
+DISTRIBUTED = {
     name: CONFIG.model_copy(update={"peak_lr": 3e-4, "log_every": 1, "steps": 12, "gradient_accumulation": accumulate})
     for name, accumulate in (("video", 1), ("nextvlad", 1), ("agnostic", 2), ("aware", 1))
 }
-"""What several processes train: the names of cases and how."""
+"""Names of the cases that several processes train, and their settings."""
 
 
-def together_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
-    """A case of `TOGETHER`: a model and its task."""
+def distributed_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
+    """A model and its task, of a name in `DISTRIBUTED`."""
     if name == "video":
         return video_case(data)
     if name == "nextvlad":
@@ -228,41 +258,29 @@ def together_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
     return segment_case(data, name, fabric)
 
 
-def together(data: Path, folder: Path, devices: str) -> None:
-    """Train models as one of several processes, and leave what each process ended with.
+def distributed(data: Path, folder: Path, devices: str) -> None:
+    """Train models as one of several processes, and save the final state of each process.
 
-    With STOP_RANK set, that process asks itself to stop at the third batch of each model that is not finished.
+    The process of rank STOP_RANK, if set, sends itself a SIGTERM at the third batch of each model that is not finished.
     """
     fabric = make_fabric(MachineConfig(accelerator="cpu", devices=int(devices)))
-    for name, config in TOGETHER.items():
-        model, task = together_case(name, data, fabric)
+    for name, config in DISTRIBUTED.items():
+        model, task = distributed_case(name, data, fabric)
         if os.environ.get("STOP_RANK") == str(fabric.global_rank):
-            task.loss = _asking_to_stop(task.loss, 3)
+            task.loss = at_call(3, task.loss, lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:
-            fitted = fit(fabric, model, task, config, folder / name, 3)
+            result = Trainer(fabric, model, task, config, folder / name, 3).fit()
         except Interrupted as stopped:
             fabric.barrier()
             print(stopped)
-            if name == list(TOGETHER)[-1]:
+            if name == list(DISTRIBUTED)[-1]:
                 sys.exit(stopped.exit_code)
             continue
         torch.save(
-            {"state": model.state_dict(), "metrics": fitted.metrics, "world_size": fabric.world_size},
+            {"state": model.state_dict(), "metrics": result.metrics, "world_size": fabric.world_size},
             folder / f"{name}-{fabric.global_rank}.pt",
         )
 
 
-def _asking_to_stop(loss: Callable[..., Tensor], call: int) -> Callable[..., Tensor]:
-    """A loss whose call of this number sends SIGTERM to its own process."""
-    calls = iter(range(1, call))
-
-    def asking(*arguments: Any) -> Tensor:
-        if next(calls, None) is None:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(*arguments)
-
-    return asking
-
-
 if __name__ == "__main__":
-    {"killed": killed, "together": together}[sys.argv[1]](*map(Path, sys.argv[2:-1]), sys.argv[-1])
+    {"killed": killed, "distributed": distributed}[sys.argv[1]](*map(Path, sys.argv[2:-1]), sys.argv[-1])

@@ -1,4 +1,4 @@
-"""The loop: whatever stops a run, it goes on to the same end; and the best model is kept."""
+"""Training loop: a stopped run resumes to the same weights; the best model is saved; invalid input is refused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from torch import nn
 from tests.support.tiny_tasks import (
     CONFIG,
     LinearTask,
+    StoppedError,
+    at_call,
     digest,
     fit_linear,
     linear_model,
+    raise_stopped,
     segment_case,
+    stop_at,
     video_case,
 )
 from yt8m.errors import Yt8mError
@@ -28,27 +32,23 @@ from yt8m.models.saved import load_model, read_description
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import validated
 from yt8m.training import checkpoint
-from yt8m.training.loop import CHECKPOINT_FILE, TrainingConfig, fit, step_seed
+from yt8m.training.loop import CHECKPOINT_FILE, Trainer, TrainingConfig
 from yt8m.training.metrics_log import read_metrics
 from yt8m.training.tasks import SegmentTask, VideoTask
 
 
-class StoppedError(Exception):
-    """What stops a run in these tests."""
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and final weights of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and final weights of a run that was not stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     task = LinearTask()
     _, model = fit_linear(folder, task)
     assert task.saved == [3, 6, 9, 10]
     return folder, digest(model)
 
 
-def assert_ends_alike(folder: Path, model: nn.Module, undisturbed: tuple[Path, str]) -> None:
-    other, weights = undisturbed
+def assert_same_end(folder: Path, model: nn.Module, uninterrupted: tuple[Path, str]) -> None:
+    other, weights = uninterrupted
     assert digest(model) == weights
     assert (folder / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
     assert (folder / "model" / "weights.txt").read_text() == (other / "model" / "weights.txt").read_text()
@@ -56,43 +56,35 @@ def assert_ends_alike(folder: Path, model: nn.Module, undisturbed: tuple[Path, s
     assert names == {"metrics.csv", "model", "tensorboard", CHECKPOINT_FILE}
 
 
-# --- Stopped and gone on ---------------------------------------------------------------------------------------------
-
-
-def stopping_at(step: int) -> Callable[..., None]:
-    def stop(done: int, *_: object) -> None:
-        if done == step:
-            raise StoppedError
-
-    return stop
+# --- Resuming --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", range(1, 11))
-def test_a_run_stopped_before_any_step_goes_on_to_the_same_end(
-    step: int, tmp_path: Path, undisturbed: tuple[Path, str]
+def test_a_run_stopped_before_any_step_resumes_to_the_same_end(
+    step: int, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(step)))
+        fit_linear(tmp_path, LinearTask(stop_at(step)))
     torch.manual_seed(step)
-    fitted, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
-    assert fitted.seconds > 0
+    result, model = fit_linear(tmp_path)
+    assert_same_end(tmp_path, model, uninterrupted)
+    assert result.seconds > 0
 
 
 @pytest.mark.parametrize("step", [2, 6, 10])
-def test_a_run_stopped_between_its_log_and_its_checkpoint_goes_on_to_the_same_end(
-    step: int, tmp_path: Path, undisturbed: tuple[Path, str]
+def test_a_run_stopped_between_log_and_checkpoint_resumes_to_the_same_end(
+    step: int, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, on_log=lambda pace: stopping_at(step)(pace.step))
+        fit_linear(tmp_path, callback=lambda metrics: stop_at(step)(metrics.step))
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 3, 4])
 @pytest.mark.parametrize("place", ["before evaluating", "before saving", "after saving"])
-def test_a_run_stopped_at_an_evaluation_goes_on_to_the_same_end(
-    evaluation: int, place: str, tmp_path: Path, undisturbed: tuple[Path, str]
+def test_a_run_stopped_at_an_evaluation_resumes_to_the_same_end(
+    evaluation: int, place: str, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     steps = [3, 6, 9, 10]
 
@@ -115,44 +107,44 @@ def test_a_run_stopped_at_an_evaluation_goes_on_to_the_same_end(
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, Stopped())
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
-def test_a_run_stopped_again_and_again_goes_on_to_the_same_end(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+def test_a_run_stopped_several_times_resumes_to_the_same_end(tmp_path: Path, uninterrupted: tuple[Path, str]) -> None:
     for step in (3, 3, 4, 7, 9, 10):
         with pytest.raises(StoppedError):
-            fit_linear(tmp_path, LinearTask(stopping_at(step)))
+            fit_linear(tmp_path, LinearTask(stop_at(step)))
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
-def test_a_run_goes_on_and_does_not_start_over(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(8)))
+        fit_linear(tmp_path, LinearTask(stop_at(8)))
     steps: list[int] = []
     fit_linear(tmp_path, LinearTask(steps.append))
     assert steps == [7, 8, 9, 10]
     again: list[int] = []
-    fitted, model = fit_linear(tmp_path, LinearTask(again.append))
+    result, model = fit_linear(tmp_path, LinearTask(again.append))
     assert again == []
-    assert fitted.metrics == {
+    assert result.metrics == {
         name: value for split, step, name, value in read_metrics(tmp_path / "metrics.csv")
-        if (split, step) == ("valid", fitted.best_step)
+        if (split, step) == ("valid", result.best_step)
     }  # fmt: skip
     assert digest(model) != digest(linear_model())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["stepping", "writing"])
-def test_a_killed_process_goes_on_to_the_same_end(when: str, tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+def test_a_killed_process_resumes_to_the_same_end(when: str, tmp_path: Path, uninterrupted: tuple[Path, str]) -> None:
     command = [sys.executable, "-m", "tests.support.tiny_tasks", "killed", str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
-    # The checkpoint of step 4 is written while step 5 runs, so that a kill then finds it or the one before.
+    # A thread writes the checkpoint of step 4 during step 5: a kill leaves it or the previous one.
     assert state["progress"]["step"] in ((2, 4) if when == "stepping" else (2,))
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
 def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask]:
@@ -160,36 +152,24 @@ def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask
 
 
 @pytest.mark.parametrize("kind", ["video", "aware"])
-def test_real_models_go_on_to_the_same_end_with_any_number_of_workers(
+def test_real_models_resume_to_the_same_end_with_any_number_of_workers(
     kind: str, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 2, "peak_lr": 1e-3})
     fabric = Fabric(accelerator="cpu", devices=1)
     ends = []
-    for name, stops, num_workers in (("whole", [], 0), ("stopped", [4], 0), ("workers", [3], 2)):
+    for name, stops, num_workers in (("uninterrupted", [], 0), ("stopped", [4], 0), ("workers", [3], 2)):
         for stop in stops:
             model, task = real_case(tiny_dataset, kind)
-            task.loss = stopping(task.loss, stop)  # type: ignore[method-assign]
+            task.loss = at_call(stop, task.loss, raise_stopped)  # type: ignore[method-assign]
             with pytest.raises(StoppedError):
-                fit(fabric, model, task, config, tmp_path / name, 3)
+                Trainer(fabric, model, task, config, tmp_path / name, 3).fit()
         model, task = real_case(tiny_dataset, kind)
-        fitted = fit(fabric, model, task, config, tmp_path / name, 3, MachineConfig(num_workers=num_workers))
+        result = Trainer(fabric, model, task, config, tmp_path / name, 3, MachineConfig(num_workers=num_workers)).fit()
         folder = tmp_path / name
         files = [folder / "metrics.csv", folder / "model" / "config.yaml", folder / "model" / "model.safetensors"]
-        ends.append((digest(model), fitted.best_step, fitted.metrics, [file.read_bytes() for file in files]))
+        ends.append((digest(model), result.best_step, result.metrics, [file.read_bytes() for file in files]))
     assert ends[0] == ends[1] == ends[2]
-
-
-def stopping(loss: Callable[..., torch.Tensor], after: int) -> Callable[..., torch.Tensor]:
-    """A loss that stops the run at its call number `after`."""
-    calls = iter(range(1, after))
-
-    def stopped(*arguments: object) -> torch.Tensor:
-        if next(calls, None) is None:
-            raise StoppedError
-        return loss(*arguments)
-
-    return stopped
 
 
 # --- The best model --------------------------------------------------------------------------------------------------
@@ -211,73 +191,71 @@ def metrics(**values: list[float]) -> list[dict[str, float]]:
         ("auc", [math.nan] * 4, [3]),
     ],
 )
-def test_the_best_model_is_kept_by_the_metric_asked_for(
+def test_the_monitored_metric_selects_the_best_model(
     monitor: str, values: list[float], saved: list[int], tmp_path: Path
 ) -> None:
     task = LinearTask(metrics=metrics(**{monitor: values}))
-    fitted, _ = fit_linear(tmp_path, task, CONFIG.model_copy(update={"monitor": monitor}))
+    result, _ = fit_linear(tmp_path, task, CONFIG.model_copy(update={"monitor": monitor}))
     assert task.saved == saved
-    assert fitted.best_step == saved[-1]
+    assert result.best_step == saved[-1]
     best = [3, 6, 9, 10].index(saved[-1])
-    assert fitted.metrics == pytest.approx(metrics(**{monitor: values})[best], nan_ok=True)
+    assert result.metrics == pytest.approx(metrics(**{monitor: values})[best], nan_ok=True)
     assert (tmp_path / "model" / "weights.txt").read_text().split()[0] == str(saved[-1])
 
 
-def test_the_best_so_far_is_remembered_over_a_stop(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_best_model_so_far(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(8), metrics(loss=[1.0, 2.0])))
+        fit_linear(tmp_path, LinearTask(stop_at(8), metrics(loss=[1.0, 2.0])))
     task = LinearTask(metrics=metrics(loss=[1.5, 1.2]))
-    fitted, _ = fit_linear(tmp_path, task)
+    result, _ = fit_linear(tmp_path, task)
     assert task.saved == []
-    assert fitted.best_step == 3
-    assert fitted.metrics == {"loss": 1.0, "auc": 0.5, "map": 0.5}
+    assert result.best_step == 3
+    assert result.metrics == {"loss": 1.0, "auc": 0.5, "map": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["video", "agnostic", "aware"])
-def test_the_best_model_s_folder_loads_and_is_the_model_that_was_judged(
-    kind: str, tiny_dataset: Path, tmp_path: Path
-) -> None:
+def test_the_saved_model_is_the_best_one_evaluated(kind: str, tiny_dataset: Path, tmp_path: Path) -> None:
     model, task = real_case(tiny_dataset, kind)
     fabric = Fabric(accelerator="cpu", devices=1)
     config = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2, "peak_lr": 1e-2})
-    fitted = fit(fabric, model, task, config, tmp_path, 3)
+    result = Trainer(fabric, model, task, config, tmp_path, 3).fit()
     loaded = load_model(tmp_path / "model", vocabulary_digest=task.vocabulary.digest)
     assert type(loaded) is type(model)
-    assert task.evaluate(fabric, loaded) == fitted.metrics
+    assert task.evaluate(fabric, loaded) == result.metrics
     provenance = read_description(tmp_path / "model").provenance
     name = "tiny" if kind == "video" else kind
-    assert provenance == {"name": name, "step": fitted.best_step, "metrics": fitted.metrics}
+    assert provenance == {"name": name, "step": result.best_step, "metrics": result.metrics}
 
 
-# --- What the loop writes and calls ----------------------------------------------------------------------------------
+# --- Logging and gradients -------------------------------------------------------------------------------------------
 
 
-def test_the_log_has_averages_rates_and_every_evaluation(tmp_path: Path) -> None:
-    told: list[tuple[int, float]] = []
+def test_the_log_has_mean_losses_learning_rates_and_every_evaluation(tmp_path: Path) -> None:
+    reported: list[tuple[int, float]] = []
     losses: list[float] = []
 
-    class Told(LinearTask):
+    class Recording(LinearTask):
         def loss(self, model, batch):  # type: ignore[no-untyped-def]
             loss = super().loss(model, batch)
             losses.append(loss.item())
             return loss
 
     config = CONFIG.model_copy(update={"steps": 9, "log_every": 2, "evaluate_every": 4})
-    fit_linear(tmp_path, Told(), config, on_log=lambda pace: told.append((pace.step, pace.loss)))
+    fit_linear(tmp_path, Recording(), config, callback=lambda metrics: reported.append((metrics.step, metrics.loss)))
     rows = read_metrics(tmp_path / "metrics.csv")
     logged = {(step, name): value for split, step, name, value in rows if split == "train"}
-    assert [step for step, _ in told] == [2, 4, 6, 8, 9]
-    for first, (step, average) in zip((0, 2, 4, 6, 8), told, strict=True):
+    assert [step for step, _ in reported] == [2, 4, 6, 8, 9]
+    for first, (step, average) in zip((0, 2, 4, 6, 8), reported, strict=True):
         assert average == logged[step, "loss"] == pytest.approx(sum(losses[first:step]) / (step - first), rel=1e-6)
-    # The rate of the step to come: the peak of 9 steps lies at 2.25.
+    # The learning rate of the next step; the peak of 9 steps is at 2.25.
     peaks = {2: 3 / 3.25, 4: 5 / 6.75, 6: 3 / 6.75, 8: 1 / 6.75, 9: 0}
-    assert {step: logged[step, "rate"] for step in peaks} == pytest.approx({s: 0.05 * v for s, v in peaks.items()})
+    assert {step: logged[step, "lr"] for step in peaks} == pytest.approx({s: 0.05 * v for s, v in peaks.items()})
     assert all(logged[step, "grad_norm"] > 0 for step in peaks)
     assert [step for split, step, name, _ in rows if (split, name) == ("valid", "auc")] == [4, 8, 9]
 
 
 def test_gradients_are_clipped_at_their_norm(tmp_path: Path) -> None:
-    """One step of a plain loop, written out, ends at the same weights; the norm logged is that before clipping."""
+    """The optimizer gets clipped gradients; the log has the norm before clipping."""
     config = CONFIG.model_copy(update={"steps": 1, "max_grad_norm": 0.01, "warmup": 0.0})
     norms: list[torch.Tensor] = []
     original = torch.optim.AdamW.step
@@ -295,23 +273,16 @@ def test_gradients_are_clipped_at_their_norm(tmp_path: Path) -> None:
     assert logged["grad_norm"] > 1
 
 
-def test_another_seed_drops_other_units(tmp_path: Path) -> None:
+def test_dropout_depends_on_the_seed(tmp_path: Path) -> None:
     weights = {digest(fit_linear(tmp_path / str(seed), seed=seed)[1]) for seed in (3, 4, 3)}
     assert len(weights) == 3 - 1
 
 
-def test_each_step_part_and_seed_has_random_numbers_of_its_own() -> None:
-    seeds = [step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)]
-    assert len(set(seeds)) == len(seeds)
-    assert step_seed(1, 2, 3) == seeds[4 * 50 + 2 * 4 + 3]
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-# --- What cannot go on -----------------------------------------------------------------------------------------------
+# --- Errors and recovery ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(value: float, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(value: float, tmp_path: Path) -> None:
     class Broken(LinearTask):
         def loss(self, model, batch):  # type: ignore[no-untyped-def]
             loss = super().loss(model, batch)
@@ -323,15 +294,15 @@ def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(value: float, tmp_p
     with pytest.raises(Yt8mError) as raised:
         fit_linear(tmp_path, task)
     assert str(raised.value).startswith(f"{tmp_path}: the loss is ")
-    assert str(raised.value).endswith("at step 6; the rate 0.05 is too high, or the data broken.")
-    # What was there before the damage stays, and nothing of the damage does.
+    assert str(raised.value).endswith("at step 6; peak_lr 0.05 is too high, or the data is corrupt.")
+    # The last checkpoint is from before the failure.
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
     assert state["progress"]["step"] == 4
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
-def test_a_held_out_loss_that_is_no_number_ends_the_run_before_anything_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(Yt8mError, match=r": the held-out loss is nan at step 3; the rate 0\.05 is too high"):
+def test_a_held_out_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(Yt8mError, match=r": the held-out loss is nan at step 3; peak_lr 0\.05 is too high"):
         fit_linear(tmp_path, LinearTask(metrics=metrics(loss=[math.nan])))
     assert not (tmp_path / "model").exists()
 
@@ -342,18 +313,18 @@ def other_model() -> nn.Module:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+        fit_linear(tmp_path, LinearTask(stop_at(5)))
     for model in (other_model(), nn.Linear(4, 1)):
         with pytest.raises(
             Yt8mError, match=r"checkpoint\.pt: is not a checkpoint of this run \(.*\)\. Remove its folder"
         ):
-            fit(Fabric(accelerator="cpu", devices=1), model, LinearTask(), CONFIG, tmp_path, 3)
+            Trainer(Fabric(accelerator="cpu", devices=1), model, LinearTask(), CONFIG, tmp_path, 3).fit()
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip", [1, 2], {"model": 3}, {"model": {}}, "words"]
 )
-def test_a_file_that_is_no_checkpoint_is_refused(content: object, tmp_path: Path) -> None:
+def test_another_file_is_refused_as_a_checkpoint(content: object, tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT_FILE
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -364,16 +335,16 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: object, tmp_path: Path
     assert "\n" not in str(raised.value)
 
 
-def test_a_cut_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     fit_linear(tmp_path)
     path = tmp_path / CHECKPOINT_FILE
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
     with pytest.raises(Yt8mError, match="is not a checkpoint of this run"):
         fit_linear(tmp_path)
 
 
-def test_a_checkpoint_runs_no_code_of_its_own(tmp_path: Path) -> None:
+def test_loading_a_checkpoint_executes_no_code(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "touched",)
@@ -384,8 +355,8 @@ def test_a_checkpoint_runs_no_code_of_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, str]
+def test_a_failed_write_leaves_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Path, str]
 ) -> None:
     save = torch.save
 
@@ -400,14 +371,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
             fit_linear(tmp_path)
     assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
-def test_a_disk_that_is_full_in_earnest(tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
-    """A limit on the size of files, which the system itself refuses to exceed, in the middle of a checkpoint."""
+def test_the_system_refuses_a_write_in_the_middle_of_a_checkpoint(
+    tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    """A limit on the size of files makes a real write fail."""
     resource = pytest.importorskip("resource")
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+        fit_linear(tmp_path, LinearTask(stop_at(5)))
     size = (tmp_path / CHECKPOINT_FILE).stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -421,27 +394,27 @@ def test_a_disk_that_is_full_in_earnest(tmp_path: Path, undisturbed: tuple[Path,
     assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     _, model = fit_linear(tmp_path)
-    assert_ends_alike(tmp_path, model, undisturbed)
+    assert_same_end(tmp_path, model, uninterrupted)
 
 
-def test_training_ends_early_where_evaluations_do_not_become_better(tmp_path: Path) -> None:
+def test_early_stopping(tmp_path: Path) -> None:
     losses = [3.0, 2.0, 2.5, 2.1, 2.2, 1.0]
     config = CONFIG.model_copy(update={"steps": 30, "evaluate_every": 2, "patience": 3})
     task = LinearTask(metrics=metrics(loss=losses))
-    fitted, _ = fit_linear(tmp_path, task, config)
-    assert (fitted.best_step, fitted.last_step) == (4, 10)
+    result, _ = fit_linear(tmp_path, task, config)
+    assert (result.best_step, result.last_step) == (4, 10)
     assert task.saved == [2, 4]
     again: list[int] = []
-    assert fit_linear(tmp_path, LinearTask(again.append), config)[0] == fitted
+    assert fit_linear(tmp_path, LinearTask(again.append), config)[0] == result
     assert again == []
-    fitted, _ = fit_linear(
+    result, _ = fit_linear(
         tmp_path / "patient", LinearTask(metrics=metrics(loss=losses)), config.model_copy(update={"patience": 4})
     )
-    assert fitted.last_step > 10
+    assert result.last_step > 10
 
 
-def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
-    """Without dropout and batch norm, the weights of a step in four parts are those of the whole batch."""
+def test_gradient_accumulation_gives_the_weights_of_the_undivided_batch(tmp_path: Path) -> None:
+    """Without dropout and batch norm, the number of micro-batches does not change the weights."""
     ends = []
     for parts in (1, 2, 4):
         torch.manual_seed(5)
@@ -455,30 +428,30 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
                 return {"loss": 1.0, "auc": 0.5, "map": 0.5}
 
         config = CONFIG.model_copy(update={"gradient_accumulation": parts})
-        fit(Fabric(accelerator="cpu", devices=1), model, Doubled(), config, tmp_path / str(parts), 3)
+        Trainer(Fabric(accelerator="cpu", devices=1), model, Doubled(), config, tmp_path / str(parts), 3).fit()
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=1e-9, atol=1e-12)
 
 
-def test_parts_that_are_not_equal_are_refused(tmp_path: Path) -> None:
+def test_micro_batches_of_unequal_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        Yt8mError, match=r"^gradient_accumulation 3 does not divide the 8 examples that a process has of each batch\.$"
+        Yt8mError, match=r"^gradient_accumulation 3 does not divide the 8 examples per batch and process\.$"
     ):
         fit_linear(tmp_path, config=CONFIG.model_copy(update={"gradient_accumulation": 3}))
 
 
-def test_what_kills_left_behind_is_cleared_and_a_model_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+def test_leftovers_of_kills_are_removed_and_a_model_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(5)))
+        fit_linear(tmp_path, LinearTask(stop_at(5)))
     kept = (tmp_path / "model" / "weights.txt").read_text()
-    # A kill between the two renames of a folder, and others in the middle of writing.
+    # A kill between the two renames of a folder, and kills during writes.
     (tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
     (tmp_path / ".model.0123abcd").mkdir()
     (tmp_path / ".checkpoint.4567cdef.pt").write_bytes(b"half")
     (tmp_path / ".metrics.89abcdef.csv").write_text("half")
     with pytest.raises(StoppedError):
-        fit_linear(tmp_path, LinearTask(stopping_at(6)))
+        fit_linear(tmp_path, LinearTask(stop_at(6)))
     assert (tmp_path / "model" / "weights.txt").read_text() == kept
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -1,4 +1,4 @@
-"""Losses against their formulas on probabilities, in float64, and against numbers worked out by hand."""
+"""Losses against their formulas on float64 probabilities, and against values computed by hand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,15 @@ def test_segment_loss_against_a_loop(seed: int, positive_weight: float, mined_we
     assert ours.item() == pytest.approx(sum(terms) / 6, rel=1e-6)
 
 
-def test_the_paper_s_weights_are_the_defaults_by_hand() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_rating_losses_of_segments_have_the_mean_of_the_loss(seed: int) -> None:
+    logits, classes, ratings, _ = random_batch(seed)
+    losses = rating_loss(logits, classes, ratings, 2.0, reduction="none")
+    assert losses.shape == (6,)
+    assert torch.equal(losses.mean(), rating_loss(logits, classes, ratings, 2.0))
+
+
+def test_the_defaults_are_the_weights_of_the_paper() -> None:
     # Probabilities 1/2, 3/4, 1/4 of three classes; the logit of 3/4 is log 3.
     logits = torch.tensor([[0.0, math.log(3), -math.log(3)]]).repeat(2, 1)
     classes, ratings = torch.tensor([1, 1]), torch.tensor([1.0, 0.0])
@@ -63,7 +71,7 @@ def test_the_paper_s_weights_are_the_defaults_by_hand() -> None:
     assert segment_loss(logits, classes, ratings, negatives).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_classes_that_are_neither_rated_nor_mined_have_no_gradient() -> None:
+def test_classes_neither_rated_nor_mined_have_no_gradient() -> None:
     logits, classes, ratings, negatives = random_batch(0)
     logits.requires_grad_()
     segment_loss(logits, classes, ratings, negatives).backward()
@@ -74,15 +82,15 @@ def test_classes_that_are_neither_rated_nor_mined_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("size", [80.0, 1e4, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_finite_and_right_at_extreme_logits(size: float, dtype: torch.dtype) -> None:
+def test_loss_and_gradient_are_correct_at_extreme_logits(size: float, dtype: torch.dtype) -> None:
     logits = torch.tensor([[size, -size, size, -size]] * 2, dtype=dtype).requires_grad_()
     ratings = torch.tensor([1.0, 0.0])
     for classes in (torch.tensor([0, 1]), torch.tensor([1, 0])):
         negatives = torch.tensor([[False, False, True, True]] * 2)
         loss = segment_loss(logits, classes, ratings, negatives)
-        surely_wrong = classes[0] == 1
+        is_wrong = classes[0] == 1
         mined = 0.5 * logits[0, 0].item() / 2
-        expected = mined + (2.5 * logits[0, 0].item() / 2 if surely_wrong else 0)
+        expected = mined + (2.5 * logits[0, 0].item() / 2 if is_wrong else 0)
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         logits.grad = None
@@ -90,7 +98,7 @@ def test_loss_and_gradient_are_finite_and_right_at_extreme_logits(size: float, d
         # d/dz of -w log sigmoid(z) at z -> -inf is -w, of softplus at z -> inf is 1; all over 2 segments.
         gradient = torch.zeros(2, 4)
         gradient[:, 2] = 0.5 / 2 / 2
-        if surely_wrong:
+        if is_wrong:
             gradient[0, 1], gradient[1, 0] = -1.5 / 2, 1 / 2
         torch.testing.assert_close(logits.grad.float(), gradient)
     labels = torch.tensor([[True, True, False, False]] * 2)

@@ -1,4 +1,4 @@
-"""The learning-rate finder: it trains as the loop does, stops where training falls apart, and points below that."""
+"""Learning-rate finder: it trains as the loop does, stops at divergence, and suggests a lower learning rate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tests.support.tiny_tasks import CONFIG, LinearTask, NumberBatches, Numbers, digest, linear_model
 from yt8m.errors import UsageError
 from yt8m.settings import validated
-from yt8m.training.loop import TrainingConfig, step_seed
-from yt8m.training.lr_finder import LRSweepConfig, RateCurve, follow, plot_rates, sweep_rates, write_rates
+from yt8m.training.loop import TrainingConfig
+from yt8m.training.lr_finder import LRCurve, LRSweepConfig, lr_sweep, plot_lr_curve, smooth_losses, write_lr_curve
+from yt8m.training.step import step_seed
 
 
 def squared_error(model: nn.Module, batch: Numbers) -> Tensor:
@@ -26,28 +27,28 @@ def squared_error(model: nn.Module, batch: Numbers) -> Tensor:
 
 
 class SquaresTask(LinearTask):
-    """Least squares on any part of a batch."""
+    """Least squares on any micro-batch."""
 
     def loss(self, model: nn.Module, batch: Numbers) -> Tensor:
         return squared_error(model, batch)
 
 
-def swept(
+def run_sweep(
     sweep: LRSweepConfig, config: TrainingConfig = CONFIG, model: nn.Module | None = None, seed: int = 3
-) -> RateCurve:
+) -> LRCurve:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return sweep_rates(fabric, linear_model() if model is None else model, SquaresTask(), config, sweep, seed)
+    return lr_sweep(fabric, linear_model() if model is None else model, SquaresTask(), config, sweep, seed)
 
 
-# --- What it trains --------------------------------------------------------------------------------------------------
+# --- Training --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gradient_accumulation", [1, 2])
 def test_losses_are_those_of_a_plain_loop(gradient_accumulation: int) -> None:
-    """Everything written out: rates, decay, dropout's seeds, parts of a batch, clipping."""
+    """A plain loop with learning rates, weight decay, seeds of dropout, micro-batches and clipping."""
     sweep = LRSweepConfig(steps=12, lowest=1e-3, highest=0.5)
     config = CONFIG.model_copy(update={"gradient_accumulation": gradient_accumulation, "max_grad_norm": 1.0})
-    curve = swept(sweep, config, linear_model().eval())
+    curve = run_sweep(sweep, config, linear_model().eval())
     model = linear_model()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     optimizer = torch.optim.AdamW(
@@ -60,8 +61,8 @@ def test_losses_are_those_of_a_plain_loop(gradient_accumulation: int) -> None:
     expected, rate = [], 1e-3
     for step in range(12):
         for group in optimizer.param_groups:
-            group["lr"] = sweep.rates[step]
-        assert sweep.rates[step] == pytest.approx(rate)
+            group["lr"] = sweep.learning_rates[step]
+        assert sweep.learning_rates[step] == pytest.approx(rate)
         batch, loss = NumberBatches()[step], torch.zeros(())
         for part in range(gradient_accumulation):
             torch.manual_seed(step_seed(3, step, part))
@@ -80,22 +81,22 @@ def test_losses_are_those_of_a_plain_loop(gradient_accumulation: int) -> None:
     assert len(set(curve.losses)) == 12
 
 
-def test_the_model_stays_as_it_is() -> None:
+def test_the_model_is_not_changed() -> None:
     model = linear_model().eval()
     before = digest(model)
-    swept(LRSweepConfig(steps=20, highest=1e-1), model=model)
+    run_sweep(LRSweepConfig(steps=20, highest=1e-1), model=model)
     assert digest(model) == before
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_parts_that_do_not_divide_a_batch_are_refused() -> None:
+def test_micro_batches_of_unequal_size_are_refused() -> None:
     with pytest.raises(UsageError, match="gradient_accumulation 3 does not divide the 8 examples"):
-        swept(LRSweepConfig(), CONFIG.model_copy(update={"gradient_accumulation": 3}))
+        run_sweep(LRSweepConfig(), CONFIG.model_copy(update={"gradient_accumulation": 3}))
 
 
 class Quadratic(nn.Module):
-    """A matrix of one weight, which starts at `start`."""
+    """A matrix of one weight, initially `start`."""
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class Quadratic(nn.Module):
 
 
 class QuadraticTask(LinearTask):
-    """1 + (weight - target)^2 / 2, whatever the batch."""
+    """1 + (weight - target)^2 / 2 for any batch."""
 
     def __init__(self, target: float) -> None:
         super().__init__()
@@ -117,46 +118,46 @@ class QuadraticTask(LinearTask):
         return loss
 
 
-def test_decay_sets_the_largest_stable_rate() -> None:
-    """AdamW first multiplies a weight by 1 - rate * decay: beyond a rate of 2 / decay it grows without end."""
+def test_weight_decay_limits_the_learning_rate() -> None:
+    """AdamW first multiplies a weight by 1 - lr * decay: above lr = 2 / decay it diverges."""
     config = CONFIG.model_copy(update={"weight_decay": 20.0})
     sweep = LRSweepConfig(steps=200, lowest=1e-5, highest=1.0)
-    curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(1.0), QuadraticTask(0.0), config, sweep, 0)
-    stopped_at = sweep.rates[len(curve.losses) - 1]
-    # The average takes a few steps to see it.
+    curve = lr_sweep(Fabric(accelerator="cpu", devices=1), Quadratic(1.0), QuadraticTask(0.0), config, sweep, 0)
+    stopped_at = sweep.learning_rates[len(curve.losses) - 1]
+    # The smoothed loss lags by a few steps.
     assert 2 / 20 < stopped_at < 5 * 2 / 20
-    assert max(loss for rate, loss in zip(sweep.rates, curve.losses, strict=False) if rate < 2 / 20) == 1.5
+    assert max(loss for rate, loss in zip(sweep.learning_rates, curve.losses, strict=False) if rate < 2 / 20) == 1.5
     assert curve.suggestion is not None
     assert curve.suggestion.peak_lr < 2 / 20
 
 
-def test_the_suggestion_on_a_quadratic_is_where_it_is_halfway_down() -> None:
-    """While the gradient keeps its sign, Adam moves a weight by the rate, so the way is the sum of the rates.
+def test_the_suggestion_on_a_quadratic_is_halfway_to_the_minimum() -> None:
+    """While the gradient keeps its sign, each step of Adam moves a weight by the learning rate.
 
-    With rates a factor f apart, that sum is rate / (1 - 1 / f). In rates, the fall of (1 - sum)^2 is steepest at a sum
-    of 1/2, half the rate at which the target is reached.
+    With a factor f between learning rates, the distance after a step is lr / (1 - 1 / f). Over log(lr), the loss
+    (1 - distance)^2 falls fastest at a distance of 1/2, at half the learning rate that reaches the target.
     """
     config = CONFIG.model_copy(update={"weight_decay": 0.0})
     sweep = LRSweepConfig(steps=400, lowest=1e-6, highest=1.0)
-    curve = sweep_rates(Fabric(accelerator="cpu", devices=1), Quadratic(0.0), QuadraticTask(1.0), config, sweep, 0)
+    curve = lr_sweep(Fabric(accelerator="cpu", devices=1), Quadratic(0.0), QuadraticTask(1.0), config, sweep, 0)
     reached = 1 - 1e-6 ** (1 / 399)
     lag = 1e6 ** (1 / 20)
     assert curve.suggestion is not None
     assert reached / 2 < curve.suggestion.peak_lr < reached / 2 * lag * 1.5
-    assert curve.suggestion.peak_lr < reached < curve.suggestion.lowest_at
+    assert curve.suggestion.peak_lr < reached < curve.suggestion.lowest_loss_lr
 
 
-# --- What it makes of the losses -------------------------------------------------------------------------------------
+# --- Smoothing and suggestion ----------------------------------------------------------------------------------------
 
 
 def falling(steps: int, center: float, width: float = 6.0) -> list[float]:
-    """Losses that fall from 2 to 1, fastest at a step."""
+    """Losses that fall from 2 to 1, fastest at step `center`."""
     return [1 + 1 / (1 + math.exp((step - center) / width)) for step in range(steps)]
 
 
 def test_smoothed_losses_are_weighted_means() -> None:
     losses = np.random.default_rng(0).uniform(1, 2, 200).tolist()
-    curve = follow(LRSweepConfig(), losses)
+    curve = smooth_losses(LRSweepConfig(), losses)
     for step in (0, 1, 50, 199):
         weights = 0.9 ** np.arange(step, -1, -1)
         assert curve.smoothed[step] == pytest.approx(np.dot(weights, losses[: step + 1]) / weights.sum())
@@ -165,90 +166,90 @@ def test_smoothed_losses_are_weighted_means() -> None:
 @pytest.mark.parametrize("steps", [100, 200, 1000])
 def test_the_steepest_descent_is_found_with_the_lag_of_the_average(steps: int) -> None:
     sweep = LRSweepConfig(steps=steps)
-    suggestion = follow(sweep, falling(steps, steps * 0.5, steps * 0.04)).suggestion
+    suggestion = smooth_losses(sweep, falling(steps, steps * 0.5, steps * 0.04)).suggestion
     assert suggestion is not None
     # An exponential average of a slope lags by keep / (1 - keep) steps.
     lag = steps / 20 - 1
-    assert sweep.rates.index(suggestion.peak_lr) == pytest.approx(steps * 0.5 + lag, abs=0.015 * steps)
-    assert suggestion.lowest_at == sweep.rates[-1]
+    assert sweep.learning_rates.index(suggestion.peak_lr) == pytest.approx(steps * 0.5 + lag, abs=0.015 * steps)
+    assert suggestion.lowest_loss_lr == sweep.learning_rates[-1]
 
 
-def test_one_easy_batch_does_not_decide() -> None:
+def test_a_single_easy_batch_does_not_change_the_suggestion() -> None:
     losses = falling(200, 100, 8.0)
-    plain = follow(LRSweepConfig(), losses).suggestion
+    plain = smooth_losses(LRSweepConfig(), losses).suggestion
     losses[50] -= 0.7
-    disturbed = follow(LRSweepConfig(), losses).suggestion
+    disturbed = smooth_losses(LRSweepConfig(), losses).suggestion
     assert plain is not None
     assert disturbed == plain
-    # Between two steps, the average falls fastest at that batch.
-    assert np.diff(follow(LRSweepConfig(), losses).smoothed)[20:].argmin() == 29
+    # The difference of neighbouring steps would select that batch.
+    assert np.diff(smooth_losses(LRSweepConfig(), losses).smoothed)[20:].argmin() == 29
 
 
-def test_noise_moves_the_suggestion_little() -> None:
+def test_the_suggestion_is_robust_to_noise() -> None:
     steps = []
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(0, 0.1, 200)
-        suggestion = follow(LRSweepConfig(), (np.array(falling(200, 100, 8.0)) + noise).tolist()).suggestion
+        suggestion = smooth_losses(LRSweepConfig(), (np.array(falling(200, 100, 8.0)) + noise).tolist()).suggestion
         assert suggestion is not None
-        steps.append(LRSweepConfig().rates.index(suggestion.peak_lr))
+        steps.append(LRSweepConfig().learning_rates.index(suggestion.peak_lr))
     assert max(abs(step - 109) for step in steps) <= 14
 
 
-def test_a_descent_after_the_lowest_point_does_not_count() -> None:
-    """Thrown up and falling back faster than it ever fell: that is no rate to train at."""
+def test_a_descent_after_the_minimum_does_not_count() -> None:
+    """A spike falls back faster than the loss fell before, at a learning rate that is too high."""
     losses = falling(200, 80, 8.0)
     losses[150:160] = [3.0] * 10
-    curve = follow(LRSweepConfig(), losses)
+    curve = smooth_losses(LRSweepConfig(), losses)
     assert len(curve.losses) == 200
     suggestion = curve.suggestion
     assert suggestion is not None
-    assert LRSweepConfig().rates.index(suggestion.peak_lr) == pytest.approx(89, abs=3)
+    assert LRSweepConfig().learning_rates.index(suggestion.peak_lr) == pytest.approx(89, abs=3)
 
 
-def test_it_stops_at_four_times_the_lowest_smoothed_loss() -> None:
+def test_the_sweep_ends_at_four_times_the_lowest_smoothed_loss() -> None:
     rest = iter(range(200, 250))
     losses = falling(150, 80)
-    curve = follow(LRSweepConfig(), itertools.chain(losses, [20.0, 30.0], rest))
+    curve = smooth_losses(LRSweepConfig(), itertools.chain(losses, [20.0, 30.0], rest))
     assert curve.smoothed[-1] > 4 * min(curve.smoothed) >= curve.smoothed[-2]
     assert curve.losses == [*losses, 20.0, 30.0][: len(curve.losses)]
     assert next(rest) == 200
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_it_stops_where_the_loss_is_no_number(loss: float) -> None:
+def test_the_sweep_ends_where_the_loss_is_not_finite(loss: float) -> None:
     rest = iter(range(50))
-    curve = follow(LRSweepConfig(), itertools.chain(falling(150, 80), [loss], rest))
+    curve = smooth_losses(LRSweepConfig(), itertools.chain(falling(150, 80), [loss], rest))
     assert len(curve.losses) == len(curve.smoothed) == 151
     assert next(rest) == 0
-    assert curve.suggestion == follow(LRSweepConfig(), falling(150, 80)).suggestion
+    assert curve.suggestion == smooth_losses(LRSweepConfig(), falling(150, 80)).suggestion
     assert curve.suggestion is not None
 
 
 @pytest.mark.parametrize(
     "losses", [[1 + step / 100 for step in range(200)], [1.0] * 200, [1.0, 9.0], falling(200, 5, 2.0)[:21], [math.nan]]
 )
-def test_nothing_is_suggested_where_nothing_falls(losses: list[float]) -> None:
-    assert follow(LRSweepConfig(), losses).suggestion is None
+def test_without_a_descent_there_is_no_suggestion(losses: list[float]) -> None:
+    assert smooth_losses(LRSweepConfig(), losses).suggestion is None
 
 
-def test_the_fewest_steps_there_may_be() -> None:
-    suggestion = follow(LRSweepConfig(steps=10), falling(10, 5, 1.0)).suggestion
+def test_a_suggestion_from_the_minimum_number_of_steps() -> None:
+    suggestion = smooth_losses(LRSweepConfig(steps=10), falling(10, 5, 1.0)).suggestion
     assert suggestion is not None
-    assert LRSweepConfig(steps=10).rates.index(suggestion.peak_lr) == 5
+    assert LRSweepConfig(steps=10).learning_rates.index(suggestion.peak_lr) == 5
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"lowest": 0.1, "highest": 0.1}, "find-rate: the lowest rate 0.1 is not below the highest, 0.1."),
-        ({"steps": 9}, "find-rate: 'steps': expected greater than or equal to 10, found 9."),
-        ({"lowest": 0.0}, "find-rate: 'lowest': expected greater than 0, found 0.0."),
-        ({"highest": math.inf}, "find-rate: 'highest': expected a finite number, found inf."),
+        ({"lowest": 0.1, "highest": 0.1}, "find-lr: the lowest learning rate 0.1 is not below the highest, 0.1."),
+        ({"steps": 9}, "find-lr: 'steps': expected greater than or equal to 10, found 9."),
+        ({"lowest": 0.0}, "find-lr: 'lowest': expected greater than 0, found 0.0."),
+        ({"highest": math.inf}, "find-lr: 'highest': expected a finite number, found inf."),
     ],
 )
 def test_impossible_sweeps_are_refused(values: dict[str, float], expected: str) -> None:
     with pytest.raises(UsageError) as raised:
-        validated(LRSweepConfig, values, "find-rate")
+        validated(LRSweepConfig, values, "find-lr")
     assert str(raised.value) == expected
 
 
@@ -259,45 +260,48 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     sweep = LRSweepConfig(steps=30, lowest=1e-4)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(ord(name))
-        write_rates(tmp_path / name, swept(sweep, seed=seed))
+        write_lr_curve(tmp_path / name, run_sweep(sweep, seed=seed))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
-def test_the_file_holds_every_step(tmp_path: Path) -> None:
-    curve = follow(LRSweepConfig(), [*falling(150, 80), math.nan])
-    write_rates(tmp_path / "rates.csv", curve)
-    with (tmp_path / "rates.csv").open(newline="") as file:
+def test_the_table_has_one_row_per_step(tmp_path: Path) -> None:
+    curve = smooth_losses(LRSweepConfig(), [*falling(150, 80), math.nan])
+    write_lr_curve(tmp_path / "lr_finder.csv", curve)
+    with (tmp_path / "lr_finder.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["step", "rate", "loss", "smoothed"]
+    assert header == ["step", "lr", "loss", "smoothed"]
     assert [int(row[0]) for row in rows] == list(range(1, 152))
-    assert [float(row[1]) for row in rows] == curve.sweep.rates[:151]
+    assert [float(row[1]) for row in rows] == curve.sweep.learning_rates[:151]
     assert [float(row[2]) for row in rows[:-1]] == curve.losses[:-1]
     assert [float(row[3]) for row in rows[:-1]] == curve.smoothed[:-1]
     assert rows[-1][2:] == ["nan", "nan"]
 
 
 def columns_of(picture: Path, color: str) -> list[int]:
-    """Columns of a picture in which a color fills at least half the height."""
+    """Columns of a picture that are mostly of one color."""
     pixels = matplotlib.image.imread(picture)[:, :, :3]
     wanted = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
     return np.flatnonzero((np.abs(pixels - wanted).max(2) < 0.02).mean(0) > 0.4).tolist()
 
 
-def test_the_picture_shows_both_rates(tmp_path: Path) -> None:
-    curve = follow(LRSweepConfig(), [*falling(170, 100), 5.0, 9.0, 100.0])
+def test_the_plot_shows_both_learning_rates(tmp_path: Path) -> None:
+    curve = smooth_losses(LRSweepConfig(), [*falling(170, 100), 5.0, 9.0, 100.0])
     assert curve.suggestion is not None
-    plot_rates(tmp_path / "rates.png", curve, "model_$1", 1e-5)
-    suggested, own = columns_of(tmp_path / "rates.png", "#e08a1e"), columns_of(tmp_path / "rates.png", "#444444")
+    plot_lr_curve(tmp_path / "lr_finder.png", curve, "model_$1", 1e-5)
+    suggested, recipe = (
+        columns_of(tmp_path / "lr_finder.png", "#e08a1e"),
+        columns_of(tmp_path / "lr_finder.png", "#444444"),
+    )
     assert 1 <= len(suggested) <= 5
-    assert 1 <= len(own) <= 5
-    assert max(own) < min(suggested)
-    plot_rates(tmp_path / "other.png", curve, "model_$1", 0.1)
+    assert 1 <= len(recipe) <= 5
+    assert max(recipe) < min(suggested)
+    plot_lr_curve(tmp_path / "other.png", curve, "model_$1", 0.1)
     assert min(columns_of(tmp_path / "other.png", "#444444")) > max(columns_of(tmp_path / "other.png", "#e08a1e"))
 
 
 @pytest.mark.parametrize("losses", [[math.nan], [math.inf], [1.0], [1.0] * 200, [1.0, 2.0, math.inf], [0.0] * 50])
-def test_any_curve_can_be_drawn(losses: list[float], tmp_path: Path) -> None:
-    plot_rates(tmp_path / "rates.png", follow(LRSweepConfig(), losses), "dbof", 1e-3)
-    assert columns_of(tmp_path / "rates.png", "#e08a1e") == []
-    assert [path.name for path in tmp_path.iterdir()] == ["rates.png"]
+def test_any_curve_can_be_plotted(losses: list[float], tmp_path: Path) -> None:
+    plot_lr_curve(tmp_path / "lr_finder.png", smooth_losses(LRSweepConfig(), losses), "dbof", 1e-3)
+    assert columns_of(tmp_path / "lr_finder.png", "#e08a1e") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lr_finder.png"]

@@ -1,4 +1,4 @@
-"""The log has every row once, whatever happened to the run."""
+"""Metrics log: one row per value, also after interruptions; TensorBoard; Weights & Biases."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def fabric() -> Fabric:
     return Fabric(accelerator="cpu")
 
 
-def test_rows_come_back_to_the_last_digit(tmp_path: Path, fabric: Fabric) -> None:
+def test_rows_keep_all_digits(tmp_path: Path, fabric: Fabric) -> None:
     log = MetricsLog(tmp_path, fabric, 0)
-    log.write("train", 20, {"loss": 0.1 + 0.2, "rate": 1e-300})
+    log.write("train", 20, {"loss": 0.1 + 0.2, "lr": 1e-300})
     log.write("valid", 20, {"auc": 2 / 3})
     log.close()
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "split,step,metric,value"
     assert read_metrics(tmp_path / "metrics.csv") == [
         ("train", 20, "loss", 0.1 + 0.2),
-        ("train", 20, "rate", 1e-300),
+        ("train", 20, "lr", 1e-300),
         ("valid", 20, "auc", 2 / 3),
     ]
-    assert log.values("train", 20) == {"loss": 0.1 + 0.2, "rate": 1e-300}
+    assert log.values("train", 20) == {"loss": 0.1 + 0.2, "lr": 1e-300}
     assert log.values("valid", 20) == {"auc": 2 / 3}
     assert log.values("valid", 40) == {}
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path, fabric: Fabric) -> None:
+def test_a_resumed_run_drops_rows_after_its_checkpoint(tmp_path: Path, fabric: Fabric) -> None:
     log = MetricsLog(tmp_path, fabric, 0)
     for step in (10, 20, 30):
         log.write("train", step, {"loss": float(step)})
@@ -57,7 +57,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path, fabr
 
 
 @pytest.mark.parametrize("cut", ["train,20", "train,20,loss", "train,20,loss,", "train,20,loss,0.1", ""])
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path, fabric: Fabric, cut: str) -> None:
+def test_a_truncated_last_line_is_skipped(tmp_path: Path, fabric: Fabric, cut: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(f"split,step,metric,value\ntrain,10,loss,0.5\n{cut}")
     assert read_metrics(path) == [("train", 10, "loss", 0.5)]
@@ -65,13 +65,13 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path, fabric: Fabric, 
     assert path.read_text() == "split,step,metric,value\ntrain,10,loss,0.5\n"
 
 
-def test_a_file_that_is_no_log_is_an_empty_one(tmp_path: Path) -> None:
+def test_a_file_without_rows_is_an_empty_log(tmp_path: Path) -> None:
     for text in ("", "split,step,metric,value\n", "a,b\n1,2,3,x\n\n"):
         (tmp_path / "metrics.csv").write_text(text)
         assert read_metrics(tmp_path / "metrics.csv") == []
 
 
-def test_tensorboard_is_told_what_can_be_drawn(tmp_path: Path, fabric: Fabric) -> None:
+def test_tensorboard_gets_finite_values(tmp_path: Path, fabric: Fabric) -> None:
     log = MetricsLog(tmp_path, fabric, 0)
     log.write("train", 5, {"loss": 0.25, "grad_norm": math.nan})
     log.write("valid", 5, {"auc": 0.75})
@@ -102,7 +102,7 @@ sys.exit("tensorflow" in sys.modules)
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The real package, in offline mode, and a home folder where nobody is logged in."""
+    """The real package in offline mode, with an empty home folder: not logged in."""
     import wandb
 
     home = tmp_path_factory.mktemp("home")
@@ -113,19 +113,19 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield wandb
-    # It reads the environment once; what comes next has another one.
+    # It caches the environment, which differs in the next test.
     wandb.teardown()
 
 
-def described(run_id: str = "dbof-0123abcd", **config: str) -> WandbRun:
+def wandb_run(run_id: str = "dbof-0123abcd", **config: str) -> WandbRun:
     return WandbRun(
         LogConfig(wandb_project="moments", **config), "pretrain dbof", run_id, {"training": {"steps": 30}, "seed": 1}
     )
 
 
 @dataclass
-class Kept:
-    """What Weights & Biases wrote about a run, to be sent to its server."""
+class RecordedRun:
+    """What Weights & Biases recorded of a run for its server."""
 
     run: Any = None
     metric: Any = None
@@ -134,70 +134,72 @@ class Kept:
     exit_code: int | None = None
 
 
-def kept_runs(folder: Path) -> list[Kept]:
-    """Read the files of all runs in a folder, each a log in LevelDB's format (seven bytes, then seven more a record)."""
+def recorded_runs(folder: Path) -> list[RecordedRun]:
+    """Read the runs in a folder; files are in LevelDB's log format, with 7 bytes before the first and in each record."""
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    # Until its process ends, it may still be writing.
+    # Its process may still be writing.
     wandb.teardown()
     runs = []
     for path in sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        content, kept, place = path.read_bytes(), Kept(), 7
+        content, recorded, place = path.read_bytes(), RecordedRun(), 7
         assert content.startswith(b":W&B")
         while place < len(content):
             size, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-            assert kind == 1, "a record in one piece"
+            assert kind == 1, "a record that is not split"
             record = Record.FromString(content[place + 7 : place + 7 + size])
             place += 7 + size
             match record.WhichOneof("record_type"):
                 case "run":
-                    kept.run = record.run
+                    recorded.run = record.run
                 case "metric":
-                    kept.metric = record.metric
+                    recorded.metric = record.metric
                 case "history":
                     row = {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                    kept.history.append({name: value for name, value in row.items() if not name.startswith("_")})
+                    recorded.history.append({name: value for name, value in row.items() if not name.startswith("_")})
                 case "preempting":
-                    kept.is_preempted = True
+                    recorded.is_preempted = True
                 case "exit":
-                    kept.exit_code = record.exit.exit_code
-        runs.append(kept)
+                    recorded.exit_code = record.exit.exit_code
+        runs.append(recorded)
     return runs
 
 
 @pytest.mark.usefixtures("wandb")
-def test_weights_and_biases_is_told_the_same(tmp_path: Path, fabric: Fabric) -> None:
-    with MetricsLog(tmp_path, fabric, 0, wandb_run=described(wandb_entity="us")) as log:
+def test_weights_and_biases_gets_the_same_values(tmp_path: Path, fabric: Fabric) -> None:
+    with MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run(wandb_entity="us")) as log:
         log.write("train", 10, {"loss": 0.1 + 0.2, "grad_norm": math.nan})
         log.write("valid", 10, {"auc": 0.75})
         log.write("train", 20, {"loss": 0.25})
-        log.watch(20, {"examples_per_second": 500.0})
-    (kept,) = kept_runs(tmp_path)
-    assert (kept.run.project, kept.run.entity) == ("moments", "us")
-    assert (kept.run.display_name, kept.run.run_id) == ("pretrain dbof", "dbof-0123abcd")
-    settings = {update.key: json.loads(update.value_json) for update in kept.run.config.update}
+        log.write_speed(20, {"examples_per_second": 500.0})
+    (recorded,) = recorded_runs(tmp_path)
+    assert (recorded.run.project, recorded.run.entity) == ("moments", "us")
+    assert (recorded.run.display_name, recorded.run.run_id) == ("pretrain dbof", "dbof-0123abcd")
+    settings = {update.key: json.loads(update.value_json) for update in recorded.run.config.update}
     assert settings.items() >= {"training": {"steps": 30}, "seed": 1}.items()
-    assert (kept.metric.glob_name, kept.metric.step_metric) == ("*", "step")
-    assert kept.history == [
+    assert (recorded.metric.glob_name, recorded.metric.step_metric) == ("*", "step")
+    assert recorded.history == [
         {"step": 10, "train/loss": 0.1 + 0.2},
         {"step": 10, "valid/auc": 0.75},
         {"step": 20, "train/loss": 0.25},
         {"step": 20, "speed/examples_per_second": 500.0},
     ]
-    assert (kept.exit_code, kept.is_preempted) == (0, False)
+    assert (recorded.exit_code, recorded.is_preempted) == (0, False)
 
 
 @pytest.mark.usefixtures("wandb")
-def test_a_resumed_run_is_the_same_run_there(tmp_path: Path, fabric: Fabric, capfd: pytest.CaptureFixture[str]) -> None:
-    log = MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+def test_a_resumed_run_keeps_its_id_in_weights_and_biases(
+    tmp_path: Path, fabric: Fabric, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run())
     for step in (10, 20, 30):
         log.write("train", step, {"loss": 1 / step})
     log.close(Interrupted("Stopped."))
-    with MetricsLog(tmp_path, fabric, 20, wandb_run=described()) as resumed:
+    with MetricsLog(tmp_path, fabric, 20, wandb_run=wandb_run()) as resumed:
         for step in (30, 40):
             resumed.write("train", step, {"loss": 1 / step})
-    first, second = kept_runs(tmp_path)
+    first, second = recorded_runs(tmp_path)
     assert first.run.run_id == second.run.run_id
     assert [row["step"] for row in first.history] == [10, 20, 30]
     assert second.history == [{"step": 30, "train/loss": 1 / 30}, {"step": 40, "train/loss": 1 / 40}]
@@ -215,35 +217,37 @@ def test_a_resumed_run_is_the_same_run_there(tmp_path: Path, fabric: Fabric, cap
         (ZeroDivisionError(), 1, False),
     ],
 )
-def test_how_a_run_ended(
+def test_weights_and_biases_gets_the_exit_status(
     tmp_path: Path, fabric: Fabric, error: BaseException, exit_code: int, is_preempted: bool
 ) -> None:
-    with pytest.raises(type(error)), MetricsLog(tmp_path, fabric, 0, wandb_run=described()):
+    with pytest.raises(type(error)), MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run()):
         raise error
-    (kept,) = kept_runs(tmp_path)
-    assert (kept.exit_code, kept.is_preempted) == (exit_code, is_preempted)
+    (recorded,) = recorded_runs(tmp_path)
+    assert (recorded.exit_code, recorded.is_preempted) == (exit_code, is_preempted)
 
 
-def test_without_the_package_nothing_begins(tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_at_the_start(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     LogConfig().check()
     with pytest.raises(UsageError, match=r"pip install 'yt8m\[wandb\]'"):
-        described().config.check()
+        wandb_run().config.check()
     with pytest.raises(UsageError, match=r"pip install 'yt8m\[wandb\]'"):
-        MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+        MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run())
 
 
-def test_without_a_login_nothing_begins(
+def test_a_missing_login_is_reported_at_the_start(
     tmp_path: Path, fabric: Fabric, wandb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(UsageError, match=r"^Weights & Biases: .*`wandb login`, or .*WANDB_MODE=offline\.$"):
-        MetricsLog(tmp_path, fabric, 0, wandb_run=described())
+        MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run())
     assert wandb.run is None
 
 
 @pytest.mark.usefixtures("wandb")
-def test_a_server_out_of_reach_is_no_reason_not_to_train(
+def test_an_unreachable_server_does_not_stop_training(
     tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as unused:
@@ -252,20 +256,20 @@ def test_a_server_out_of_reach_is_no_reason_not_to_train(
         monkeypatch.setenv("WANDB_API_KEY", "1234567890" * 4)
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
         monkeypatch.setenv("WANDB_MODE", "online")
-        with MetricsLog(tmp_path, fabric, 0, wandb_run=described()) as log:
+        with MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run()) as log:
             log.write("train", 10, {"loss": 0.5})
-    assert kept_runs(tmp_path)[-1].history == [{"step": 10, "train/loss": 0.5}]
-    said = capfd.readouterr().err
-    assert "logging on this machine alone, `wandb sync` sends it later." in said
-    assert "1234567890" not in said
+    assert recorded_runs(tmp_path)[-1].history == [{"step": 10, "train/loss": 0.5}]
+    printed = capfd.readouterr().err
+    assert "logging to this machine only, `wandb sync` uploads it later." in printed
+    assert "1234567890" not in printed
 
 
-def test_training_goes_on_when_weights_and_biases_dies(
+def test_training_continues_when_weights_and_biases_dies(
     tmp_path: Path, fabric: Fabric, wandb: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (
         mock.patch.object(wandb.Run, "log", side_effect=ConnectionResetError("Connection lost")),
-        MetricsLog(tmp_path, fabric, 0, wandb_run=described()) as log,
+        MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run()) as log,
     ):
         for step in (10, 20):
             log.write("train", step, {"loss": 0.5})
@@ -274,15 +278,15 @@ def test_training_goes_on_when_weights_and_biases_dies(
 
 
 @pytest.mark.usefixtures("wandb")
-def test_weights_and_biases_hears_of_those_runs_only_that_ask_for_it(tmp_path: Path, fabric: Fabric) -> None:
+def test_weights_and_biases_is_opt_in_and_logged_by_the_first_process(tmp_path: Path, fabric: Fabric) -> None:
     second = mock.Mock(is_global_zero=False)
-    with MetricsLog(tmp_path, second, 0, wandb_run=described()) as log:
+    with MetricsLog(tmp_path, second, 0, wandb_run=wandb_run()) as log:
         log.write("train", 10, {"loss": 0.5})
     with MetricsLog(tmp_path, fabric, 0, wandb_run=WandbRun(LogConfig(), "a", "b", {})) as log:
         log.write("train", 10, {"loss": 0.5})
     assert not (tmp_path / "wandb").exists()
 
 
-def test_an_entity_alone_is_refused() -> None:
-    with pytest.raises(UsageError, match="it needs wandb_project"):
+def test_an_entity_without_a_project_is_refused() -> None:
+    with pytest.raises(UsageError, match="owner of wandb_project, which is missing"):
         validated(LogConfig, {"wandb_entity": "us"}, "a.yaml")

@@ -1,4 +1,4 @@
-"""Which parameters decay, which learn slowly, and how the rate moves."""
+"""Parameter groups of the optimizer, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from yt8m.models.classifier import (
 from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.training.captured import make_capturable
-from yt8m.training.optimization import OptimizationConfig, make_optimizer, rate_of, set_rates, slanted_triangular
+from yt8m.training.optimization import (
+    OptimizationConfig,
+    learning_rate,
+    make_optimizer,
+    set_learning_rates,
+    slanted_triangular,
+)
+from yt8m.training.step import make_capturable
 
 CONFIG = OptimizationConfig(steps=100, batch_size=4, peak_lr=1e-3, weight_decay=0.1)
 DBOF = DBoFConfig(hidden_size=16, output_size=8)
@@ -40,7 +46,7 @@ def aware_classifier() -> ContextAwareClassifier:
 
 
 def group_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, object]]:
-    """Each parameter's group; a parameter that is in two of them is an error."""
+    """The group of each parameter; asserts that no parameter is in two groups."""
     found: dict[int, dict[str, object]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -62,17 +68,17 @@ def test_every_trained_parameter_is_in_one_group_and_vectors_do_not_decay(build)
     decays = {name: groups[id(p)]["weight_decay"] for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # Biases and the weights of norm layers are vectors; centroids are offsets, as biases are.
+            # Biases and the weights of norm layers are vectors; centroids are offsets like biases.
             expected = 0.0 if parameter.dim() == 1 or name.endswith("centroids") else 0.1
             assert decays[name] == expected, name
     assert {0.0, 0.1} == set(decays.values())
 
 
-def test_the_frozen_encoder_is_left_out_and_the_segment_encoder_learns_at_half_the_rate() -> None:
+def test_the_frozen_encoder_is_excluded_and_the_segment_encoder_has_half_the_learning_rate() -> None:
     model = aware_classifier()
     optimizer = make_optimizer(model, CONFIG, list(model.segment_encoder.parameters()))
     groups = group_of(optimizer)
-    set_rates(optimizer, rate_of(0, CONFIG))
+    set_learning_rates(optimizer, learning_rate(0, CONFIG))
     first = slanted_triangular(0, 100, 0.25)
     for name, parameter in model.named_parameters():
         if name.startswith("context_encoder."):
@@ -83,36 +89,36 @@ def test_the_frozen_encoder_is_left_out_and_the_segment_encoder_learns_at_half_t
     assert len(optimizer.param_groups) == 4
 
 
-def test_a_step_moves_slow_parameters_by_their_share() -> None:
+def test_encoder_parameters_move_by_their_factor() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     config = OptimizationConfig(steps=4, peak_lr=0.1, weight_decay=0.5, warmup=0.0, encoder_lr_factor=0.2)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = make_optimizer(model, config, list(model[0].parameters()))
-    set_rates(optimizer, rate_of(0, config))
+    set_learning_rates(optimizer, learning_rate(0, config))
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     optimizer.step()
-    # AdamW's first step is rate * sign of the gradient, after the weights shrank by rate * decay.
+    # AdamW's first step is lr * sign of the gradient, after the weights shrank by lr * decay.
     for parameter, old, rate in zip(model.parameters(), before, (0.02, 0.1), strict=True):
         torch.testing.assert_close(parameter.detach(), old * (1 - rate * 0.5) - rate)
 
 
 @pytest.mark.parametrize(
-    ("step", "share"),
+    ("step", "fraction"),
     [(0, 1 / 26), (1, 2 / 26), (24, 25 / 26), (25, 1.0), (26, 74 / 75), (62, 38 / 75), (99, 1 / 75), (100, 0.0)],
 )
-def test_the_schedule_rises_over_a_quarter_and_falls_over_the_rest(step: int, share: float) -> None:
-    assert slanted_triangular(step, 100, 0.25) == pytest.approx(share)
+def test_the_schedule_rises_over_a_quarter_and_falls_over_the_rest(step: int, fraction: float) -> None:
+    assert slanted_triangular(step, 100, 0.25) == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.25, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
 def test_the_schedule_is_linear_on_both_sides_of_its_peak(steps: int, warmup: float) -> None:
-    shares = [slanted_triangular(step, steps, warmup) for step in range(steps + 1)]
-    assert all(0 < share <= 1 for share in shares[:-1])
-    assert shares[-1] == 0
-    rising = [share for step, share in enumerate(shares) if step < warmup * steps]
-    falling = shares[len(rising) :]
+    fractions = [slanted_triangular(step, steps, warmup) for step in range(steps + 1)]
+    assert all(0 < fraction <= 1 for fraction in fractions[:-1])
+    assert fractions[-1] == 0
+    rising = [fraction for step, fraction in enumerate(fractions) if step < warmup * steps]
+    falling = fractions[len(rising) :]
     for part, sign in ((rising, 1), (falling, -1)):
         changes = [after - before for before, after in itertools.pairwise(part)]
         assert all(change * sign > 0 for change in changes)
@@ -126,16 +132,16 @@ def test_the_optimizer_follows_the_schedule_to_its_end(warmup: float) -> None:
     optimizer = make_optimizer(model, config)
     rates = []
     for step in range(9):
-        set_rates(optimizer, rate_of(step, config))
+        set_learning_rates(optimizer, learning_rate(step, config))
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.3 * slanted_triangular(step, 8, warmup) for step in range(9)])
     assert rates[-1] == 0
 
 
-def test_a_rate_that_lies_on_a_device_is_changed_in_place() -> None:
+def test_a_learning_rate_on_the_device_is_changed_in_place() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), CONFIG)
     make_capturable(optimizer, torch.device("cpu"))
-    places = [group["lr"] for group in optimizer.param_groups]
-    set_rates(optimizer, 0.25)
-    assert [place.item() for place in places] == [0.25] * len(places)
-    assert all(group["lr"] is place for group, place in zip(optimizer.param_groups, places, strict=True))
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    set_learning_rates(optimizer, 0.25)
+    assert [tensor.item() for tensor in tensors] == [0.25] * len(tensors)
+    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, tensors, strict=True))

@@ -1,4 +1,4 @@
-"""What a stage is judged by, against scikit-learn; and what training may and may not change."""
+"""Training tasks: metrics against scikit-learn, and the parameters that training changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.training.loop import fit
+from yt8m.training.loop import Trainer
 from yt8m.training.losses import segment_loss
 from yt8m.training.tasks import ContextVectors, SegmentLossConfig, SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
@@ -30,14 +30,14 @@ def fabric() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
 
-def alone(reader: FrameReader, row: int, seconds: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of_one(reader: FrameReader, row: int, seconds: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames of one video as a batch of one."""
     frames = torch.from_numpy(reader.read(row)[seconds].copy()).unsqueeze(0)
     return frames, torch.tensor([len(seconds)])
 
 
 def context_seconds(num_frames: int, max_frames: int = 12) -> np.ndarray:
-    """The middles of equal parts of what the crop leaves."""
+    """The middle frames of equal parts of the cropped video."""
     length = num_frames - 40
     return np.array([30 + int((part + 0.5) * length / max_frames) for part in range(max_frames)])
 
@@ -45,8 +45,8 @@ def context_seconds(num_frames: int, max_frames: int = 12) -> np.ndarray:
 # --- Evaluation ------------------------------------------------------------------------------------------------------
 
 
-def spread_out(model: torch.nn.Module) -> torch.nn.Module:
-    """Make an untrained model say something different of every video and class; its context is left alone."""
+def diversified(model: torch.nn.Module) -> torch.nn.Module:
+    """Make the predictions of an untrained model differ between videos and classes; keep its context encoder."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
@@ -58,16 +58,16 @@ def spread_out(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def test_metrics_of_videos_are_those_of_scikit_learn(tiny_dataset: Path, fabric: Fabric) -> None:
+def test_video_metrics_match_scikit_learn(tiny_dataset: Path, fabric: Fabric) -> None:
     model, task = video_case(tiny_dataset)
     task.valid = task.train
     chosen = range(1, 6)
     task.valid_rows = np.array(chosen)
-    spread_out(model)
+    diversified(model)
     found = task.evaluate(fabric, model)
     catalog = task.train.catalog
     with torch.no_grad():
-        rows = [alone(task.train, row, context_seconds(catalog.num_frames[row])) for row in chosen]
+        rows = [batch_of_one(task.train, row, context_seconds(catalog.num_frames[row])) for row in chosen]
         p = torch.sigmoid(torch.cat([model(*row) for row in rows])).double().numpy()
     y = np.array([[i in catalog.labels_of(row) for i in task.vocabulary.label_ids] for row in chosen])
     shown = y.any(axis=0)
@@ -81,23 +81,23 @@ def test_metrics_of_videos_are_those_of_scikit_learn(tiny_dataset: Path, fabric:
 
 
 @pytest.mark.parametrize("kind", ["agnostic", "aware"])
-def test_metrics_of_segments_are_those_of_scikit_learn(kind: str, tiny_dataset: Path, fabric: Fabric) -> None:
+def test_segment_metrics_match_scikit_learn(kind: str, tiny_dataset: Path, fabric: Fabric) -> None:
     model, task = segment_case(tiny_dataset, kind)
-    spread_out(model)
+    diversified(model)
     found = task.evaluate(fabric, model)
     catalog, classes = task.reader.catalog, task.vocabulary.label_ids.tolist()
     p, y, of_class = [], [], []
     for row in range(len(catalog)):
-        # Fold 1 of 4 of the shards; each shard of this dataset holds one video.
+        # Fold 1 of 4; each shard of this dataset contains one video.
         if catalog.shard_index[row] % 4 != 1:
             continue
         length = int(catalog.num_frames[row])
         for label, start, value in zip(*catalog.ratings_of(row), strict=True):
             if label not in classes:
                 continue
-            inputs = alone(task.reader, row, np.arange(start - 3, min(start + 8, length)))
+            inputs = batch_of_one(task.reader, row, np.arange(start - 3, min(start + 8, length)))
             if isinstance(model, ContextAwareClassifier):
-                inputs += (model.encode_context(*alone(task.reader, row, context_seconds(length))),)
+                inputs += (model.encode_context(*batch_of_one(task.reader, row, context_seconds(length))),)
             with torch.no_grad():
                 logits = model(*inputs)[0]
             p.append(torch.sigmoid(logits[classes.index(label)]).item())
@@ -115,39 +115,38 @@ def test_metrics_of_segments_are_those_of_scikit_learn(kind: str, tiny_dataset: 
     assert len(shown) > 1
 
 
-def test_evaluation_in_batches_counts_every_example_once(
-    tiny_dataset: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_in_batches_counts_every_example_once(tiny_dataset: Path, fabric: Fabric) -> None:
     cases = [video_case(tiny_dataset), segment_case(tiny_dataset, "agnostic")]
-    whole = [task.evaluate(fabric, spread_out(model)) for model, task in cases]
-    monkeypatch.setattr("yt8m.training.tasks.EVALUATION_BATCH", 3)
-    for expected, (model, task) in zip(whole, cases, strict=True):
+    undivided = [task.evaluate(fabric, diversified(model)) for model, task in cases]
+    for expected, (model, task) in zip(undivided, cases, strict=True):
+        task.evaluation_batch_size = 3
         assert task.evaluate(fabric, model) == pytest.approx(expected, rel=1e-5)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
-def test_folds_part_the_ratings_by_shard(tiny_dataset: Path) -> None:
+def test_folds_split_the_ratings_by_shard(tiny_dataset: Path) -> None:
     _, task = segment_case(tiny_dataset, "agnostic")
     shards = task.reader.catalog.shard_index
     train, valid = shards[task.train_ratings.rows], shards[task.valid_ratings.rows]
     assert set(valid.tolist()) == {1, 5, 9, 13}
     assert not set(train.tolist()) & set(valid.tolist())
-    # Only labels that the shortened vocabulary lacks have no rating in either.
+    # Both folds exclude labels that the shortened vocabulary lacks.
     known = np.isin(task.reader.catalog.rating_labels, task.vocabulary.label_ids)
     assert len(train) + len(valid) == known.sum()
 
 
 @pytest.mark.parametrize("kind", ["agnostic", "aware"])
-def test_the_loss_of_segments_is_that_of_the_whole_model(kind: str, tiny_dataset: Path) -> None:
+def test_cached_context_vectors_give_the_loss_of_the_complete_model(kind: str, tiny_dataset: Path) -> None:
     model, task = segment_case(tiny_dataset, kind)
-    spread_out(model)
+    diversified(model)
     batch = task.batches(ALONE)[0]
     inputs = [batch.frames, batch.lengths]
     if kind == "aware":
         context = [
-            alone(task.reader, row, context_seconds(task.reader.catalog.num_frames[row])) for row in batch.rows.tolist()
+            batch_of_one(task.reader, row, context_seconds(task.reader.catalog.num_frames[row]))
+            for row in batch.rows.tolist()
         ]
         inputs += [torch.cat([model.encode_context(*video) for video in context])]
     expected = segment_loss(model(*inputs), batch.class_indices, batch.ratings, batch.negatives)
@@ -155,45 +154,47 @@ def test_the_loss_of_segments_is_that_of_the_whole_model(kind: str, tiny_dataset
     assert task.batches(Share(1, 2))[0].rows.tolist() == batch.rows.tolist()[4:]
 
 
-def test_weights_of_the_loss_are_those_asked_for(tiny_dataset: Path) -> None:
+def test_the_loss_uses_the_configured_weights(tiny_dataset: Path) -> None:
     model, task = segment_case(tiny_dataset, "agnostic")
-    spread_out(model)
+    diversified(model)
     batch = task.batches(ALONE)[0]
     task.config = SegmentLossConfig(positive_weight=4.0, mined_weight=2.0)
     logits = model(batch.frames, batch.lengths)
     expected = segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives, 4.0, 2.0)
     assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
-    mild = SegmentLossConfig()
-    assert (mild.positive_weight, mild.mined_weight) == (1.5, 0.5)
+    default = SegmentLossConfig()
+    assert (default.positive_weight, default.mined_weight) == (1.5, 0.5)
 
 
-def test_training_leaves_the_context_encoder_as_it_was(tiny_dataset: Path, tmp_path: Path, fabric: Fabric) -> None:
+def test_training_does_not_change_the_context_encoder(tiny_dataset: Path, tmp_path: Path, fabric: Fabric) -> None:
     model, task = segment_case(tiny_dataset, "aware")
     assert isinstance(model, ContextAwareClassifier)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows = np.union1d(task.train_ratings.rows, task.valid_ratings.rows)
-    vectors = task._context.of(torch.from_numpy(rows))
-    fit(fabric, model, task, CONFIG.model_copy(update={"steps": 3}), tmp_path, 3)
+    vectors = task._context.lookup(torch.from_numpy(rows))
+    Trainer(fabric, model, task, CONFIG.model_copy(update={"steps": 3}), tmp_path, 3).fit()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any(name.startswith("context_encoder.") for name in changed)
     assert changed >= {name for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
-    # The vectors are those that the encoder gives now, of evenly spaced frames of the crop.
+    # The trained model encodes evenly spaced frames of the crop to the same vectors.
     for row, vector in zip(rows.tolist(), vectors, strict=True):
         seconds = context_seconds(task.reader.catalog.num_frames[row])
-        expected = model.encode_context(*alone(task.reader, row, seconds))[0]
+        expected = model.encode_context(*batch_of_one(task.reader, row, seconds))[0]
         torch.testing.assert_close(vector, expected, rtol=1e-5, atol=1e-6)
-    again = ContextVectors(fabric, model, task.reader, rows).of(torch.from_numpy(rows))
+    again = ContextVectors(fabric, model, task.reader, rows).lookup(torch.from_numpy(rows))
     assert torch.equal(vectors, again)
     assert vectors.unique(dim=0).shape == vectors.shape
 
 
-def test_the_segment_encoder_learns_at_half_the_rate(tiny_dataset: Path, tmp_path: Path, fabric: Fabric) -> None:
+def test_the_segment_encoder_is_trained_at_half_the_learning_rate(
+    tiny_dataset: Path, tmp_path: Path, fabric: Fabric
+) -> None:
     model, task = segment_case(tiny_dataset, "aware")
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     config = CONFIG.model_copy(update={"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "peak_lr": 1e-3})
-    fit(fabric, model, task, config, tmp_path, 3)
-    # AdamW's first step is as long as the rate wherever there is a gradient to speak of, which a bias in front of a
-    # batch norm has not.
+    Trainer(fabric, model, task, config, tmp_path, 3).fit()
+    # AdamW's first step has the size of the learning rate wherever the gradient is not near zero, as it is for a bias in
+    # front of a batch norm.
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dim() > 1:
             step = (parameter.detach() - before[name]).abs().max().item()
@@ -201,20 +202,18 @@ def test_the_segment_encoder_learns_at_half_the_rate(tiny_dataset: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["agnostic", "aware"])
-def test_mixed_precision_reaches_the_matrix_products_of_training_and_evaluation(
-    kind: str, tiny_dataset: Path, tmp_path: Path
-) -> None:
+def test_mixed_precision_applies_to_training_and_evaluation(kind: str, tiny_dataset: Path, tmp_path: Path) -> None:
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     model, task = segment_case(tiny_dataset, kind, fabric)
     seen: list[tuple[bool, torch.dtype]] = []
     layer = model.fusion if isinstance(model, ContextAwareClassifier) else model.encoder.video_projection
     layer.register_forward_hook(lambda module, _inputs, output: seen.append((module.training, output.dtype)))
-    fit(fabric, model, task, CONFIG.model_copy(update={"steps": 2, "peak_lr": 1e-3}), tmp_path, 3)
+    Trainer(fabric, model, task, CONFIG.model_copy(update={"steps": 2, "peak_lr": 1e-3}), tmp_path, 3).fit()
     assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-# --- What cannot be trained ------------------------------------------------------------------------------------------
+# --- Input validation ------------------------------------------------------------------------------------------------
 
 CLASSES = Vocabulary(np.array([5, 3]), ("five", "three"))
 
@@ -223,7 +222,7 @@ def test_held_out_videos_without_a_class_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", random_videos(4, label_ids=[3, 5]))
     write_shards(tmp_path / "valid", random_videos(4, label_ids=[8, 9]))
     train, valid = (FrameReader(index_folder(tmp_path / part)) for part in ("train", "valid"))
-    with pytest.raises(UsageError, match=r"valid: none of its videos carries a label of the segment vocabulary\.$"):
+    with pytest.raises(UsageError, match=r"valid: none of its videos has a label of the segment vocabulary\.$"):
         VideoTask(train, valid, CLASSES, 10, FrameChoice(10), 2, 0, {})
 
 
@@ -237,7 +236,7 @@ def test_held_out_videos_without_a_class_are_refused(tmp_path: Path) -> None:
         ([(3, 30, 0.0), (3, 35, 0.0)], "found 0 positive of 2."),
     ],
 )  # fmt: skip
-def test_folds_that_cannot_be_trained_on_or_judged_by_are_refused(
+def test_folds_without_positive_and_negative_ratings_are_refused(
     held_out: list[tuple[int, int, float]], problem: str, tmp_path: Path, fabric: Fabric
 ) -> None:
     frames = np.zeros((60, 1152), np.uint8)

@@ -1,8 +1,7 @@
-"""The catalog: a table of a folder of shards, a row a video, that says what each video is and where its frames lie.
+"""The catalog of a folder of shards: a table with one row per video, and where its frames are.
 
-`index_folder` reads every shard once and `save` keeps the table as Parquet beside the shards. From then on every read
-is random access, and row order, folds and shuffles come from the table alone (DESIGN: the catalog). Damaged records
-are skipped, what is merely odd is mended the same way each time, and both are reported with their place.
+`indexing` makes it, once; `Catalog.save` keeps it as Parquet beside the shards. From then on every read is random access,
+and row order, folds and shuffles are functions of the table.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +28,11 @@ FILE_NAME = "catalog.parquet"
 FORMAT_VERSION = 1
 
 MAX_PROBLEMS = 200
-"""Pieces of damage that a catalog keeps in words; the report lists more."""
+"""Damaged places that a catalog describes; the report lists more."""
 
 
 class Oddity(StrEnum):
-    """What may be odd about a record that is not damaged, and what is done about it."""
+    """Irregularities of records that are not damaged, and how each is handled."""
 
     IDS_REPEATED = "videos with an id that occurred before (dropped)"
     LENGTHS_DIFFER = "videos with more rgb than audio frames or the reverse (cut to the shorter)"
@@ -51,31 +50,23 @@ class Oddity(StrEnum):
 
     @property
     def done(self) -> str:
-        """What is done about it: the words in parentheses."""
+        """How it is handled: the words in parentheses."""
         return self.value[self.value.index("(") + 1 : -1]
-
-
-class VideoRatings(NamedTuple):
-    """Ratings of a video, sorted by (start, label): label ids int32, start seconds int32, values uint8 (1 = positive)."""
-
-    label_ids: NDArray[np.int32]
-    start_seconds: NDArray[np.int32]
-    values: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
     """Videos of a folder of shards, in the order (shard name, record), as read-only columns.
 
-    A video's frame t has its 1,024 rgb bytes at `rgb_offset + t * rgb_stride` of its shard, and its 128 audio bytes
-    likewise. A stride of 0 says that the frames are not equally spaced, and the record has to be parsed.
+    The 1,024 rgb bytes of a video's frame t are at `rgb_offset + t * rgb_stride` in its shard; its 128 audio bytes
+    likewise. A stride of 0 means that the frames are not equally spaced, and the record has to be parsed.
 
     Args:
         folder: The folder of shards.
         shards: Its shards, sorted by name.
         shard_index: Position in `shards`, int32 (N,).
         record_number: Number of the record in its shard, int32 (N,).
-        record_offset: First byte of the record's payload in the shard, int64 (N,).
+        record_offset: Byte offset of the record's payload in the shard, int64 (N,).
         record_length: Bytes of the payload, int64 (N,).
         ids: Ids, UTF-8, as numpy bytes (N,); see `id_of`.
         num_frames: int32 (N,), at least 1.
@@ -88,10 +79,10 @@ class Catalog:
         rating_labels: Label ids of all ratings, sorted by (start, label) within each video, int32.
         rating_start_seconds: int32.
         rating_values: uint8, 1 = positive.
-        rating_starts: As `label_starts`, for the three columns of ratings.
-        oddities: Number of each `Oddity` found.
-        problems: A sentence for each piece of damage, the first `MAX_PROBLEMS`.
-        num_problems: Pieces of damage in all.
+        rating_starts: Like `label_starts`, for the three columns of ratings.
+        oddities: Number of each `Oddity`.
+        problems: A sentence per damaged place, the first `MAX_PROBLEMS`.
+        num_problems: Number of damaged places.
     """
 
     folder: Path
@@ -132,7 +123,7 @@ class Catalog:
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of what the catalog says of its videos; the same for a copy of the shards elsewhere."""
+        """Hash of the videos, labels and ratings; the same for a copy of the shards elsewhere."""
         digest = hashlib.sha256()
         columns: tuple[NDArray[Any], ...] = (
             *(self.ids, self.shard_index, self.num_frames, self.label_starts, self.label_values),
@@ -148,31 +139,24 @@ class Catalog:
         """Id of a video."""
         return bytes(self.ids[row]).decode()
 
-    def labels_of(self, row: int) -> NDArray[np.int32]:
-        """Label ids of a video, increasing, int32."""
-        return self.label_values[self.label_starts[row] : self.label_starts[row + 1]]
-
-    def ratings_of(self, row: int) -> VideoRatings:
-        """Ratings of a video, sorted by (start, label)."""
-        span = slice(self.rating_starts[row], self.rating_starts[row + 1])
-        return VideoRatings(self.rating_labels[span], self.rating_start_seconds[span], self.rating_values[span])
+    @cached_property
+    def rating_rows(self) -> NDArray[np.int64]:
+        """Row of the video of each rating, int64 (R,)."""
+        return np.repeat(np.arange(len(self)), np.diff(self.rating_starts))
 
     def shard_path(self, row: int) -> Path:
-        """The shard that holds a video."""
+        """The shard of a video."""
         return self.folder / self.shards[int(self.shard_index[row])].name
 
     def is_current(self) -> bool:
-        """Say whether the shards in the folder are still those indexed: same names, sizes and times of change."""
+        """Whether the shards in the folder are those indexed: same names, sizes and modification times."""
         try:
             return tuple(shard_info(path) for path in find_shards(self.folder)) == self.shards
         except (UsageError, ShardError):
             return False
 
     def save(self) -> Path:
-        """Write the catalog beside its shards, as `catalog.parquet`.
-
-        Returns:
-            The file written.
+        """Write `catalog.parquet` beside the shards, and return its path.
 
         Raises:
             Yt8mError: The disk is full or the folder cannot be written to.
@@ -186,12 +170,9 @@ class Catalog:
     def load(cls, folder: Path) -> Catalog:
         """Read the catalog of a folder of shards.
 
-        Args:
-            folder: The folder that was indexed.
-
         Raises:
-            UsageError: The folder is missing or has not been indexed.
-            Yt8mError: The catalog was written by another version, is damaged, or is none.
+            UsageError: The folder is missing or has no catalog.
+            Yt8mError: The catalog is of another version, or damaged.
         """
         path = folder / FILE_NAME
         if not path.is_file():
@@ -200,10 +181,8 @@ class Catalog:
         try:
             return _from_parquet(path)
         except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError):
-            raise Yt8mError(f"{path}: is no catalog, or a damaged one; run `yt8m index {folder}`.") from None
+            raise Yt8mError(f"{path}: is not a catalog, or is damaged; run `yt8m index {folder}`.") from None
 
-
-# --- Indexing -------------------------------------------------------------------------------------------------------
 
 ROW_COLUMNS: dict[str, type[np.int32] | type[np.int64]] = {
     "shard_index": np.int32,
@@ -222,8 +201,6 @@ RATING_COLUMNS: dict[str, type[np.int32] | type[np.uint8]] = {
     "rating_values": np.uint8,
 }
 
-
-# --- Parquet --------------------------------------------------------------------------------------------------------
 
 _METADATA_KEY = b"yt8m"
 _STARTS_OF = {"label_values": "label_starts"} | dict.fromkeys(RATING_COLUMNS, "rating_starts")
@@ -253,7 +230,7 @@ def _from_parquet(path: Path) -> Catalog:
                 f"run `yt8m index {path.parent}`."
             )
         columns: dict[str, Any] = {}
-        # Column by column, so that a table of millions of rows is never there twice.
+        # Column by column, so that a table of millions of rows is never in memory twice.
         for name in ROW_COLUMNS:
             columns[name] = file.read([name]).column(0).to_numpy()
         for name, starts in _STARTS_OF.items():
@@ -275,11 +252,7 @@ def _from_parquet(path: Path) -> Catalog:
 
 
 def _require_inside(catalog: Catalog) -> None:
-    """Look at what reading relies on: all frames lie in their shards.
-
-    Raises:
-        ValueError: Some do not.
-    """
+    """Require that all frames are inside their shards, which reading relies on; raise ValueError otherwise."""
     c = catalog
     if not (len(c) and (c.num_frames > 0).all() and 0 <= c.shard_index.min() <= c.shard_index.max() < len(c.shards)):
         raise ValueError("videos without frames or shards")
@@ -295,7 +268,7 @@ def _require_inside(catalog: Catalog) -> None:
 
 
 def _to_bytes(strings: pa.StringArray) -> NDArray[np.bytes_]:
-    """Strings as numpy bytes of one width, without a Python object for each."""
+    """Strings as numpy bytes of one width, without a Python object per string."""
     _, offsets_buffer, data = strings.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32, len(strings) + 1, strings.offset * 4)
     lengths = np.diff(offsets)

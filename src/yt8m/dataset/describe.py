@@ -81,7 +81,7 @@ def describe(catalog: Catalog, vocabulary: Vocabulary | None = None) -> Descript
     """
     num_frames = int(catalog.num_frames.sum(dtype=np.int64))
     num_labels = np.diff(catalog.label_starts)
-    rows = np.repeat(np.arange(len(catalog)), np.diff(catalog.rating_starts))
+    rows = catalog.rating_rows
     per_class = _ratings_per_class(catalog, vocabulary)
     return Description(
         folder=catalog.folder,

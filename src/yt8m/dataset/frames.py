@@ -1,10 +1,9 @@
-"""Any frames of any video, through memory maps: nothing but the frames asked for leaves the disk.
+"""Random access to frames through memory maps: nothing but the requested frames is read from the disk.
 
-The catalog says where a video's frames lie, so no record is parsed. In a shard each frame stands behind the same few
-bytes of header, and batches take frames *with* their headers, as rows of 1,034 bytes (rgb) and 137 (audio): what is
-consecutive on the disk is then one copy of memory, and what is sampled one copy a frame, where leaving the headers out
-would take half as long again. Whoever computes with a batch cuts them off (`loading.joined`), on the device. Frames
-stay uint8 (DESIGN: bytes until the device).
+The catalog locates a video's frames, so no record is parsed. In a shard each frame follows the same few bytes of header,
+and batches take frames with their headers, as rows of 1,034 bytes (rgb) and 137 (audio): consecutive frames are then one
+copy of memory, and sampled ones one copy per frame, which is a third faster than without the headers. The device cuts
+them off (`batches.join_features`). Frames stay uint8.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ NUM_FEATURES = NUM_RGB + NUM_AUDIO
 """Bytes of a frame: 1,152."""
 
 MAX_MAPPED_BYTES = 2**38
-"""Most bytes that are mapped at a time, 256 GiB. A page table takes up to 1/512 of what is mapped: 512 MiB here, where
-all of the 1.5 TB of the training set would take 3 GB, in every process that reads."""
+"""Most bytes mapped at a time, 256 GiB. A page table takes up to 1/512 of that: 512 MiB, in every process that reads;
+the 1.5 TB of the training set would take 3 GB."""
 
 MAX_MAPPED_SHARDS = 2**14
-"""A process may have 65,530 maps (Linux), of which libraries need some."""
+"""Linux allows 65,530 maps per process, of which libraries need some."""
 
 
 RGB_ROW = len(frame_header(NUM_RGB)) + NUM_RGB
 AUDIO_ROW = len(frame_header(NUM_AUDIO)) + NUM_AUDIO
-"""Bytes of a frame with its header, in shards as every known writer makes them and in a batch."""
+"""Bytes of a frame with its header, in a batch and in shards of every known writer."""
 
 
-# A row as one element: numpy then copies row by row, not byte by byte.
+# A row as one element, so that numpy copies row by row, not byte by byte.
 _RGB_ITEM = np.dtype((np.void, RGB_ROW))
 _AUDIO_ITEM = np.dtype((np.void, AUDIO_ROW))
 
 
 class Allocate(Protocol):
-    """Gives an array whose content does not matter: `np.empty`, or a part of memory that is used again."""
+    """Allocates uninitialized arrays: `np.empty`, or memory that is reused."""
 
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Give an array of this shape and type."""
+        """Allocate an array of this shape and type."""
 
 
 class _Layout(NamedTuple):
-    """What the catalog says of where one video's frames lie: its columns of these names, as plain numbers."""
+    """The location of one video's frames: columns of the catalog as plain numbers."""
 
     shard_index: int
     num_frames: int
@@ -67,13 +66,13 @@ class _Layout(NamedTuple):
 class FrameReader:
     """Reads frames of the videos of a catalog.
 
-    Shards are mapped when first needed and stay mapped, the least recently used ones as long as there is room. A map
-    holds no file descriptor, so thousands of shards are open under any `ulimit -n`. A reader can be pickled and used
-    after a fork; each process has its own maps. It is not for several threads at a time.
+    Shards are mapped when first needed; the least recently used are unmapped when there are too many. A map needs no file
+    descriptor, so thousands of shards are open under any `ulimit -n`. A reader can be pickled and used after a fork; each
+    process has its own maps. It is not thread-safe.
 
     Args:
         catalog: The videos.
-        max_mapped_bytes: Most bytes mapped at a time, the shard in use apart.
+        max_mapped_bytes: Most bytes mapped at a time, apart from the shard in use.
     """
 
     def __init__(self, catalog: Catalog, max_mapped_bytes: int = MAX_MAPPED_BYTES) -> None:
@@ -90,7 +89,7 @@ class FrameReader:
         self._scratch = np.empty(0, np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the maps behind: they belong to a process."""
+        """Drop the maps, which belong to a process."""
         return {"catalog": self.catalog, "max_mapped_bytes": self.max_mapped_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -98,7 +97,7 @@ class FrameReader:
         self._reset()
 
     def num_frames(self, row: int) -> int:
-        """Frames of a video."""
+        """Number of frames of a video."""
         return int(self.catalog.num_frames[row])
 
     def read(
@@ -109,14 +108,14 @@ class FrameReader:
         Args:
             row: The video's row in the catalog.
             start: First frame.
-            stop: End; all the rest by default.
+            stop: End; the last frame's by default.
             out: Array to fill, uint8 (stop - start, 1152) with its last axis contiguous; a new one by default.
 
         Returns:
             `out`.
 
         Raises:
-            ShardError: The shard is gone or has changed since it was indexed.
+            ShardError: The shard is missing or has changed since it was indexed.
             IndexError: The video has no such frames.
         """
         layout = self._layout(row)
@@ -129,7 +128,7 @@ class FrameReader:
     def gather(
         self, row: int, indices: NDArray[np.integer], *, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Read chosen frames of a video.
+        """Read some frames of a video.
 
         Args:
             row: The video's row in the catalog.
@@ -140,7 +139,7 @@ class FrameReader:
             `out`.
 
         Raises:
-            ShardError: The shard is gone or has changed since it was indexed.
+            ShardError: The shard is missing or has changed since it was indexed.
             IndexError: The video has no such frame.
         """
         layout = self._layout(row)
@@ -170,17 +169,18 @@ class FrameReader:
         rows: NDArray[np.integer],
         chosen: Sequence[Chosen],
     ) -> None:
-        """Read frames of several videos, with their headers, into the rows of a batch, and set the other rows to zero.
+        """Read frames of several videos, with their headers, into the rows of a batch, and zero the padding.
 
         Args:
-            rgb: uint8 (B, T, 1034), contiguous; T at least the most frames of a video. A frame's last 1,024 bytes count.
-            audio: uint8 (B, T, 137), likewise; the last 128 count.
+            rgb: uint8 (B, T, 1034), contiguous; T at least the most frames of a video. A frame is the last 1,024 bytes.
+            audio: uint8 (B, T, 137), likewise; the last 128 bytes.
             rows: The videos' rows in the catalog, integer (B,).
             chosen: The frames of each.
 
         Raises:
-            ShardError: A shard is gone or has changed since it was indexed.
+            ShardError: A shard is missing or has changed since it was indexed.
             IndexError: A video has no such frames.
+        """
         """
         num_rows = rgb.shape[1]
         rgb_items, audio_items = rgb.view(_RGB_ITEM)[..., 0], audio.view(_AUDIO_ITEM)[..., 0]
@@ -232,7 +232,7 @@ class FrameReader:
         rgb: NDArray[np.void],
         audio: NDArray[np.void],
     ) -> None:
-        """Parse the record for where its frames lie: legal, but no known writer makes such records."""
+        """Parse the record to locate its frames: allowed by the format, but no known writer makes such records."""
         begin = int(self.catalog.record_offset[row])
         payload = shard[begin : begin + int(self.catalog.record_length[row])].tobytes()
         try:
@@ -241,7 +241,7 @@ class FrameReader:
             number = int(self.catalog.record_number[row])
             path = self.catalog.shard_path(row)
             raise ShardError(path, error.message, record=number, offset=begin + error.offset) from None
-        # The longer list is cut where rgb and audio differ in length.
+        # Where rgb and audio differ in length, the longer list is cut.
         length = layout.num_frames
         for items, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
             target = _bytes_of(items)
@@ -250,12 +250,12 @@ class FrameReader:
                 frame[-size:] = np.frombuffer(payload, np.uint8, size, at)
 
     def _current(self, position: int) -> NDArray[np.uint8]:
-        """The bytes of a shard, mapped, and checked just now to be those that were indexed.
+        """The bytes of a shard, mapped, after a check that it is the one indexed.
 
         Raises:
-            ShardError: The shard is gone, cannot be mapped, or has changed.
+            ShardError: The shard is missing, cannot be mapped, or has changed.
         """
-        # Asked every time: what was cut off a mapped file must not be touched, it would end the process.
+        # Checked at every use: reading beyond the end of a file that was truncated would kill the process.
         path, info = self._paths[position], self.catalog.shards[position]
         try:
             status = os.stat(path)  # noqa: PTH116 - a quarter of the time that Path.stat takes
@@ -282,7 +282,7 @@ class FrameReader:
                 shard = _mapped(self._paths[position])
                 break
             except OSError as error:
-                # There may be a limit to the addresses of a process (ulimit -v): with fewer maps it can go on.
+                # Where the address space is limited (ulimit -v), fewer maps may fit.
                 if error.errno != errno.ENOMEM or not self._maps:
                     raise
                 self._unmap_oldest()
@@ -303,10 +303,10 @@ def _copy_items(
     chosen: slice | NDArray[np.integer],
     out: NDArray[np.void],
 ) -> None:
-    """Copy equally spaced frames of one feature into rows (T,), contiguous, of which the last `size` bytes count."""
+    """Copy equally spaced frames of one feature into rows (T,), contiguous; a frame is the last `size` bytes."""
     kind = out.dtype
     if stride != kind.itemsize:
-        # Another writer's spacing: the frames alone.
+        # Another writer's headers: the frames only.
         frames: NDArray[np.uint8] = np.ndarray((num_frames, size), np.uint8, shard, offset, (stride, 1))
         target = _bytes_of(out)
         target[:, :-size] = 0
@@ -316,7 +316,7 @@ def _copy_items(
     if isinstance(chosen, slice):
         out[:] = np.ndarray(len(out), kind, shard, first + chosen.start * stride)
     else:
-        # `clip` spares numpy a copy; the indices are known to be right.
+        # `clip` avoids a copy in numpy; the indices are known to be valid.
         np.ndarray(num_frames, kind, shard, first).take(chosen, out=out, mode="clip")
 
 
@@ -326,10 +326,7 @@ def _bytes_of(items: NDArray[np.void]) -> NDArray[np.uint8]:
 
 
 def _mapped(path: str) -> NDArray[np.uint8]:
-    """Map a file, read-only.
-
-    Arrow's map lives as long as a buffer into it and needs no open file, where Python's own keeps a descriptor.
-    """
+    """Map a file, read-only: Arrow's maps need no open file, where Python's own keep a descriptor."""
     with pa.memory_map(path) as file:
         return np.frombuffer(file.read_buffer(), np.uint8)
 

@@ -1,4 +1,7 @@
-"""Make the catalog of a folder of shards."""
+"""Index a folder of shards: read each shard once, and make the catalog of its videos.
+
+Damaged records are skipped, irregular ones are repaired the same way each time, and both are reported with their place.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info
-from yt8m.errors import ShardError, Yt8mError
+from yt8m.errors import ShardError, Yt8mError, counted
 from yt8m.files import written_atomically
 from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
@@ -27,21 +30,21 @@ NUM_LABELS = 3862
 """Labels of the YouTube-8M vocabulary."""
 
 MAX_REPORTED = 10_000
-"""Problems of one shard that are listed, the others are counted: a shard of nothing but damage would have millions."""
+"""Problems to list per shard; the others are counted, since a completely damaged shard would have millions."""
 
 REPORT_NAME = "catalog_report.csv"
 
 
 class Problem(NamedTuple):
-    """Something wrong with a shard or with one of its records.
+    """A problem of a shard or of one of its records.
 
     Args:
         shard: Name of the shard.
-        record: Number of the record, None where it is the whole shard.
-        offset: Byte in the shard, None where it is the whole shard.
-        is_damage: Whether something was lost that cannot be read; otherwise it is an `Oddity`.
+        record: Number of the record; None for the shard itself.
+        offset: Byte offset in the shard; None for the shard itself.
+        is_damage: Whether data is lost; otherwise it is an `Oddity`.
         found: What was found, without a full stop.
-        done: What was done about it.
+        done: How it was handled.
     """
 
     shard: str
@@ -52,13 +55,13 @@ class Problem(NamedTuple):
     done: str
 
 
-Note = Callable[[Problem], None]
-"""Told of each problem as it is found, in order."""
+OnProblem = Callable[[Problem], None]
+"""Called with each problem as it is found, in order."""
 
 
 def damaged_places(count: int) -> str:
-    """So much damage in words: the beginning of a sentence."""
-    return "1 damaged place was" if count == 1 else f"{count:,} damaged places were"
+    """A number of damaged places, as the beginning of a sentence."""
+    return f"{counted(count, 'damaged place')} {'was' if count == 1 else 'were'}"
 
 
 def index_folder(
@@ -68,58 +71,53 @@ def index_folder(
     strict: bool = False,
     vocabulary_size: int = NUM_LABELS,
     progress: ProgressFactory = no_progress,
-    note: Note | None = None,
+    on_problem: OnProblem | None = None,
 ) -> Catalog:
-    """Read every shard of a folder once and make its catalog; nothing is written (see `index_and_save`).
+    """Read every shard of a folder and make its catalog; nothing is written (see `index_and_save`).
 
     Args:
-        folder: Holds the shards, `*.tfrecord`.
-        verify: Whether to compute the checksum of every record.
-        strict: Whether the first problem is an error. Repeated ids are looked for last, over all shards.
-        vocabulary_size: Label ids from here on are dropped.
+        folder: The folder of shards.
+        verify: Whether to verify the checksum of every record.
+        strict: Whether the first problem is an error. Repeated ids are found last, over all shards.
+        vocabulary_size: Label ids from this number on are dropped.
         progress: Reports bytes read, after each shard.
-        note: Told of each problem.
+        on_problem: Called with each problem.
 
     Raises:
-        UsageError: The folder is missing or holds no shards, or some that its list names are missing.
-        ShardError: A shard is of another dataset, or no record at all can be used, or strict and there is a problem.
+        UsageError: The folder is missing or contains no shards, or listed shards are missing.
+        ShardError: A shard is of another dataset, or no record can be used, or strict and there is a problem.
     """
     paths = find_shards(folder)
     total = sum(shard_info(path).num_bytes for path in paths)
     done = 0
     parts = []
 
-    def tell(problem: Problem) -> None:
+    def note(problem: Problem) -> None:
         if strict:
             path = folder / problem.shard
             raise ShardError(path, f"{problem.found}.", record=problem.record, offset=problem.offset)
-        if note is not None:
-            note(problem)
+        if on_problem is not None:
+            on_problem(problem)
 
     with progress(f"index {folder}", total, "bytes") as report:
         for position, path in enumerate(paths):
-            parts.append(_index_shard(path, position, verify, vocabulary_size, tell))
+            parts.append(_index_shard(path, position, verify, vocabulary_size, note))
             done += parts[-1].info.num_bytes
             report(done, total)
-    return _joined(folder, parts, tell)
+    return _join(folder, parts, note)
 
 
 def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS) -> Catalog:
-    """Make the catalog of a single shard; nothing is written, and other shards of its folder are not looked at.
-
-    Args:
-        path: The shard.
-        verify: Whether to compute the checksum of every record.
-        vocabulary_size: Label ids from here on are dropped.
+    """Make the catalog of a single shard; nothing is written, and other shards of its folder are not read.
 
     Raises:
         ShardError: The shard cannot be read, is of another dataset, or has no record that can be used.
     """
 
-    def tell(_: Problem) -> None:
-        """The catalog keeps what is damaged in words."""
+    def ignore(_: Problem) -> None:
+        """The catalog itself describes damage."""
 
-    return _joined(path.parent, [_index_shard(path, 0, verify, vocabulary_size, tell)], tell)
+    return _join(path.parent, [_index_shard(path, 0, verify, vocabulary_size, ignore)], ignore)
 
 
 def index_and_save(
@@ -130,31 +128,31 @@ def index_and_save(
     vocabulary_size: int = NUM_LABELS,
     progress: ProgressFactory = no_progress,
 ) -> Catalog:
-    """Index a folder and leave its catalog beside the shards, with a report where there are problems.
+    """Index a folder and write its catalog beside the shards, with a report where there are problems.
 
-    The report, `catalog_report.csv`, has a line a problem: shard, record, byte, kind (damage or oddity), what was found
-    and what was done. Where nothing is wrong there is none.
+    The report, `catalog_report.csv`, has one line per problem: shard, record, byte, kind (damage or oddity), what was
+    found and how it was handled.
 
     Args and errors: as `index_folder`.
 
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
     """
-    with _report(folder / REPORT_NAME) as note:
+    with _report(folder / REPORT_NAME) as write:
         catalog = index_folder(
-            folder, verify=verify, strict=strict, vocabulary_size=vocabulary_size, progress=progress, note=note
+            folder, verify=verify, strict=strict, vocabulary_size=vocabulary_size, progress=progress, on_problem=write
         )
     catalog.save()
     return catalog
 
 
 @contextmanager
-def _report(path: Path) -> Iterator[Note]:
-    """Write each problem that is noted to a CSV file, which is there only if there is one."""
+def _report(path: Path) -> Iterator[OnProblem]:
+    """Write each problem to a CSV file, which exists only where there are any."""
     with ExitStack() as stack:
         rows: Any = None
 
-        def note(problem: Problem) -> None:
+        def write(problem: Problem) -> None:
             nonlocal rows
             if rows is None:
                 temporary = stack.enter_context(written_atomically(path))
@@ -163,13 +161,13 @@ def _report(path: Path) -> Iterator[Note]:
             kind = "damage" if problem.is_damage else "oddity"
             rows.writerow((problem.shard, problem.record, problem.offset, kind, problem.found, problem.done))
 
-        yield note
+        yield write
     if rows is None:
         path.unlink(missing_ok=True)
 
 
 def current_catalog(folder: Path) -> Catalog | None:
-    """Load the catalog of a folder where it can be read and is current; None where the folder has to be indexed.
+    """Load the catalog of a folder if it is intact and current; None if the folder has to be indexed.
 
     Raises:
         UsageError: The folder is missing.
@@ -185,7 +183,7 @@ def current_catalog(folder: Path) -> Catalog | None:
 def load_or_index(
     folder: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS, progress: ProgressFactory = no_progress
 ) -> Catalog:
-    """Load the catalog of a folder where it is there and current; index the folder and save the catalog otherwise.
+    """Load the catalog of a folder if it is intact and current; otherwise index the folder and save its catalog.
 
     Args and errors: as `index_folder`.
     """
@@ -197,7 +195,7 @@ def load_or_index(
 
 @dataclass(frozen=True, eq=False)
 class _ShardRows:
-    """What indexing one shard yields.
+    """The rows of one shard.
 
     rows int64 (n, 9) in the order of `ROW_COLUMNS`; labels int32; label_counts int64 (n,); ratings int32 (r, 3) in
     the order of `RATING_COLUMNS`; rating_counts int64 (n,).
@@ -216,18 +214,17 @@ class _ShardRows:
 
 
 class _Problems:
-    """Problems of one shard: each told as it is found, up to a bound, and counted."""
+    """Problems of one shard: counted, and passed on up to a limit."""
 
-    def __init__(self, path: Path, tell: Note) -> None:
+    def __init__(self, path: Path, on_problem: OnProblem) -> None:
         self.oddities: Counter[Oddity] = Counter()
         self.sentences: list[str] = []
         self.num_damaged = 0
         self._path = path
-        self._tell = tell
-        self._num_told = 0
+        self._on_problem = on_problem
+        self._num_problems = 0
 
     def damage(self, error: ShardError, done: str) -> None:
-        """Something is lost."""
         self.num_damaged += 1
         found = error.message.removesuffix(".")
         if self.num_damaged <= MAX_PROBLEMS:
@@ -235,21 +232,25 @@ class _Problems:
         self._add(Problem(self._path.name, error.record, error.offset, True, found, done))
 
     def odd(self, oddity: Oddity, record: Record, found: str, count: int = 1) -> None:
-        """Something of a record is odd, or several things of one kind."""
         self.oddities[oddity] += count
         self._add(Problem(self._path.name, record.number, record.offset, False, found, oddity.done))
 
     def close(self) -> None:
-        """Say how many were not told."""
-        if self._num_told > MAX_REPORTED:
-            count = self._num_told - MAX_REPORTED
-            self._tell(Problem(self._path.name, None, None, True, f"{count:,} more problems", "not listed"))
+        """Report how many problems were not passed on."""
+        if self._num_problems > MAX_REPORTED:
+            more = counted(self._num_problems - MAX_REPORTED, "more problem")
+            self._on_problem(Problem(self._path.name, None, None, True, more, "not listed"))
 
     def _add(self, problem: Problem) -> None:
-        self._num_told += 1
-        if self._num_told <= MAX_REPORTED:
-            self._tell(problem)
+        self._num_problems += 1
+        if self._num_problems <= MAX_REPORTED:
+            self._on_problem(problem)
 
+
+def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, on_problem: OnProblem) -> _ShardRows:
+    """Index one shard: a function of its bytes alone."""
+    info = shard_info(path)
+    problems = _Problems(path, on_problem)
 
 def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, tell: Note) -> _ShardRows:
     """Index one shard: a function of its bytes alone."""
@@ -265,7 +266,7 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
         except MalformedRecordError as error:
             place = record.offset + error.offset
             problem = ShardError(path, error.message, record=record.number, offset=place)
-            # A shard that begins with another dataset's record is another dataset's shard.
+            # A shard whose first record is of another dataset is of another dataset.
             if isinstance(error, WrongDatasetError) and not rows:
                 raise problem from None
             problems.damage(problem, "the record was skipped")
@@ -306,14 +307,14 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
 
 
 def _intact_records(path: Path, verify: bool, problems: _Problems) -> Iterator[Record]:
-    """Records of a shard whose bytes are what was written; the rest is noted among the problems."""
+    """Intact records of a shard; damaged ones are added to the problems."""
     records = _records(path, verify)
     while True:
         try:
             record = next(records, None)
         except ShardError as error:
-            whole = error.record is None
-            problems.damage(error, "the shard was skipped" if whole else "the rest of the shard was skipped")
+            skipped = "the shard was skipped" if error.record is None else "the rest of the shard was skipped"
+            problems.damage(error, skipped)
             return
         if record is None:
             return
@@ -336,22 +337,22 @@ def _known_labels(labels: tuple[int, ...], vocabulary_size: int, record: Record,
     if len(known) != len(labels):
         unknown = [label for label in labels if not 0 <= label < vocabulary_size]
         if unknown:
-            found = f"{_counted(len(unknown), 'label')} outside the vocabulary, the first {unknown[0]}"
+            found = f"{counted(len(unknown), 'label')} outside the vocabulary, the first {unknown[0]}"
             problems.odd(Oddity.LABELS_UNKNOWN, record, found, len(unknown))
         repeated = len(labels) - len(unknown) - len(known)
         if repeated:
-            problems.odd(Oddity.LABELS_REPEATED, record, f"{_counted(repeated, 'repeated label')}", repeated)
+            problems.odd(Oddity.LABELS_REPEATED, record, counted(repeated, "repeated label"), repeated)
     return known
 
 
 def _usable_ratings(
     video: VideoRecord, num_frames: int, vocabulary_size: int, record: Record, problems: _Problems
 ) -> list[tuple[int, int, int]]:
-    """Ratings (label, start, value) that can be used, sorted by (start, label); the bad ones go, the video stays."""
+    """Valid ratings (label, start, value), sorted by (start, label); invalid ones are dropped, the video is kept."""
     if not (video.segment_labels or video.segment_start_times or video.segment_scores):
         return []
     labels, starts, scores = video.segment_labels, video.segment_start_times, video.segment_scores
-    # Ends say nothing that the starts do not, so a record may leave them out.
+        # Ends follow from the starts, so a record may omit them.
     ends = video.segment_end_times or tuple(start + SEGMENT_SECONDS for start in starts)
     if not len(labels) == len(starts) == len(ends) == len(scores):
         found = f"{len(labels)} labels, {len(starts)} starts, {len(ends)} ends and {len(scores)} scores of ratings"
@@ -366,7 +367,7 @@ def _usable_ratings(
         elif not 0 <= start < num_frames:
             problems.odd(Oddity.RATINGS_OUTSIDE, record, f"{rating} of a video of {num_frames:,} frames")
         elif start % SEGMENT_SECONDS:
-            problems.odd(Oddity.RATINGS_OFF_GRID, record, f"{rating}, which is no multiple of {SEGMENT_SECONDS}")
+            problems.odd(Oddity.RATINGS_OFF_GRID, record, f"{rating}, which is not a multiple of {SEGMENT_SECONDS}")
         elif score not in (0.0, 1.0):
             problems.odd(Oddity.RATINGS_SCORE, record, f"{rating} is {score:g}, neither 0 nor 1")
         else:
@@ -382,37 +383,34 @@ def _usable_ratings(
             problems.odd(Oddity.RATINGS_CONTRADICTORY, record, f"{rating} contradict each other", count)
             continue
         if count > 1:
-            problems.odd(Oddity.RATINGS_REPEATED, record, f"{rating} say the same", count - 1)
+            problems.odd(Oddity.RATINGS_REPEATED, record, f"{rating} are equal", count - 1)
         usable.append((label, start, found_values.pop()))
     return usable
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _joined(folder: Path, parts: list[_ShardRows], tell: Note) -> Catalog:
-    """Put the shards' rows together and drop the videos whose id occurred before."""
+def _join(folder: Path, parts: list[_ShardRows], on_problem: OnProblem) -> Catalog:
+    """Concatenate the rows of all shards, and drop videos with an id that occurred before."""
     oddities = sum((part.oddities for part in parts), Counter[Oddity]())
     problems = [sentence for part in parts for sentence in part.problems][:MAX_PROBLEMS]
     ids = np.concatenate([part.ids for part in parts])
     if not len(ids):
-        reason = problems[0] if problems else "they hold no records."
-        raise ShardError(folder, f"no video of its {len(parts)} shards can be used: {reason}")
+        reason = problems[0] if problems else "they contain no records."
+        raise ShardError(folder, f"no video of its {counted(len(parts), 'shard')} can be used: {reason}")
     rows = np.concatenate([part.rows for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     label_counts = np.concatenate([part.label_counts for part in parts])
     ratings = np.concatenate([part.ratings for part in parts])
     rating_counts = np.concatenate([part.rating_counts for part in parts])
+    # first_of_id: (unique ids,) position of the first video with that id; which: (N,) the unique id of each video.
     first_of_id, which = np.unique(ids, return_index=True, return_inverse=True)[1:]
     repeated = np.flatnonzero(first_of_id[which] != np.arange(len(ids)))
     if len(repeated):
         oddities[Oddity.IDS_REPEATED] += len(repeated)
-        _tell_repeated(parts, ids, rows, repeated, first_of_id[which[repeated]], tell)
+        _report_repeated(parts, ids, rows, repeated, first_of_id[which[repeated]], on_problem)
         kept = np.ones(len(ids), np.bool_)
         kept[repeated] = False
-        labels = labels[np.repeat(kept, label_counts)]
-        ratings = ratings[np.repeat(kept, rating_counts)]
+        labels = labels[np.repeat(kept, label_counts)]  # (labels,)
+        ratings = ratings[np.repeat(kept, rating_counts)]  # (ratings, 3)
         ids, rows, label_counts, rating_counts = ids[kept], rows[kept], label_counts[kept], rating_counts[kept]
     if not label_counts.all():
         oddities[Oddity.NO_LABELS] = int((label_counts == 0).sum())
@@ -435,24 +433,24 @@ def _joined(folder: Path, parts: list[_ShardRows], tell: Note) -> Catalog:
     )
 
 
-def _tell_repeated(
+def _report_repeated(
     parts: list[_ShardRows],
     ids: NDArray[np.bytes_],
     rows: NDArray[np.int64],
     repeated: NDArray[np.int64],
     firsts: NDArray[np.int64],
-    tell: Note,
+    on_problem: OnProblem,
 ) -> None:
-    """Tell of the videos with an id that occurred before, up to the bound of one shard."""
+    """Report videos with an id that occurred before, up to the limit of one shard."""
     columns = [list(ROW_COLUMNS).index(name) for name in ("shard_index", "record_number", "record_offset")]
     for again, first in zip(repeated[:MAX_REPORTED].tolist(), firsts.tolist(), strict=False):
         (shard, record, offset), (first_shard, first_record, _) = (rows[i, columns].tolist() for i in (again, first))
         before = f"record {first_record} of {parts[first_shard].info.name}"
         found = f"the id {bytes(ids[again]).decode()!r} was that of {before}"
-        tell(Problem(parts[shard].info.name, record, offset, False, found, Oddity.IDS_REPEATED.done))
+        on_problem(Problem(parts[shard].info.name, record, offset, False, found, Oddity.IDS_REPEATED.done))
     if len(repeated) > MAX_REPORTED:
-        count = len(repeated) - MAX_REPORTED
-        tell(Problem("", None, None, False, f"{count:,} more videos with such ids", Oddity.IDS_REPEATED.done))
+        more = f"{counted(len(repeated) - MAX_REPORTED, 'more video')} with such ids"
+        on_problem(Problem("", None, None, False, more, Oddity.IDS_REPEATED.done))
 
 
 def _starts(counts: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -99,7 +99,7 @@ def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.
         videos: Which videos count, bool (N,); all by default.
     """
     columns = vocabulary.class_indices(catalog.rating_labels).astype(np.int64)
-    rows = np.repeat(np.arange(len(catalog)), np.diff(catalog.rating_starts))
+    rows = catalog.rating_rows
     kept = columns >= 0
     if videos is not None:
         kept &= videos[rows]

@@ -1,18 +1,23 @@
-"""Folders of shards, and lists of the shards to use."""
+"""Dataset folders: their parts, the shards of a folder, and lists of the shards to use."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-from yt8m.download.plan import list_lines
-from yt8m.errors import ShardError, UsageError
+from yt8m.errors import ShardError, UsageError, counted
+from yt8m.files import read_names
 
 LIST_NAME = "shards.txt"
 
-
 PARTS = ("video/train", "video/valid", "segment/train", "segment/test")
-"""Folders of shards of a dataset folder, in the classic layout."""
+"""Folders of shards in a dataset folder."""
+
+SHARD_NAMES = "*.tfrecord, *.tfrecords or NAME-00000-of-00100"
+"""Names of shards, for messages."""
+
+_SHARD_NAME = re.compile(r"[^./][^/]*?(\.tfrecords?(-\d+-of-\d+)?|-\d+-of-\d+(\.tfrecords?)?)")
 
 
 class ShardInfo(NamedTuple):
@@ -23,11 +28,23 @@ class ShardInfo(NamedTuple):
     mtime_ns: int
 
 
+class ShardList(NamedTuple):
+    """A list of the shards to use: its file, and the sorted names of those in one folder."""
+
+    path: Path
+    names: list[str]
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file name is that of a shard; hidden files, such as shards being written, are not."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
 def shard_info(path: Path) -> ShardInfo:
-    """What tells a shard from a changed one.
+    """Name, size and modification time of a shard, by which a changed one is recognized.
 
     Raises:
-        ShardError: The shard is missing or cannot be looked at.
+        ShardError: The shard is missing or not accessible.
     """
     try:
         status = path.stat()
@@ -37,47 +54,37 @@ def shard_info(path: Path) -> ShardInfo:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Shards of a folder, `*.tfrecord`, sorted by name whatever order the file system lists them in.
-
-    Where there is a list of shards (see `shard_list`), those that it names.
+    """Shards of a folder, sorted by name; those of the list of shards where there is one (see `shard_list`).
 
     Raises:
-        UsageError: The folder is missing, is no folder, or holds no shards; or shards of the list are missing.
+        UsageError: The folder is missing, is a file, or contains no shards; or shards of the list are missing.
     """
     require_folder(folder)
-    # A leading dot marks a shard that is being written (see `files.written_atomically`).
-    shards = {path.name: path for path in folder.glob("*.tfrecord") if not path.name.startswith(".")}
+    shards = {path.name: path for path in folder.iterdir() if is_shard_name(path.name)}
     listed = shard_list(folder)
     if listed is None:
         if not shards:
-            raise UsageError(f"{folder}: holds no shards (files named *.tfrecord).")
+            raise UsageError(f"{folder}: contains no shards (files named {SHARD_NAMES}).")
         return [shards[name] for name in sorted(shards)]
     missing = [name for name in listed.names if name not in shards]
     if missing:
         few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise UsageError(
-            f"{listed.path}: {len(missing):,} of the {len(listed.names):,} shards that it names are not in {folder} "
-            f"({few}); fetch them, or take them off the list."
+            f"{listed.path}: {len(missing):,} of {counted(len(listed.names), 'listed shard')} are not in {folder} "
+            f"({few}); download them, or remove them from the list."
         )
     return [shards[name] for name in listed.names]
 
 
-class ShardList(NamedTuple):
-    """A list of the shards to use: its file, and the names of shards of one folder, sorted."""
-
-    path: Path
-    names: list[str]
-
-
 def shard_list(folder: Path) -> ShardList | None:
-    """The list of the shards to use of a folder, None where all are used.
+    """The list of the shards to use of a folder; None where all are used.
 
-    `shards.txt` names a shard a line, in the folder of shards itself or in the dataset folder above it; there the
-    names are paths (`video/train/train0001.tfrecord`), and a part of the dataset that it does not name is used whole.
-    Blank lines and lines that begin with # do not count.
+    `shards.txt` lists shards, one per line, in the folder of shards itself or in the dataset folder above it. There the
+    names are paths (`video/train/train0001.tfrecord`), and parts of the dataset that it does not mention are used
+    completely.
 
     Raises:
-        UsageError: The list cannot be read, names nothing, or names a file that is no shard of this folder.
+        UsageError: The list cannot be read, is empty, or names a file that is no shard of this folder.
     """
     if (folder / LIST_NAME).is_file():
         path, prefix = folder / LIST_NAME, ""
@@ -88,12 +95,10 @@ def shard_list(folder: Path) -> ShardList | None:
         path, prefix = folder.resolve().parents[part.count("/")] / LIST_NAME, f"{part}/"
         if not path.is_file():
             return None
-    named = {line.removeprefix("./") for line in list_lines(path) if line and not line.startswith("#")}
-    if not named:
-        raise UsageError(f"{path}: names no shard; write one name a line, or remove it to use all shards.")
+    named = {name.removeprefix("./") for name in read_names(path, "shards")}
     for name in sorted(named):
-        folder_of_name = name.rpartition("/")[0]
-        if not name.endswith(".tfrecord") or folder_of_name not in ((*PARTS, "") if prefix else ("",)):
+        parent, _, shard = name.rpartition("/")
+        if not is_shard_name(shard) or parent not in ((*PARTS, "") if prefix else ("",)):
             raise UsageError(
                 f"{path}: {name!r} is no shard; expected "
                 + (f"paths such as {PARTS[0]}/train0000.tfrecord." if prefix else "names such as train0000.tfrecord.")
@@ -103,24 +108,29 @@ def shard_list(folder: Path) -> ShardList | None:
 
 
 def dataset_parts(folder: Path) -> list[Path]:
-    """Folders of shards of a dataset folder in the classic layout, or the folder itself where it holds shards.
+    """Folders of shards in a dataset folder, and the folder itself where it contains shards.
 
     Raises:
-        UsageError: The folder is missing, or holds neither shards nor such folders.
+        UsageError: The folder is missing, or contains neither shards nor such folders.
     """
     require_folder(folder)
     parts = [folder / part for part in PARTS if (folder / part).is_dir()]
-    if any(folder.glob("*.tfrecord")):
+    if any(is_shard_name(path.name) for path in folder.iterdir()):
         return [folder, *parts]
     if not parts:
         raise UsageError(
-            f"{folder}: holds neither shards (files named *.tfrecord) nor the folders of a dataset ({', '.join(PARTS)})."
+            f"{folder}: contains neither shards (files named {SHARD_NAMES}) nor the folders of a dataset "
+            f"({', '.join(PARTS)})."
         )
     return parts
 
 
 def require_folder(folder: Path) -> None:
-    """Raise UsageError where a folder of shards is missing or is a file."""
+    """Require that a folder of shards exists.
+
+    Raises:
+        UsageError: It is missing or is a file.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
-        raise UsageError(f"{folder}: {what}; expected a folder of shards (*.tfrecord).")
+        raise UsageError(f"{folder}: {what}; expected a folder of shards ({SHARD_NAMES}).")

@@ -1,7 +1,6 @@
-"""What there is to download: partitions, the servers that have them, and the plans that name their shards.
+"""Partitions of the official dataset, their servers, and download plans: lists of shards with their MD5s.
 
-A plan gives the MD5 of each shard. It comes from elsewhere and its names become files here, so it is believed only in
-what a plan may say. All here are pure functions; `download` asks the servers.
+Plans are not trusted: their names become file names, so they are validated. Nothing here accesses the network.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.files import read_names
 
 PARTITIONS = {
     "2/frame/train": "video/train",
@@ -31,7 +31,7 @@ PARTITIONS = {
 """Partitions of the official dataset (version/level/split), and the folder of each in a dataset folder."""
 
 DEFAULT_PARTITIONS = ("2/frame/train", "2/frame/validate", "3/frame/validate", "3/frame/test")
-"""Those that training and prediction take."""
+"""The partitions that training and prediction need."""
 
 MIRRORS = ("us", "eu", "asia")
 
@@ -45,8 +45,8 @@ class Shard:
     """A shard of a plan.
 
     Args:
-        name: Its file in the folder.
-        plan_name: Its name on the server.
+        name: File name.
+        plan_name: Name on the server.
         md5: MD5 of its bytes, in lower-case hexadecimal digits.
     """
 
@@ -57,28 +57,28 @@ class Shard:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a download comes from: what stands before the paths of its plans, its shards and its vocabularies."""
+    """A download server: the prefixes of the addresses of plans, shards and vocabularies."""
 
     plans: str
     shards: str
     vocabularies: str
 
     def plan_url(self, partition: str) -> str:
-        """Where the plan of a partition is."""
+        """Address of the plan of a partition."""
         version, level, split = partition.split("/")
         return f"{self.plans}/{version}/download_plans/{level}_{split}.json"
 
     def shard_url(self, partition: str, shard: Shard) -> str:
-        """Where a shard is."""
+        """Address of a shard."""
         return f"{self.shards}/{partition}/{shard.plan_name}"
 
 
 def official_server(mirror: str = "us") -> Server:
     """The official servers.
 
-    They are public buckets of Google Cloud Storage, named like the hosts that serve them by plain HTTP
-    (`us.data.yt8m.org`). Here they are asked through the storage's own host, which has TLS: an MD5 that comes from the
-    same place as the shard shows damage, but would not show that both were tampered with on the way.
+    They are public buckets of Google Cloud Storage, named after the hosts that serve them over plain HTTP
+    (`us.data.yt8m.org`). They are accessed through the storage's own host, which has TLS: plain HTTP would allow shards
+    and MD5s to be tampered with together.
 
     Args:
         mirror: us, eu or asia.
@@ -95,13 +95,13 @@ def official_server(mirror: str = "us") -> Server:
 
 
 def other_server(url: str) -> Server:
-    """A server with the official layout, such as a mirror in the house.
+    """A server with the official layout, such as a local mirror.
 
     Args:
-        url: Below it are 2/download_plans/frame_train.json, 2/frame/train/NAME, csv/2/vocabulary.csv, and so on.
+        url: Prefix of 2/download_plans/frame_train.json, 2/frame/train/NAME, csv/2/vocabulary.csv, and so on.
 
     Raises:
-        UsageError: That is no http or https address.
+        UsageError: It is no http or https address.
     """
     base = url.rstrip("/")
     try:
@@ -110,15 +110,15 @@ def other_server(url: str) -> Server:
     except ValueError:
         is_address = False
     if not is_address or parts.query or parts.fragment:
-        raise UsageError(f"--server {url}: expected an address like https://host/path.")
+        raise UsageError(f"--server {url}: expected an address such as https://host/path.")
     return Server(base, base, f"{base}/csv")
 
 
 def local_name(plan_name: str) -> str:
-    """The file name of a shard: as the official script stores it, so that names differ in more than case.
+    """File name of a shard, as the official script stores it, so that names differ in more than case.
 
-    The plan's names end in two characters of a-z, A-Z, 0-9, which count the shards: `trainaa.tfrecord` becomes
-    `train0000.tfrecord`, `train00.tfrecord` becomes `train3276.tfrecord`. Other names stay as they are.
+    Names in plans end in two characters of a-z, A-Z, 0-9, which number the shards: `trainaa.tfrecord` becomes
+    `train0000.tfrecord`, `train00.tfrecord` becomes `train3276.tfrecord`. Other names do not change.
     """
     stem = plan_name.removesuffix(".tfrecord")
     first, second = (_ALPHABET.find(character) for character in stem[-2:].rjust(2))
@@ -128,7 +128,7 @@ def local_name(plan_name: str) -> str:
 
 
 def read_plan(content: bytes, source: str) -> tuple[Shard, ...]:
-    """Read a download plan, which is not trusted: its names become files here.
+    """Parse and validate a download plan.
 
     Args:
         content: JSON, `{"files": {NAME: MD5, ...}}`.
@@ -138,7 +138,7 @@ def read_plan(content: bytes, source: str) -> tuple[Shard, ...]:
         The shards, sorted by name.
 
     Raises:
-        Yt8mError: It is no plan, or names something that a plan must not.
+        Yt8mError: It is no plan, or contains an invalid name or MD5.
     """
     try:
         plan = json.loads(content, object_pairs_hook=_without_repeats)
@@ -151,12 +151,12 @@ def read_plan(content: bytes, source: str) -> tuple[Shard, ...]:
     for plan_name, md5 in files.items():
         if not _PLAN_NAME.fullmatch(plan_name):
             raise Yt8mError(
-                f"{source}: names {plan_name[:200]!r}, which is no name of a shard (like train00.tfrecord)."
+                f"{source}: contains {plan_name[:200]!r}, which is no name of a shard (such as train00.tfrecord)."
             )
         if not isinstance(md5, str) or not _MD5.fullmatch(md5):
-            raise Yt8mError(f"{source}: gives {plan_name} the MD5 {md5!r:.60}, expected 32 hexadecimal digits.")
+            raise Yt8mError(f"{source}: the MD5 of {plan_name} is {md5!r:.60}, expected 32 hexadecimal digits.")
         shard = Shard(local_name(plan_name), plan_name, md5.lower())
-        # A file system may take names that differ in case for the same.
+        # On some file systems, names that differ in case only are the same.
         other = shards.setdefault(shard.name.lower(), shard)
         if other is not shard:
             raise Yt8mError(f"{source}: {other.plan_name} and {plan_name} would be the same file, {shard.name}.")
@@ -172,9 +172,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Fraction:
-    """A part of a plan: the names whose MD5 leaves the remainder `number - 1` when divided by `count`.
+    """A fraction of a plan: the names whose MD5 modulo `count` is `number - 1`.
 
-    The same names as the official script's `shard=number,count`.
+    These are the names of the official script's `shard=number,count`.
     """
 
     number: int
@@ -182,75 +182,50 @@ class Fraction:
 
     @classmethod
     def parse(cls, text: str) -> Fraction:
-        """Read `NUMBER/COUNT`.
+        """Parse `NUMBER/COUNT`.
 
         Raises:
-            UsageError: It is something else, or the number is not in 1 to count.
+            UsageError: It is malformed, or the number is not in 1 to count.
         """
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UsageError(f"--shard {text}: expected NUMBER/COUNT with NUMBER from 1 to COUNT, like 1/100.")
+            raise UsageError(f"--shard {text}: expected NUMBER/COUNT with NUMBER from 1 to COUNT, such as 1/100.")
         return cls(int(match[1]), int(match[2]))
 
-    def holds(self, plan_name: str) -> bool:
-        """Say whether a shard belongs to the part, by its name in the plan."""
+    def contains(self, plan_name: str) -> bool:
+        """Whether a shard, by its name in the plan, belongs to the fraction."""
         digest = hashlib.md5(plan_name.encode(), usedforsecurity=False).hexdigest()
         return int(digest, 16) % self.count == self.number - 1
-
-
-def list_lines(path: Path) -> list[str]:
-    """Lines of a list of shards, without the blanks around them.
-
-    Raises:
-        UsageError: The file cannot be read.
-    """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{path}: cannot be read as a list of shards ({reason}).") from None
-
-
-def read_list(path: Path) -> list[PurePosixPath]:
-    """Read a list of shards: one a line, with or without its folder; `#` begins a comment.
-
-    Raises:
-        UsageError: The file cannot be read, or names nothing.
-    """
-    entries = [PurePosixPath(text) for line in list_lines(path) if (text := line.partition("#")[0].strip())]
-    if not entries:
-        raise UsageError(f"{path}: names no shard; expected one a line, like video/train/train0001.tfrecord.")
-    return entries
 
 
 def select(
     plans: Mapping[str, Sequence[Shard]], fraction: Fraction | None, listed: Path | None
 ) -> dict[str, list[Shard]]:
-    """Choose what to fetch of the plans of some partitions.
+    """Select the shards to fetch.
 
     Args:
         plans: The shards of each partition.
-        fraction: Only this part of each plan, or all.
-        listed: Only what this file names (see `read_list`), or all. A name without a folder is taken from every
-            partition that has it.
+        fraction: Only this fraction of each plan; all where None.
+        listed: Only the shards named in this file (see `files.read_names`); all where None. A name without a folder
+            matches in every partition.
 
     Returns:
-        The chosen shards of each partition of which any were chosen, in the order of the plan.
+        Selected shards of each partition that has any, in the order of the plan.
 
     Raises:
-        UsageError: The list cannot be read or names what no plan has, or nothing is chosen.
+        UsageError: The list cannot be read or names a shard that is in no plan, or nothing is selected.
     """
     chosen = {partition: list(shards) for partition, shards in plans.items()}
     if listed is not None:
         chosen = _listed(plans, listed)
     if fraction is not None:
         chosen = {
-            name: [shard for shard in shards if fraction.holds(shard.plan_name)] for name, shards in chosen.items()
+            name: [shard for shard in shards if fraction.contains(shard.plan_name)] for name, shards in chosen.items()
         }
     chosen = {partition: shards for partition, shards in chosen.items() if shards}
     if not chosen:
         total = sum(len(shards) for shards in plans.values())
-        raise UsageError(f"None of the {total:,} shards of {', '.join(plans)} is chosen by --shard and --list.")
+        raise UsageError(f"None of the {total:,} shards of {', '.join(plans)} is selected by --shard and --list.")
     return chosen
 
 
@@ -261,7 +236,8 @@ def _listed(plans: Mapping[str, Sequence[Shard]], path: Path) -> dict[str, list[
         for partition, shards in plans.items()
     }
     unknown = []
-    for entry in read_list(path):
+    for name in read_names(path, "shards"):
+        entry = PurePosixPath(name)
         folder, found = str(entry.parent), False
         for partition, table in tables.items():
             if entry.name in table and folder in (".", partition, PARTITIONS[partition]):
@@ -271,7 +247,5 @@ def _listed(plans: Mapping[str, Sequence[Shard]], path: Path) -> dict[str, list[
             unknown.append(str(entry))
     if unknown:
         more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
-        raise UsageError(
-            f"{path}: names what is not in the plans of {', '.join(plans)}: {', '.join(unknown[:3])}{more}."
-        )
+        raise UsageError(f"{path}: not in the plans of {', '.join(plans)}: {', '.join(unknown[:3])}{more}.")
     return {partition: [shard for shard in shards if shard in wanted[partition]] for partition, shards in plans.items()}

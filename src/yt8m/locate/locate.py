@@ -25,7 +25,7 @@ from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.runs.recipe import read_recipe
-from yt8m.runs.run import found_weights
+from yt8m.runs.stages import read_record
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
 from yt8m.shards.records import SEGMENT_SECONDS
@@ -86,7 +86,8 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     recipe = read_recipe(recipe_file)
     settings, members = recipe.ensemble, recipe.ensemble_models
     if settings.find_weights:
-        settings = settings.model_copy(update={"weights": found_weights(run)})
+        record = read_record(run / "predict")
+        settings = settings.model_copy(update={"weights": {} if record is None else record.ensemble_weights})
     if settings.method == "rank":
         settings = settings.model_copy(update={"method": "arithmetic"})
     folders = [run / "finetune" / name / "model" for name in members]

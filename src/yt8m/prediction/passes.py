@@ -1,8 +1,7 @@
-"""From videos to a ranking or a store in one pass, by one process or several, which may be killed at any moment.
+"""A pass of prediction over all videos, by one process or several, which may be killed at any moment.
 
-Every process takes its share of the batches. What it has ranked is saved every few minutes, as it stands (a ranker is
-1 GB at most), and when it is asked to stop; so a pass that was killed goes on from there, and at the end the first
-process merges what the others left. A store is written block by block, and knows which of them are there.
+Every process predicts its slice of the batches. `store_predictions` writes a store block by block and continues with the
+missing blocks; `ranking.streaming` ranks the predictions as they come.
 """
 
 from __future__ import annotations
@@ -24,88 +23,90 @@ from yt8m.runtime.progress import ProgressFactory, no_progress, track
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes that share a pass, as one of them sees it; alone by default.
+class ProcessGroup:
+    """The processes that share a pass, as one of them sees them; a single process by default.
 
     Args:
-        rank: Which one this is.
-        count: How many there are.
+        rank: Rank of this process.
+        size: Number of processes.
         barrier: Waits for all of them.
-        stop_requested: Whether to stop now: the same answer for all, who ask equally often.
+        stop_requested: Whether to stop now: the same on all processes, which must call it equally often.
     """
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
     barrier: Callable[[], None] = lambda: None
     stop_requested: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What is predicted: which segments of which videos, by which models, how.
+class PredictionPass:
+    """What to predict: the segments of the videos, the models, and the processes that share the work.
 
     Args:
         reader: Frames of the videos.
         segments: Their segments.
         models: Classifiers by name.
-        shifts: See `predict`.
-        processes: Who shares the work.
-        progress: Reports batches done.
+        shifts: Test-time shifts; see `predict`.
+        processes: The processes.
+        progress: Reports batches predicted.
+        batch_size: Segments of a batch; by default as the device needs them. Results do not depend on it.
     """
 
     reader: FrameReader
     segments: Segments
     models: Mapping[str, FoldedClassifier]
     shifts: Sequence[int] = NO_SHIFT
-    processes: Processes = Processes()
+    processes: ProcessGroup = ProcessGroup()
     progress: ProgressFactory = no_progress
+    batch_size: int | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the models compute."""
+        """Device of the models."""
         return next(iter(self.models.values())).device
 
     @property
     def segments_per_batch(self) -> int:
-        """Segments of a batch on that device."""
-        return segments_per_batch(self.device)
+        """Segments of a batch."""
+        return self.batch_size or segments_per_batch(self.device)
 
     def predictions(self, batches: Sequence[slice | None]) -> Iterator[Predictions]:
-        """Predict this process's batches; None stands for one that is done already, or that only others have.
+        """Predict the batches of this process; None stands for a batch that is done, or that only other processes have.
 
         Raises:
-            _StopRequestedError: All processes were asked to stop.
+            PassStopped: All processes stop here.
         """
 
-        def asked() -> Iterator[slice]:
+        def pending() -> Iterator[slice]:
             for batch in track(batches, "predict", self.progress):
                 if self.processes.stop_requested():
-                    raise PassStoppedError
+                    raise PassStopped
                 if batch is not None:
                     yield batch
 
-        return predict(self.reader, self.segments, self.models, asked(), self.shifts)
+        return predict(self.reader, self.segments, self.models, pending(), self.shifts)
 
 
-class PassStoppedError(Exception):
-    """All processes were asked to stop."""
+class PassStopped(Exception):  # noqa: N818 - control flow, no error
+    """All processes stop here."""
 
 
-def store_predictions(work: Pass, folder: Path, index: StoreIndex) -> Store | None:
-    """Predict all segments and keep the probabilities on the disk.
+def store_predictions(work: PredictionPass, folder: Path, index: StoreIndex) -> Store | None:
+    """Predict all segments and store their probabilities.
 
     Args:
-        work: What to predict.
-        folder: The folder of predictions to make; replaced where it holds former ones.
-        index: What it will hold.
+        work: The pass.
+        folder: The store to write; an existing store is replaced.
+        index: Its index.
 
     Returns:
         The store; None on all processes but the first.
 
     Raises:
-        UsageError: The folder holds something else.
+        UsageError: The folder contains something else.
         Yt8mError: There is not enough space on the disk.
-        Interrupted: The processes were asked to stop; what they have predicted is there.
+        Interrupted: The processes received a signal to stop; the predicted blocks are stored.
     """
     processes = work.processes
     writer = StoreWriter(folder, index)
@@ -113,21 +114,23 @@ def store_predictions(work: Pass, folder: Path, index: StoreIndex) -> Store | No
         writer.prepare()
     processes.barrier()
     pending = writer.pending()
-    # Nobody writes before all have read what there is to do.
+    # No process writes before all have read which blocks are pending.
     processes.barrier()
     per_block = len(batches_of([index.block(0)], work.segments_per_batch))
-    share: list[slice | None] = []
-    for block in pending[processes.rank :: processes.count]:
-        batches: list[slice | None] = [*batches_of([block], work.segments_per_batch)]
-        share += batches + [None] * (per_block - len(batches))
-    share += [None] * (per_block * -(-len(pending) // processes.count) - len(share))
+    batches: list[slice | None] = []
+    for block in pending[processes.rank :: processes.size]:
+        of_block: list[slice | None] = [*batches_of([block], work.segments_per_batch)]
+        batches += of_block + [None] * (per_block - len(of_block))
+    batches += [None] * (per_block * -(-len(pending) // processes.size) - len(batches))
     try:
-        for predictions in work.predictions(share):
+        for predictions in work.predictions(batches):
             writer.write(predictions)
-    except PassStoppedError:
+    except PassStopped:
         writer.close()
         processes.barrier()
-        raise Interrupted(f"{folder}: stopped as asked; the same command goes on with what is missing.") from None
+        raise Interrupted(
+            f"{folder}: stopped by a signal; the same command continues with the missing blocks."
+        ) from None
     writer.close()
     processes.barrier()
     return None if processes.rank else writer.finish()

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from yt8m.errors import UsageError
 from yt8m.prediction.quantization import NOT_A_PROBABILITY, NUM_CODES, logits_of_codes, look_up, probabilities_of_codes
-from yt8m.settings import Settings, nearest
+from yt8m.settings import Settings, did_you_mean
 
 
 class VideoPriorConfig(Settings):
@@ -83,7 +83,7 @@ def model_weights(settings: MergeConfig, model_names: Sequence[str]) -> NDArray[
     for name in settings.weights:
         if name not in model_names:
             raise UsageError(
-                f"The ensemble gives a weight to {name!r}, which is not one of its models{nearest(name, model_names)}."
+                f"The ensemble gives a weight to {name!r}, which is not one of its models{did_you_mean(name, model_names)}."
             )
     with np.errstate(over="ignore", under="ignore"):
         weights = np.array([settings.weights.get(name, 1.0) for name in model_names], np.float32)

@@ -1,4 +1,8 @@
-"""Rank probabilities as they stream, resumable."""
+"""Rank probabilities as they stream; a pass that was killed continues from its partial rankings.
+
+Every process saves its partial rankings every few minutes (1 GB each at most) and when it is asked to stop; at the end
+the first process merges those of all.
+"""
 
 from __future__ import annotations
 
@@ -12,83 +16,85 @@ from numpy.typing import NDArray
 
 from yt8m.errors import Interrupted, Yt8mError
 from yt8m.files import clear_leftovers, written_atomically
-from yt8m.prediction.passes import Pass, PassStoppedError, Processes
+from yt8m.prediction.passes import PassStopped, PredictionPass, ProcessGroup
 from yt8m.prediction.predict import Predictions, batches_of
 from yt8m.ranking.topk import TopK
 
 SAVE_SECONDS = 300.0
-"""How much work of a streaming pass a kill may cost."""
+"""Seconds between two saves of the partial rankings."""
 
 Merge = Callable[[Predictions], NDArray[np.float32]]
-"""Probabilities to rank, (n, C), of what all models say of some segments."""
+"""Merges the models' predictions of some segments to the probabilities to rank, (n, C)."""
 
 
 def rank_streaming(
-    work: Pass, merges: Sequence[Merge], num_classes: int, k: int, folder: Path, mark: str
+    work: PredictionPass, merges: Sequence[Merge], num_classes: int, k: int, folder: Path, fingerprint: str
 ) -> list[TopK] | None:
     """Predict all segments and keep the best of every class, for several merges at once.
 
     Args:
-        work: What to predict.
-        merges: What to rank.
+        work: The pass.
+        merges: Ranked each by itself.
         num_classes: C.
-        k: Segments to list for a class.
-        folder: Where each process keeps what it has ranked so far; all processes see it.
-        mark: Names everything that decides the result: what was kept under another mark is not used.
+        k: Segments to list per class.
+        folder: Where each process keeps its partial rankings, on a file system that all processes share.
+        fingerprint: Identifies everything that decides the result: partial rankings of another one are not used.
 
-    What was ranked stays in `folder` until `forget_ranking` is called, when it has become what it was made for.
+    Partial rankings stay in `folder` until `remove_partial_rankings` is called, when the result is written.
 
     Returns:
-        A ranker for each merge, of all segments; None on all processes but the first.
+        A ranker per merge, of all segments; None on all processes but the first.
 
     Raises:
-        Interrupted: The processes were asked to stop; what they have ranked is saved.
+        Interrupted: The processes received a signal to stop; their partial rankings are saved.
     """
     processes = work.processes
     size = work.segments_per_batch
-    # Another device rounds otherwise, and shares of other batches are others.
-    mark = f"{mark} {work.device.type}{f' {size}' if processes.count > 1 else ''}"
-    kept = _Kept(folder, processes, mark, lambda: [TopK(num_classes, k, work.segments) for _ in merges])
-    kept.load()
-    seen = kept.rankers[0].seen
-    everything = batches_of([slice(0, len(work.segments))], size)
-    share: list[slice | None] = []
-    for batch in everything[processes.rank :: processes.count]:
+    # Devices round differently, and slices of other batch sizes contain other segments.
+    fingerprint = f"{fingerprint} {work.device.type}{f' {size}' if processes.size > 1 else ''}"
+    partial = _PartialRankings(
+        folder, processes, fingerprint, lambda: [TopK(num_classes, k, work.segments) for _ in merges]
+    )
+    partial.load()
+    seen = partial.rankers[0].seen
+    all_batches = batches_of([slice(0, len(work.segments))], size)
+    batches: list[slice | None] = []
+    for batch in all_batches[processes.rank :: processes.size]:
         pending = _runs(~seen[batch], batch.start)
-        share += pending if pending else [None]
-    share += [None] * (-(-len(everything) // processes.count) - len(share))
+        batches += pending if pending else [None]
+    batches += [None] * (-(-len(all_batches) // processes.size) - len(batches))
     try:
-        for predictions in work.predictions(share):
-            for merge, ranker in zip(merges, kept.rankers, strict=True):
+        for predictions in work.predictions(batches):
+            for merge, ranker in zip(merges, partial.rankers, strict=True):
                 ranker.update(predictions.positions, merge(predictions))
-            kept.save_sometimes()
-    except PassStoppedError:
-        kept.save()
+            partial.save_if_due()
+    except PassStopped:
+        partial.save()
         processes.barrier()
         raise Interrupted(
-            f"{folder}: stopped as asked; the same command goes on with the segments that are not ranked yet."
+            f"{folder}: stopped by a signal; the same command continues with the segments that are not ranked yet."
         ) from None
-    if processes.count == 1:
-        # For whoever is killed, or finds the disk full, while the ranking is written; nobody needs it otherwise.
+    if processes.size == 1:
+        # Needed only if the process is killed, or the disk is full, while the ranking is written.
         with suppress(Yt8mError):
-            kept.save()
-        return kept.rankers
-    kept.save()
+            partial.save()
+        return partial.rankers
+    partial.save()
     processes.barrier()
     if processes.rank:
         return None
-    kept.load_of_others()
-    return kept.rankers
+    partial.load_of_others()
+    return partial.rankers
 
 
 def _runs(wanted: NDArray[np.bool_], first: int) -> list[slice]:
-    """Runs of true elements, the first of which has the position `first`."""
+    """Runs of true elements, where element 0 has the position `first`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
     return [slice(first + start, first + stop) for start, stop in edges.reshape(-1, 2).tolist()]
 
 
-def forget_ranking(folder: Path) -> None:
-    """Remove what `rank_streaming` left in a folder, and the folder if it is empty then; one process calls this."""
+def remove_partial_rankings(folder: Path) -> None:
+    """Remove the files that `rank_streaming` left in a folder, and the folder if it is then empty; for one process."""
     for pattern in ("ranked-*-of-*.part", ".ranked-*-of-*.part"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -96,64 +102,64 @@ def forget_ranking(folder: Path) -> None:
         folder.rmdir()
 
 
-class _Kept:
-    """What one process has ranked so far, in memory and in a file.
+class _PartialRankings:
+    """The partial rankings of one process, in memory and in a file.
 
     Args:
         folder: Where the files of all processes are.
-        processes: Who shares the work.
-        mark: Names everything that decides the result.
-        make: Makes rankers that have seen nothing.
+        processes: The processes.
+        fingerprint: Identifies everything that decides the result.
+        make: Makes empty rankers.
     """
 
-    def __init__(self, folder: Path, processes: Processes, mark: str, make: Callable[[], list[TopK]]) -> None:
+    def __init__(self, folder: Path, processes: ProcessGroup, fingerprint: str, make: Callable[[], list[TopK]]) -> None:
         self.folder, self.processes = folder, processes
         self.rankers, self._make = make(), make
-        self._mark = mark.encode() + b"\n"
+        self._header = fingerprint.encode() + b"\n"
         self._saved = time.monotonic()
 
     def _path(self, rank: int) -> Path:
-        return self.folder / f"ranked-{rank}-of-{self.processes.count}.part"
+        return self.folder / f"ranked-{rank}-of-{self.processes.size}.part"
 
-    def save_sometimes(self) -> None:
-        """Save if the last time is long ago; the rarer, the longer it takes."""
+    def save_if_due(self) -> None:
+        """Save if the last save was more than `SAVE_SECONDS` ago."""
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
         with written_atomically(self._path(self.processes.rank)) as temporary, temporary.open("wb") as file:
-            file.write(self._mark)
+            file.write(self._header)
             for ranker in self.rankers:
                 ranker.save(file)
         self._saved = time.monotonic()
 
     def load(self) -> None:
-        """Take what a former try of this process saved, if it is whole and was the same pass by as many processes."""
+        """Load the file of this process, if it is intact and of the same pass."""
         path = self._path(self.processes.rank)
         clear_leftovers(path)
         if path.is_file():
             try:
                 self._load(path)
             except Yt8mError:
-                # Nobody can mend it: what it held is ranked anew.
+                # A damaged file is discarded, and its segments are predicted again.
                 self.rankers = self._make()
 
     def load_of_others(self) -> None:
-        """Take what all other processes saved at the end of their shares.
+        """Merge the files that all other processes saved last.
 
         Raises:
-            Yt8mError: A file is missing, or not of this pass.
+            Yt8mError: A file is missing, damaged, or of another pass.
         """
-        for rank in range(1, self.processes.count):
+        for rank in range(1, self.processes.size):
             path = self._path(rank)
             if not (path.is_file() and self._load(path)):
                 raise Yt8mError(
-                    f"{path}: what process {rank} ranked is not there; all processes must see the same folder."
+                    f"{path}: the ranking of process {rank} is missing; all processes must share this folder."
                 )
 
     def _load(self, path: Path) -> bool:
         with path.open("rb") as file:
-            if file.readline() != self._mark:
+            if file.readline() != self._header:
                 return False
             for ranker in self.rankers:
                 try:

@@ -1,4 +1,4 @@
-"""The whole road in a few minutes, on data that the project makes itself."""
+"""The demo: the whole pipeline in a few minutes, on generated data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from yt8m.errors import UsageError
-from yt8m.runs.comparison import Comparison
+from yt8m.runs.predict_stage import RunScores
 from yt8m.runs.recipe import Recipe, read_recipe, shipped_recipe
 from yt8m.runs.run import Run
 from yt8m.runtime.console import err
@@ -18,44 +18,44 @@ from yt8m.training.loop import TrainingConfig
 SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
 NUM_SOURCES = 6000
 STEPS = {"video": 600, "agnostic": 200, "aware": 450}
-"""Steps of each kind of model, fewer than the recipe has: there are 48 invented classes, not 1,000 real ones."""
+"""Steps of each kind of model, fewer than the recipe has: there are 48 generated classes, not 1,000 real ones."""
 
 DATA_FOLDER, RUN_FOLDER = "data", "run"
 
 
-def run_demo(folder: Path, seed: int = 0) -> tuple[Run, Comparison]:
-    """Splice a dataset from invented sources, then train, merge, predict and score the demo's recipe on it.
+def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
+    """Splice a dataset from generated sources, and run the demo's recipe on it.
 
     Args:
-        folder: Receives `data/` and `run/`; a demo that was interrupted there goes on.
-        seed: Decides the data; the recipe has its own.
+        folder: Receives `data/` and `run/`; an interrupted demo resumes there.
+        seed: Seed of the data; the recipe has its own.
 
     Raises:
-        UsageError: The folder holds something else.
+        UsageError: The folder contains something else.
     """
     recipe = shortened(read_recipe(shipped_recipe("demo")))
     data = folder / DATA_FOLDER
     if folder.exists() and not data.is_dir() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: holds something else than a demo; give another folder.")
+        raise UsageError(f"{folder}: contains something other than a demo; give another folder.")
     finished = data / "segment" / "test_positives.csv"
     if not finished.is_file():
-        # The truth of the test set is written last, so without it the data are not whole.
+        # The ground truth of the test set is written last, so without it the data are incomplete.
         shutil.rmtree(data, ignore_errors=True)
         vocabulary = invented_vocabulary()
         write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, terminal_progress)
         err.print(
-            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of invented sources in {data}",
+            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}",
             markup=False,
         )
     run = Run(recipe, data, folder / RUN_FOLDER)
-    comparison = run.run()
-    if comparison is None:
+    scores = run.run()
+    if scores is None:
         raise UsageError("The demo runs on one process.")
-    return run, comparison
+    return run, scores
 
 
 def shortened(recipe: Recipe) -> Recipe:
-    """The same recipe with as many steps as the demo has time for."""
+    """The recipe with the demo's number of steps."""
     bases = {
         name: model.model_copy(update={"training": _with_steps(model.training, STEPS["video"])})
         for name, model in recipe.base_models.items()

@@ -1,8 +1,8 @@
-"""What a recipe will take, before it is run: parameters, arithmetic, memory and time of each stage.
+"""Estimate what a recipe takes before it is run: parameters, arithmetic, memory and time of each training stage.
 
-Parameters, operations and memory are found by doing one step with fake tensors, which have shapes and no content, so
-they take seconds for any size. Memory is what is alive at once, operation by operation; a compiler fuses them and takes
-less. Time is measured: a few steps on this machine, on random bytes.
+Parameters, operations and memory come from one step with fake tensors, which have shapes and no content, so they take
+seconds for any size. Memory is the most that is allocated at once, operation by operation; a compiler fuses operations
+and needs less. Time is measured: a few steps on this machine, on random bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,73 +27,56 @@ from torch.utils.flop_counter import FlopCounterMode
 from yt8m.dataset.batches import SegmentBatch, VideoBatch
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.dataset.read_ahead import BATCHES_AHEAD
-from yt8m.models.classifier import (
-    Classifier,
-    ContextAgnosticClassifier,
-    ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
-    VideoClassifier,
-    VideoClassifierConfig,
-)
-from yt8m.models.saved import CONFIG_NAME, read_description
-from yt8m.runs.recipe import AgnosticModelConfig, Recipe, SegmentModelConfig
-from yt8m.runtime.machine import MachineConfig
-from yt8m.settings import validated
-from yt8m.shards.records import SEGMENT_SECONDS
-from yt8m.training.loop import TrainingConfig, parts_of, stepper
+from yt8m.errors import UsageError
+from yt8m.models.classifier import Classifier, ContextAwareClassifier
+from yt8m.runs.recipe import Recipe
+from yt8m.runs.stages import Stage, fresh_base, training_stages
+from yt8m.runtime.machine import MachineConfig, make_fabric
+from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
+from yt8m.training.step import make_step, micro_batches
 
 TIMED_STEPS = 3
 SMALL_STEP = 1e11
 """Operations of a step that is quick enough to be timed on a CPU; larger batches are extrapolated."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A training stage, as far as its cost goes.
+def random_batch(stage: Stage, size: int, num_classes: int, device: torch.device) -> VideoBatch | SegmentBatch:
+    """A batch of a stage: random bytes and labels, no frame missing.
 
     Args:
-        name: As `yt8m run --only` names it.
-        build: Makes the network with fresh weights on the current default device.
-        training: Steps and batches.
-        num_frames: Frames of an example at most.
+        stage: A training stage.
+        size: Examples, B.
         num_classes: C.
+        device: Where to make it.
     """
+    rgb, audio = (
+        torch.randint(256, (size, stage.num_frames, width), dtype=torch.uint8, device=device)
+        for width in (RGB_ROW, AUDIO_ROW)
+    )
+    lengths = torch.full((size,), stage.num_frames, device=device)
+    labels = torch.zeros(size, num_classes, dtype=torch.bool, device=device)
+    if stage.kind == "pretrain":
+        return VideoBatch(rgb, audio, lengths, labels)
+    numbers = torch.zeros(size, dtype=torch.int64, device=device)
+    return SegmentBatch(rgb, audio, lengths, numbers, numbers.clone(), torch.ones(size, device=device), ~labels)
 
-    name: str
-    build: Callable[[], Classifier]
-    training: TrainingConfig
-    num_frames: int
-    num_classes: int
 
-    @property
-    def kind(self) -> str:
-        """`pretrain` or `finetune`."""
-        return self.name.split("/")[0]
+def batch_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Loss of a stage's batch; the contexts of a context-aware model are zeros."""
+    if isinstance(batch, VideoBatch):
+        return video_loss(model(batch.frames, batch.lengths), batch.labels)
+    context: tuple[Tensor, ...] = ()
+    if (size := _context_size(model)) is not None:
+        context = (torch.zeros(len(batch.lengths), size, device=batch.lengths.device),)
+    logits = model(batch.frames, batch.lengths, *context)
+    return segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives)
 
-    def batch(self, size: int, device: torch.device) -> VideoBatch | SegmentBatch:
-        """A batch of random bytes and labels, no frame missing."""
-        rgb, audio = (
-            torch.randint(256, (size, self.num_frames, width), dtype=torch.uint8, device=device)
-            for width in (RGB_ROW, AUDIO_ROW)
-        )
-        lengths = torch.full((size,), self.num_frames, device=device)
-        marks = torch.zeros(size, self.num_classes, dtype=torch.bool, device=device)
-        if self.kind == "pretrain":
-            return VideoBatch(rgb, audio, lengths, marks)
-        numbers = torch.zeros(size, dtype=torch.int64, device=device)
-        return SegmentBatch(rgb, audio, lengths, numbers, numbers.clone(), torch.ones(size, device=device), ~marks)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The stage's loss; a context-aware model's contexts are zeros."""
-        if isinstance(batch, VideoBatch):
-            return video_loss(model(batch.frames, batch.lengths), batch.labels)
-        context: tuple[Tensor, ...] = ()
-        if (size := _context_size(model)) is not None:
-            context = (torch.zeros(len(batch.lengths), size, device=batch.lengths.device),)
-        logits = model(batch.frames, batch.lengths, *context)
-        return segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives)
+def fresh_network(stage: Stage, num_classes: int) -> Classifier:
+    """The network of a stage with fresh weights, on torch's default device."""
+    return stage.network(num_classes, lambda name: fresh_base(stage.recipe, name, num_classes))
 
 
 def _context_size(model: nn.Module) -> int | None:
@@ -105,84 +87,64 @@ def _context_size(model: nn.Module) -> int | None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes.
+    """What a training stage takes.
 
     Args:
-        stage: Which.
-        parameters: Of the whole network.
-        trained: Those of them that are trained.
-        examples: Videos or segments that a process has of each batch.
+        stage: Its path, as `yt8m run --only` has it.
+        parameters: Parameters of the network.
+        trained: Parameters that are trained.
+        examples: Videos or segments of each batch that one process has.
+        frames: Most frames of an example.
+        micro_batches: Parts that a process splits its examples into (`gradient_accumulation`).
         flops: Operations of a step's matrix products, of one process.
-        memory: Bytes alive at once at most, of one process: weights, gradients, optimizer, batch and activations.
-        ahead: Bytes of the batches that workers read ahead.
-        seconds: Of a step, as measured.
+        memory: Most bytes allocated at once by one process: weights, gradients, optimizer, batch and activations.
+        read_ahead: Bytes of the batches that workers read ahead.
+        step_seconds: Seconds of a step, as measured.
+        steps: Number of steps.
     """
 
-    stage: Stage
+    stage: str
     parameters: int
     trained: int
     examples: int
+    frames: int
+    micro_batches: int
     flops: float
     memory: int
-    ahead: int
-    seconds: float
+    read_ahead: int
+    step_seconds: float
+    steps: int
 
     @property
     def total_seconds(self) -> float:
-        """Of all steps."""
-        return self.seconds * self.stage.training.steps
+        """Seconds of all steps."""
+        return self.step_seconds * self.steps
 
-    def parts_to_fit(self, available: int) -> int:
-        """Into how many parts a batch would have to be taken (`training.gradient_accumulation`) to need no more than this.
+    def micro_batches_to_fit(self, available: int) -> int:
+        """Value of `training.gradient_accumulation` with which a stage needs no more than the memory available.
 
-        Weights, gradients and moments, 16 bytes a trained parameter, stay; what is beyond shrinks with the part.
+        Weights, gradients and moments, 16 bytes per trained parameter, stay; the rest shrinks with the micro-batch.
         """
         fixed = 4 * self.parameters + 12 * self.trained
-        parts = (self.memory - fixed) / max(available - fixed, 1) * self.stage.training.gradient_accumulation
+        parts = (self.memory - fixed) / max(available - fixed, 1) * self.micro_batches
         return next((n for n in range(1, self.examples) if self.examples % n == 0 and n >= parts), self.examples)
 
 
-def stages(recipe: Recipe, num_classes: int) -> list[Stage]:
-    """The training stages of a recipe, in order."""
-    found = []
-    for name, base in recipe.base_models.items():
-        frames = base.frames_per_video or base.classifier.encoder.max_frames
-        found.append(
-            Stage(f"pretrain/{name}", _video(base.classifier, num_classes), base.training, frames, num_classes)
-        )
-    for name, model in recipe.segment_models.items():
-        frames = SEGMENT_SECONDS + 2 * model.margin_frames
-        build = _segment(recipe, model, num_classes)
-        found.append(Stage(f"finetune/{name}", build, model.training, frames, num_classes))
-    return found
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe takes on this machine.
 
+    Args:
+        costs: Of each training stage.
+        device: The device that steps were timed on, for people.
+        processes: Processes that share each batch.
+        available_memory: Bytes of memory that the device has; None where unknown.
+    """
 
-def _video(config: VideoClassifierConfig, num_classes: int) -> Callable[[], VideoClassifier]:
-    return lambda: VideoClassifier(config, num_classes)
-
-
-def _base(recipe: Recipe, name: str) -> VideoClassifierConfig:
-    """Settings of a base model, to be trained or trained already."""
-    if name in recipe.base_models:
-        return recipe.base_models[name].classifier
-    folder = Path(recipe.trained_models[name])
-    return validated(VideoClassifierConfig, read_description(folder).config, f"{folder / CONFIG_NAME}, config")
-
-
-def _segment(recipe: Recipe, model: SegmentModelConfig, num_classes: int) -> Callable[[], Classifier]:
-    if isinstance(model, AgnosticModelConfig):
-        video = _base(recipe, model.base)
-        config = ContextAgnosticClassifierConfig(
-            encoder=video.encoder, mixture=video.mixture, margin_frames=model.margin_frames
-        )
-        return lambda: ContextAgnosticClassifier(config, num_classes)
-
-    with torch.device("meta"):
-        bases = [_video(_base(recipe, name), num_classes)() for name in (model.context, model.segment)]
-        aware = ContextAwareClassifier.from_video_classifiers(
-            *bases, fusion=model.fusion, mixture=model.mixture, margin_frames=model.margin_frames
-        )
-    return lambda: ContextAwareClassifier(aware.config, num_classes)
+    costs: list[Cost]
+    device: str
+    processes: int
+    available_memory: int | None
 
 
 class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -215,29 +177,30 @@ class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def arithmetic(stage: Stage, examples: int, device: torch.device) -> tuple[int, int, float, int]:
+def arithmetic(stage: Stage, examples: int, num_classes: int, device: torch.device) -> tuple[int, int, float, int]:
     """Do one step with fake tensors.
 
     Args:
-        stage: What is trained.
+        stage: A training stage.
         examples: Videos or segments in a batch.
-        device: Where they would lie; a CPU goes block by block and needs less memory.
+        num_classes: C.
+        device: Device of the tensors; on a CPU layers work block by block and need less memory.
 
     Returns:
-        Parameters, trained parameters, operations of the matrix products, and bytes alive at once at most.
+        Parameters, trained parameters, operations of the matrix products, and most bytes allocated at once.
     """
     with FakeTensorMode():
         with device:
-            model = stage.build().train()
-        batch = stage.batch(examples, device)
+            model = fresh_network(stage, num_classes).train()
+        batch = random_batch(stage, examples, num_classes, device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # AdamW keeps two moments of each trained parameter.
         moments = [torch.empty_like(parameter) for parameter in [*trained, *trained]]
         held = [*model.parameters(), *model.buffers(), *batch, *moments]
         memory, flops = _LiveMemory(iter(held)), FlopCounterMode(display=False)
         with memory, flops:
-            for part in parts_of(batch, stage.training.gradient_accumulation):
-                stage.loss(model, part).backward()  # type: ignore[no-untyped-call]
+            for micro_batch in micro_batches(batch, stage.config.training.gradient_accumulation):
+                batch_loss(model, micro_batch).backward()  # type: ignore[no-untyped-call]
     return (
         sum(parameter.numel() for parameter in model.parameters()),
         sum(parameter.numel() for parameter in trained),
@@ -246,53 +209,119 @@ def arithmetic(stage: Stage, examples: int, device: torch.device) -> tuple[int, 
     )
 
 
-def seconds_of_step(fabric: Fabric, machine: MachineConfig, stage: Stage, examples: int, flops: float) -> float:
-    """Time a step on this machine.
+@dataclass(frozen=True)
+class Timer:
+    """Times training steps on this machine.
 
     Args:
-        fabric: Launched.
-        machine: Whether it is compiled.
-        stage: What is trained.
-        examples: Videos or segments in a batch.
-        flops: Operations of a step; where they are many for a CPU, two smaller batches are timed, and what the step
-            takes for each example is told apart from what it takes anyway.
-
-    Returns:
-        Seconds, the median of a few steps.
+        fabric: Launched, one process, on the device to time.
+        machine: Whether steps are compiled.
+        num_classes: C.
     """
-    accumulate = stage.training.gradient_accumulation
-    small = int(examples * SMALL_STEP / max(flops, 1)) // accumulate * accumulate
-    if fabric.device.type != "cpu" or 2 * small >= examples:
-        return _timed(fabric, machine, stage, examples)
-    small = max(small, accumulate)
-    one, two = (_timed(fabric, machine, stage, size) for size in (small, 2 * small))
-    return max(two - one, 0.0) * (examples / small - 1) + one
+
+    fabric: Fabric
+    machine: MachineConfig
+    num_classes: int
+
+    def seconds(self, stage: Stage, examples: int, flops: float) -> float:
+        """Seconds of a step, the median of a few.
+
+        Args:
+            stage: A training stage.
+            examples: Videos or segments in a batch.
+            flops: Operations of a step. Where they are many for a CPU, two smaller batches are timed, and the time per
+                example and per step extrapolated from them.
+        """
+        parts = stage.config.training.gradient_accumulation
+        small = int(examples * SMALL_STEP / max(flops, 1)) // parts * parts
+        if self.fabric.device.type != "cpu" or 2 * small >= examples:
+            return self._time(stage, examples)
+        small = max(small, parts)
+        one, two = (self._time(stage, size) for size in (small, 2 * small))
+        return max(two - one, 0.0) * (examples / small - 1) + one
+
+    def _time(self, stage: Stage, examples: int) -> float:
+        fabric, machine, training = self.fabric, self.machine, stage.config.training
+        with fabric.device:
+            model = fresh_network(stage, self.num_classes).train()
+        optimizer = make_optimizer(model, training)
+        network: Any = torch.compile(model) if machine.compiles(fabric.device) else model
+        wrapped, optimizer = fabric.setup(network, optimizer)
+        step = make_step(fabric, wrapped, optimizer, batch_loss, training, 0, machine)
+        batch = random_batch(stage, examples, self.num_classes, fabric.device)
+        # The first steps compile, record a CUDA graph, and allocate what is allocated at first use.
+        on_gpu = fabric.device.type == "cuda"
+        warm_up, timed = (6, 30) if on_gpu else (1, TIMED_STEPS)
+        ends = []
+        for number in range(warm_up + timed):
+            loss, _ = step(batch, number)
+            if not on_gpu or number + 1 in (warm_up, warm_up + timed):
+                float(loss)  # waits for the step; otherwise a GPU starts the next one meanwhile, as in training
+                ends.append((number, time.perf_counter()))
+        if on_gpu:
+            return (ends[1][1] - ends[0][1]) / timed
+        return statistics.median(after[1] - before[1] for before, after in itertools.pairwise(ends))
 
 
-def _timed(fabric: Fabric, machine: MachineConfig, stage: Stage, examples: int) -> float:
-    with fabric.device:
-        model = stage.build().train()
-    optimizer = make_optimizer(model, stage.training)
-    network: Any = torch.compile(model) if machine.compiles(fabric.device) else model
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    step = stepper(fabric, wrapped, optimizer, stage.loss, stage.training, 0, machine)
-    batch = stage.batch(examples, fabric.device)
-    # The first steps compile, record, and make what is made at first use.
-    on_gpu = fabric.device.type == "cuda"
-    warm_up, timed = (6, 30) if on_gpu else (1, TIMED_STEPS)
-    ends = []
-    for number in range(warm_up + timed):
-        loss, _ = step(batch, number)
-        if not on_gpu or number + 1 in (warm_up, warm_up + timed):
-            float(loss)  # waits for the step; a GPU goes on to the next meanwhile, as in training
-            ends.append((number, time.perf_counter()))
-    if on_gpu:
-        return (ends[1][1] - ends[0][1]) / timed
-    return statistics.median(after[1] - before[1] for before, after in itertools.pairwise(ends))
+def estimate(
+    recipe: Recipe,
+    num_classes: int,
+    only: str | None = None,
+    progress: ProgressFactory = no_progress,
+    make_timer: Callable[[Fabric, MachineConfig, int], Timer] = Timer,
+) -> Estimate:
+    """Estimate what the training stages of a recipe take; stages that differ in nothing but name and steps are timed once.
+
+    Args:
+        recipe: The recipe.
+        num_classes: C.
+        only: A kind of stage ("pretrain", "finetune") or one stage ("pretrain/dbof"); all where None.
+        progress: Reports stages done.
+        make_timer: Makes what times the steps.
+
+    Raises:
+        UsageError: The recipe trains no such stage, or the machine lacks the device.
+    """
+    stages = [stage for stage in training_stages(recipe) if only in (None, stage.path, stage.kind)]
+    if not stages:
+        raise UsageError(f"--only {only}: the recipe trains no such stage.")
+    machine = recipe.machine
+    fabric = make_fabric(machine.model_copy(update={"devices": 1, "num_nodes": 1}))
+    timer = make_timer(fabric, machine, num_classes)
+    processes = machine.devices * machine.num_nodes
+    known: dict[str, tuple[int, int, float, int, float]] = {}
+    costs = []
+    for stage in track(stages, "estimate", progress):
+        training = stage.config.training
+        examples = max(1, training.batch_size // processes)
+        with torch.device("meta"):
+            network = fresh_network(stage, num_classes)
+        key = repr((network, stage.kind, examples, stage.num_frames, training.gradient_accumulation))
+        if key not in known:
+            counts = arithmetic(stage, examples, num_classes, fabric.device)
+            known[key] = (*counts, timer.seconds(stage, examples, counts[2]))
+        parameters, trained, flops, memory, seconds = known[key]
+        slots = machine.num_workers * BATCHES_AHEAD + 2 if machine.num_workers else 1
+        costs.append(
+            Cost(
+                stage=stage.path,
+                parameters=parameters,
+                trained=trained,
+                examples=examples,
+                frames=stage.num_frames,
+                micro_batches=training.gradient_accumulation,
+                flops=flops,
+                memory=memory,
+                read_ahead=slots * examples * stage.num_frames * (RGB_ROW + AUDIO_ROW),
+                step_seconds=seconds,
+                steps=training.steps,
+            )
+        )
+    return Estimate(costs, _device_name(fabric, machine), processes, _memory_of(fabric.device))
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Bytes of memory that a device has, free or not; None where nobody says."""
+def _memory_of(device: torch.device) -> int | None:
+    """Bytes of memory of a device, free or not; None where unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -301,34 +330,10 @@ def available_memory(device: torch.device) -> int | None:
         return None
 
 
-def device_in_words(fabric: Fabric, machine: MachineConfig) -> str:
-    """Say where and how steps were timed."""
+def _device_name(fabric: Fabric, machine: MachineConfig) -> str:
+    """The device that steps are timed on, its precision, and whether they are compiled."""
     if fabric.device.type == "cuda":
         name = torch.cuda.get_device_name(fabric.device)
     else:
         name = f"{torch.get_num_threads()} threads of this CPU"
     return f"{name}, {machine.precision}{', compiled' if machine.compiles(fabric.device) else ''}"
-
-
-def costs(chosen: Sequence[Stage], machine: MachineConfig, fabric: Fabric) -> Iterator[Cost]:
-    """Find the cost of training stages; those that differ in their names and steps only are timed once.
-
-    Args:
-        chosen: The stages.
-        machine: How many processes share a batch, and how.
-        fabric: One process, on the device that is timed.
-    """
-    processes = machine.devices * machine.num_nodes
-    timed: dict[str, tuple[int, int, float, int, float]] = {}
-    for stage in chosen:
-        examples = max(1, stage.training.batch_size // processes)
-        with torch.device("meta"):
-            kind = repr((stage.build(), stage.kind, examples, stage.num_frames, stage.training.gradient_accumulation))
-        if kind not in timed:
-            parameters, trained, flops, memory = arithmetic(stage, examples, fabric.device)
-            seconds = seconds_of_step(fabric, machine, stage, examples, flops)
-            timed[kind] = (parameters, trained, flops, memory, seconds)
-        parameters, trained, flops, memory, seconds = timed[kind]
-        slots = machine.num_workers * BATCHES_AHEAD + 2 if machine.num_workers else 1
-        ahead = slots * examples * stage.num_frames * (RGB_ROW + AUDIO_ROW)
-        yield Cost(stage, parameters, trained, examples, flops, memory, ahead, seconds)

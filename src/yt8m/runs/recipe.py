@@ -1,17 +1,18 @@
 """A recipe: one YAML file that names the models to train and how they are merged.
 
     base_models      video classifiers, pre-trained on video labels
-    trained_models   video classifiers that are there already
-    segment_models   fine-tuned from them on rated segments, context-agnostic or context-aware
-    ensemble         which of these are merged into the submission
+    trained_models   video classifiers that are trained already
+    segment_models   segment classifiers, context-agnostic or context-aware, fine-tuned from these on rated segments
+    ensemble         the segment models that are merged into the submission
 
-Everything is checked before anything runs: keys, types, values, and that every model named exists.
+Everything is validated before anything runs: keys, types, values, and that every model named exists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,51 +22,58 @@ from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.ranking.ensemble import MergeConfig, model_weights
 from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.runtime.machine import MachineConfig
-from yt8m.settings import Settings, nearest, overridden, read_yaml, validated
+from yt8m.settings import Settings, did_you_mean, overridden, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
 from yt8m.training.metrics_log import LogConfig
 from yt8m.training.tasks import SegmentLossConfig
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""Names become folders."""
+"""Names are also names of folders."""
 
 
 class BaseModelConfig(Settings):
-    """A video classifier to pre-train on `video/train`, judged on `video/valid`."""
+    """A video classifier to pre-train on `video/train` and evaluate on `video/valid`."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"clip_share": "clip_probability"}
 
     classifier: VideoClassifierConfig
     """The network."""
     frames_per_video: int | None = Field(default=None, ge=1)
-    """Frames seen at each visit of a video in training; the encoder's `max_frames` where left out."""
+    """Frames sampled at each visit of a video in training; the encoder's `max_frames` by default."""
     clip_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of the visits that see consecutive frames instead of frames from all over the video; the paper has none."""
+    """Probability that a visit sees consecutive frames instead of frames sampled from the whole video; 0 in the paper."""
     training: TrainingConfig
-    """How it is trained."""
+    """Optimization and evaluation."""
     seed: int | None = Field(default=None, ge=0)
-    """Seed of weights, order and sampling; the recipe's where left out."""
+    """Seed of weights, order and sampling; the recipe's by default."""
 
 
 class _SegmentModelConfig(Settings):
-    """What both kinds of segment model have."""
+    """Settings of both kinds of segment model."""
 
     fold: int = Field(ge=0)
-    """The fold of `segment/train` that is held out and chooses the best checkpoint."""
+    """The fold of `segment/train` that is held out to select the best checkpoint."""
     training: TrainingConfig
-    """How it is trained."""
+    """Optimization and evaluation."""
     loss: SegmentLossConfig = SegmentLossConfig()
-    """Weights of the loss's parts."""
+    """Weights of the terms of the loss."""
     margin_frames: int = Field(default=3, ge=0, le=1000)
-    """Frames seen on either side of a segment."""
+    """Frames of context on either side of a segment."""
     seed: int | None = Field(default=None, ge=0)
-    """Seed of weights, order and dropout; the recipe's where left out."""
+    """Seed of weights, order and dropout; the recipe's by default."""
 
 
 class AgnosticModelConfig(_SegmentModelConfig):
-    """A context-agnostic segment classifier: a base model fine-tuned."""
+    """A context-agnostic segment classifier: a fine-tuned base model."""
 
     kind: Literal["agnostic"] = "agnostic"
     base: str
     """The base model."""
+
+    @property
+    def base_models(self) -> dict[str, str]:
+        """Base models by their role."""
+        return {"base": self.base}
 
 
 class AwareModelConfig(_SegmentModelConfig):
@@ -73,66 +81,71 @@ class AwareModelConfig(_SegmentModelConfig):
 
     kind: Literal["aware"] = "aware"
     context: str
-    """The base model whose encoder sees the video."""
+    """The base model whose encoder encodes the video."""
     segment: str
-    """The base model whose encoder sees the segment."""
+    """The base model whose encoder encodes the segment."""
     fusion: FusionConfig = FusionConfig()
-    """What joins the two."""
+    """The layers that join the two."""
     mixture: MixtureConfig = MixtureConfig()
     """The mixture of experts on top."""
+
+    @property
+    def base_models(self) -> dict[str, str]:
+        """Base models by their role."""
+        return {"context": self.context, "segment": self.segment}
 
 
 SegmentModelConfig = Annotated[AgnosticModelConfig | AwareModelConfig, Field(discriminator="kind")]
 
 
 class EnsembleConfig(MergeConfig):
-    """What is merged into the submission."""
+    """The ensemble that makes the submission."""
 
     models: list[str] = Field(default_factory=list)
-    """The segment models to merge; all of them where left empty."""
+    """The segment models to merge; all of them where empty."""
     find_weights: bool = False
-    """Find the models' weights on what each says of the fold that it held out."""
+    """Fit the models' weights to each one's predictions of the fold that it held out."""
     shifts: list[Annotated[int, Field(ge=-5, le=5)]] = Field(default=[0], min_length=1)
-    """Test-time shifts: seconds by which the frames seen of a segment are moved; the mean of the probabilities counts."""
+    """Test-time shifts: seconds to move the frames seen of a segment by; the probabilities are averaged."""
     store: bool = False
-    """Keep all probabilities in `predict/store`, 2 bytes for each segment, class and model, to merge them anew later."""
+    """Keep all probabilities in `predict/store`, 2 bytes per segment, class and model, to merge them differently later."""
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
         if self.find_weights and self.weights:
-            raise ValueError("find_weights: there are weights already; leave one of the two out")
+            raise ValueError("find_weights: weights are given too; leave one of the two out")
         if self.find_weights and self.method == "rank":
-            raise ValueError("find_weights: ranks have no likelihood to find weights by; use another method")
+            raise ValueError("find_weights: ranks have no likelihood to maximize; use another method")
         if len(set(self.shifts)) != len(self.shifts):
             raise ValueError("shifts: a shift is named more than once")
         return self
 
 
 class Recipe(Settings):
-    """Models to train and the ensemble to make of them."""
+    """Models to train, and the ensemble that they make."""
 
     description: str = ""
-    """What this recipe is for."""
+    """Purpose of the recipe."""
     seed: int = Field(default=0, ge=0)
-    """Seed of everything whose own seed is left out."""
+    """Seed of every model without one of its own."""
     folds: int = Field(default=8, ge=2)
     """Folds of the rated videos, by shard."""
     base_models: dict[ModelName, BaseModelConfig] = Field(default_factory=dict)
     """Video classifiers to pre-train."""
     trained_models: dict[ModelName, str] = Field(default_factory=dict)
-    """Video classifiers that are trained already, by the path of their model folders: base models like the others."""
+    """Paths of the model folders of video classifiers that are trained already: base models like the others."""
     segment_models: dict[ModelName, SegmentModelConfig] = Field(min_length=1)
     """Segment classifiers to fine-tune."""
     ensemble: EnsembleConfig = EnsembleConfig()
-    """How they are merged."""
+    """The ensemble."""
     top_k: int = Field(default=MAX_SEGMENTS, ge=1, le=MAX_SEGMENTS)
-    """Segments listed for each class."""
+    """Segments to list per class."""
     compare: bool = False
-    """Also rank and score each model, each kind of model and a random order, where the test set's truth is there."""
+    """Also rank and score each model, each kind of model and a random order, where the test set has ground truth."""
     machine: MachineConfig = MachineConfig()
     """Devices and precision."""
     log: LogConfig = LogConfig()
-    """Where training is logged besides the run's folder."""
+    """Where to log training besides the run's folder."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -146,14 +159,9 @@ class Recipe(Settings):
                 )
         for name, model in self.segment_models.items():
             place = f"segment_models.{name}"
-            named = (
-                {"base": model.base}
-                if isinstance(model, AgnosticModelConfig)
-                else {"context": model.context, "segment": model.segment}
-            )
-            for role, base in named.items():
+            for role, base in model.base_models.items():
                 if base not in bases:
-                    raise ValueError(f"{place}.{role}: there is no base model {base!r}{nearest(base, bases)}")
+                    raise ValueError(f"{place}.{role}: there is no base model {base!r}{did_you_mean(base, bases)}")
             if model.fold >= self.folds:
                 raise ValueError(f"{place}.fold: expected a fold below {self.folds}, found {model.fold}")
         return self
@@ -163,13 +171,15 @@ class Recipe(Settings):
         bases = [*self.base_models, *self.trained_models]
         for name in [*self.ensemble.models, *self.ensemble.weights]:
             if name not in self.segment_models:
-                raise ValueError(f"ensemble: there is no segment model {name!r}{nearest(name, self.segment_models)}")
+                raise ValueError(
+                    f"ensemble: there is no segment model {name!r}{did_you_mean(name, self.segment_models)}"
+                )
         for name in self.ensemble.models:
             if self.ensemble.models.count(name) > 1:
                 raise ValueError(f"ensemble.models: {name!r} is named more than once; give it a weight instead")
         for name in self.ensemble.video_models:
             if name not in bases:
-                raise ValueError(f"ensemble: there is no base model {name!r}{nearest(name, bases)}")
+                raise ValueError(f"ensemble: there is no base model {name!r}{did_you_mean(name, bases)}")
             if name in self.segment_models:
                 raise ValueError(
                     f"ensemble: {name!r} is a base model and a segment model; give one of them another name"
@@ -187,7 +197,7 @@ class Recipe(Settings):
 
 
 def shipped_recipe(name: str) -> Path:
-    """Path of a recipe that comes with the package, by its name ("demo", "seventh-place", ...).
+    """Path of a recipe that ships with the package, by its name ("demo", "seventh-place", ...).
 
     Raises:
         UsageError: There is none of that name.
@@ -198,13 +208,13 @@ def shipped_recipe(name: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(
-            f"There is no recipe {name!r}{nearest(name, (known.stem for known in folder.glob('*.yaml')))}."
+            f"There is no recipe {name!r}{did_you_mean(name, (known.stem for known in folder.glob('*.yaml')))}."
         )
     return path
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """Path of a recipe given as a file, or by the name of one that comes with the package.
+    """Path of a recipe, given as a file or as the name of one that ships with the package.
 
     Raises:
         UsageError: It is neither.
@@ -225,7 +235,7 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         overrides: `path=value` each, such as `base_models.dbof.training.steps=100`; values are YAML.
 
     Raises:
-        UsageError: The file or an override is wrong in any way; the sentence says where.
+        UsageError: The file or an override is invalid; the message names the place.
     """
     values = read_yaml(path)
     if isinstance(values, dict):

@@ -1,1 +1,1 @@
-"""What every long-running command needs: devices and processes, signals, progress, messages."""
+"""Support for long-running commands: devices and processes, signals, progress, notifications."""

@@ -1,4 +1,4 @@
-"""The terminal: results go to standard output, messages and progress to standard error, both through rich."""
+"""The terminal: results on standard output, messages and progress on standard error, both through rich."""
 
 from __future__ import annotations
 
@@ -12,5 +12,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def wide(columns: int) -> Console:
-    """Standard output for a table that needs so many columns, however narrow the terminal."""
+    """Standard output for a table of this many columns of text, even on a narrower terminal."""
     return out if out.width >= columns else Console(highlight=False, soft_wrap=True, width=columns)
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration by its two largest units: 34 s, 12 min 34 s, 25 h 0 min, 3 d 4 h."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A number of bytes for people: `1.23 GB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.2f} {unit}"
+    return f"{num_bytes:,.0f} bytes"

@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def prepare_environment(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
-    """Set the variables that this process does not have yet.
+    """Set the variables below; values that the user has set stay.
 
-    `OMP_WAIT_POLICY=PASSIVE`: threads sleep between operations. By default they spin, and where another process wants
-    the core, a step takes three times as long (benchmarks/results/training.md).
+    `OMP_WAIT_POLICY=PASSIVE`: threads sleep between operations. By default they spin, and a step takes three times as
+    long when another process uses the core (benchmarks/results/training.md).
 
-    `MKL_CBWR=AUTO,STRICT`: the bits of a matrix product do not depend on the number of threads. Set on Intel CPUs only;
-    elsewhere MKL would take its slowest kernels, and its usual ones do not need it.
+    `MKL_CBWR=AUTO,STRICT`: the bits of a matrix product do not depend on the number of threads. Set on Intel CPUs only:
+    on others MKL would switch to its slowest kernels, and its default ones have this property already.
 
     Args:
-        cpu_info: What the kernel reports about the CPU; nothing is assumed where there is no such file.
+        cpu_info: The kernel's description of the CPU; without this file no CPU is taken for an Intel one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if cpu_info.is_file() and "GenuineIntel" in cpu_info.read_text(encoding="utf-8", errors="replace"):

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: devices, precision and processes, all of them Lightning Fabric's."""
+"""Devices, precision and processes of a run, through Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -15,89 +15,93 @@ from yt8m.settings import Settings
 
 
 class MachineConfig(Settings):
-    """What a run may use. `precision` changes results and `sync_batch_norm` may; the rest changes nothing but rounding."""
+    """Resources of a run.
+
+    `precision` and `float32_matmul_precision` change results, `sync_batch_norm` may; the others change only rounding.
+    """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device; `auto` takes a GPU where there is one."""
+    """Kind of device; `auto` uses a GPU if there is one."""
     devices: int = Field(default=1, ge=1)
-    """Devices of each node."""
+    """Devices per node."""
     num_nodes: int = Field(default=1, ge=1)
-    """Nodes of the run."""
+    """Number of nodes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Numbers of the matrix products; weights and losses are float32."""
+    """Data type of matrix products. Weights and losses are always float32. With `32-true`, GPUs may still multiply in
+    TF32: see `float32_matmul_precision`."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """Precision of float32 matrix products on a GPU, as in `torch.set_float32_matmul_precision`: `high` computes them in
+    TF32 on NVIDIA GPUs since Ampere, `highest` in float32. CPUs always compute in float32."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that read ahead; 0 reads between the steps. Batches are the same with any number."""
+    """Worker processes that read batches ahead; 0 reads them between the steps. Batches do not depend on it."""
     compile: bool | None = None
-    """Whether the network is compiled (torch.compile), which takes a minute and a C++ compiler, and on one GPU a whole
-    step recorded as a CUDA graph; where left out, on GPUs."""
+    """Whether to compile the network with torch.compile (this takes a minute and a C++ compiler) and, on one GPU, to
+    record the training step as a CUDA graph. Default: only on GPUs."""
     sync_batch_norm: bool = True
-    """With several processes, whether batch norm takes the statistics of the whole batch, so that the result is that of
-    one process, or those of each process's own part, which saves two small sums over the processes a layer."""
+    """Whether batch norm uses the statistics of the global batch, which gives the result of one process, or those of
+    each process's slice, which saves two small all-reduces per layer. Has no effect on one process."""
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether the network is compiled on this device."""
+        """Whether to compile the network on this device."""
         return device.type == "cuda" if self.compile is None else self.compile
 
     @property
-    def product_dtype(self) -> torch.dtype:
-        """Type of the matrix products of prediction, which has no autocast."""
+    def matmul_dtype(self) -> torch.dtype:
+        """Data type of matrix products in prediction, which runs without autocast."""
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision, torch.float32)
 
-    def captures(self, fabric: Fabric) -> bool:
-        """Whether compiled steps are recorded as a CUDA graph: on one GPU, where no gradient scale is looked at."""
+    def uses_cuda_graph(self, fabric: Fabric) -> bool:
+        """Whether to record compiled steps as a CUDA graph: on one GPU, without gradient scaling."""
         on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
         return on_one_gpu and self.compiles(fabric.device) and self.precision != "16-mixed"
 
-    def require_one_process(self, what: str) -> None:
-        """Ask, before any is started, whether there will be one process only.
+    def require_one_process(self, command: str) -> None:
+        """Refuse a run of several processes, before any of them is started.
 
         Args:
-            what: What cannot be done by several.
+            command: What supports only one process.
 
         Raises:
-            UsageError: There are several, or will be.
+            UsageError: Several processes run already or are configured.
         """
-        if _num_started() > 1 or self.devices * self.num_nodes > 1:
+        if _launched_world_size() > 1 or self.devices * self.num_nodes > 1:
             raise UsageError(
-                f"{what} runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
+                f"{command} runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
             )
 
 
-def _num_started() -> int:
-    """How many processes were started together, by `torchrun` or by hand."""
+def _launched_world_size() -> int:
+    """Number of processes that `torchrun` or the user launched together."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def _processes() -> DDPStrategy:
-    """Every parameter gets a gradient at every step, and statistics need no broadcast at each."""
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
 def make_fabric(config: MachineConfig) -> Fabric:
-    """Start Fabric on the devices asked for.
+    """Launch Fabric on the configured devices.
 
-    Where processes were started already, by `torchrun` or by hand (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT are set), they are the ones, a device each, whatever `devices` says.
+    Where processes were launched already, by `torchrun` or by hand (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT are set), each of them gets one device, and `devices` has no effect.
 
     Raises:
-        UsageError: This machine has no such devices.
+        UsageError: The machine has no such devices.
     """
-    world_size = _num_started()
+    world_size = _launched_world_size()
     launched = world_size > 1
     devices = config.devices
     if launched:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size // config.num_nodes))
+    distributed = launched or devices * config.num_nodes > 1
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=world_size // devices if launched else config.num_nodes,
-            strategy=_processes() if launched or devices * config.num_nodes > 1 else "auto",
+            # Batch norm synchronizes its statistics itself: no buffers to broadcast.
+            strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if distributed else "auto",
             precision=config.precision,
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"machine: {' '.join(str(error).split())}") from None
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
     fabric.launch()
+    if fabric.device.type == "cuda":
+        torch.set_float32_matmul_precision(config.float32_matmul_precision)
     return fabric

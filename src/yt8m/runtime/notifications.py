@@ -1,8 +1,8 @@
-"""A message when a run ends or fails, to Telegram, Slack, mail or whatever else apprise can reach.
+"""Notifications at the end of a run: to Telegram, Slack, mail and the other services that apprise supports.
 
-Destinations are URLs that hold tokens and passwords, so they come from the environment or from a private file, and
-nothing of them but the scheme is ever said. They are used in a process of their own, whose output goes nowhere: what
-the libraries in there log is lost with it, and when it hangs it is killed.
+Destinations are URLs with tokens and passwords: they come from the environment or a private file, and only their scheme
+is ever printed. A subprocess sends the messages; its output is discarded, so that no library can log a secret, and it
+is killed when it hangs.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from yt8m.errors import Interrupted, Yt8mError
+from yt8m.runtime.console import format_duration
 
 VARIABLE = "YT8M_NOTIFY"
-"""Environment variable: apprise URLs, between them white space. Set to nothing, it turns messages off."""
+"""Environment variable: apprise URLs, separated by white space; an empty value turns notifications off."""
 FILE_VARIABLE = "YT8M_NOTIFY_FILE"
-"""Environment variable: the file to read without the former; `notify` in the user's folder of settings if not set."""
+"""Environment variable: file of URLs, read if `YT8M_NOTIFY` is not set. Default: `~/.config/yt8m/notify`."""
 TIMEOUT_SECONDS = 20.0
-"""What all messages of a run may take together."""
+"""Timeout for sending to all destinations together."""
 MAX_CHARACTERS = 1000
-"""Where the text of a message is cut; services refuse what is too long for them."""
+"""Longer texts are truncated; services refuse messages above their own limits."""
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 @dataclass
-class Announcement:
-    """What a message will say of a run that ended well; whoever runs it fills that in."""
+class Notification:
+    """The message that a run sends when it succeeds; set `result` before the run ends."""
 
     result: str = ""
 
 
 @dataclass(frozen=True)
 class _Destination:
-    """A URL, which nobody may see, and where it stands, for people."""
+    """A URL, which is secret, and where it was configured, for messages."""
 
     url: str = field(repr=False)
     place: str
@@ -54,55 +55,49 @@ class _Destination:
 
 
 @contextmanager
-def announced(title: str) -> Iterator[Announcement]:
-    """Send a message when what happens inside ends, however it ends; exceptions pass unchanged.
+def notify_when_done(title: str) -> Iterator[Notification]:
+    """Send a message when the block ends, successfully or not; exceptions pass unchanged.
 
-    Only the first process of a run sends one. What keeps messages from being sent is said on standard error: now, where
-    it is known now, and never as an error.
+    Only the first process of a run sends it. Problems with destinations are printed on standard error, at the start if
+    they can be detected then, and never raised.
 
     Args:
-        title: What runs, for the message's first line.
+        title: Name of the run, for the title of the message.
     """
     destinations = _usable_destinations() if all(os.environ.get(rank, "0") == "0" for rank in _RANKS) else []
-    announcement = Announcement()
+    notification = Notification()
     started = time.monotonic()
 
     def send(outcome: str, kind: str, text: str) -> None:
-        place = f"{socket.gethostname()}, after {_duration(time.monotonic() - started)}"
+        place = f"{socket.gethostname()}, after {format_duration(time.monotonic() - started)}"
         body = f"{text[:MAX_CHARACTERS]}\n{place}".strip()
-        # Ctrl-C gives up on the message, and changes nothing about how the run ended.
+        # Ctrl-C cancels the message and does not change how the run ended.
         with suppress(KeyboardInterrupt):
-            for destination in _unreached(
-                destinations, {"title": f"{title}: {outcome}", "body": body, "notify_type": kind}
-            ):
-                _say(f"the message to {destination.scheme} could not be sent.")
+            message = {"title": f"{title}: {outcome}", "body": body, "notify_type": kind}
+            for destination in _undelivered(destinations, message):
+                _warn(f"the notification to {destination.scheme} could not be sent.")
 
     try:
-        yield announcement
-    except Interrupted as error:
-        send("stopped", "warning", str(error))
-        raise
+        yield notification
     except KeyboardInterrupt:
-        send("stopped", "warning", "Interrupted; the same command goes on from the last checkpoint.")
-        raise
-    except Yt8mError as error:
-        send("failed", "failure", str(error))
+        send("stopped", "warning", "Interrupted; the same command resumes from the last checkpoint.")
         raise
     except BaseException as error:
-        send("failed", "failure", f"{type(error).__name__}: {error}")
+        outcome, kind = ("stopped", "warning") if isinstance(error, Interrupted) else ("failed", "failure")
+        send(outcome, kind, str(error) if isinstance(error, Yt8mError) else f"{type(error).__name__}: {error}")
         raise
-    send("finished", "success", announcement.result)
+    send("finished", "success", notification.result)
 
 
 def _usable_destinations() -> list[_Destination]:
-    """Destinations that messages can go to, after a sentence about each that they cannot."""
+    """Destinations that can be used; print a warning for each of the others."""
     destinations = _destinations()
     if destinations and importlib.util.find_spec("apprise") is None:
-        _say("no message will be sent, since apprise is not installed: pip install 'yt8m[notifications]'.")
+        _warn("no notification will be sent: apprise is not installed; pip install 'yt8m[notifications]'.")
         return []
-    unknown = _unreached(destinations, None)
+    unknown = _undelivered(destinations, None)
     for destination in unknown:
-        _say(f"{destination.place}: no message will be sent there, since it is no URL that apprise knows.")
+        _warn(f"{destination.place}: no notification will be sent there: apprise does not support this URL.")
     return [destination for destination in destinations if destination not in unknown]
 
 
@@ -120,11 +115,11 @@ def _destinations() -> list[_Destination]:
         lines = path.read_text(encoding="utf-8").splitlines()
         is_private = not path.stat().st_mode & 0o077
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        _say(f"{path}: no message will be sent, since this file cannot be read ({reason}).")
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        _warn(f"{path}: no notification will be sent: this file cannot be read ({reason}).")
         return []
     if not is_private:
-        _say(f"{path}: others may read this file, and it holds secrets: chmod 600 {path}")
+        _warn(f"{path}: other users can read this file, which contains secrets: chmod 600 {path}")
     return [
         _Destination(line.strip(), f"{path}, line {number}")
         for number, line in enumerate(lines, start=1)
@@ -132,14 +127,14 @@ def _destinations() -> list[_Destination]:
     ]
 
 
-def _unreached(destinations: Sequence[_Destination], message: dict[str, str] | None) -> list[_Destination]:
-    """Send a message, or without one only see what apprise makes of the URLs; return where that did not work."""
+def _undelivered(destinations: Sequence[_Destination], message: dict[str, str] | None) -> list[_Destination]:
+    """Send a message, or only validate the URLs if there is none; return the destinations that failed."""
     if not destinations:
         return []
     task = json.dumps({"urls": [destination.url for destination in destinations], "message": message})
     try:
-        reached = subprocess.run(
-            # -P: modules that lie in the working folder are not ours.
+        delivered = subprocess.run(
+            # -P: do not import modules from the working folder.
             [sys.executable, "-P", "-m", "yt8m.runtime.notifications"],
             input=task.encode(),
             stdout=subprocess.PIPE,
@@ -148,44 +143,36 @@ def _unreached(destinations: Sequence[_Destination], message: dict[str, str] | N
             check=False,
         ).stdout
     except subprocess.TimeoutExpired as expired:
-        reached = expired.stdout or b""
+        delivered = expired.stdout or b""
     except OSError:
-        reached = b""
-    numbers = reached.split()
+        delivered = b""
+    numbers = delivered.split()
     return [destination for number, destination in enumerate(destinations) if str(number).encode() not in numbers]
 
 
 def _deliver() -> None:
-    """Do what `_unreached` asks for on standard input, and print the number of each URL with which it worked."""
+    """Subprocess of `_undelivered`: read URLs and message from standard input, print the number of each URL that worked."""
     import apprise
 
     task = json.load(sys.stdin)
     asset = apprise.AppriseAsset(app_id="yt8m", app_desc="yt8m", storage_mode="memory")
 
-    def works(url: str) -> bool:
-        service = apprise.Apprise.instantiate(url, asset=asset)
-        if service is None or task["message"] is None:
-            return service is not None
-        postman = apprise.Apprise(asset=asset)
-        postman.add(service)
-        return bool(postman.notify(**task["message"], body_format="text"))
-
-    def report(number: int) -> None:
-        if works(task["urls"][number]):
+    def deliver(number: int) -> None:
+        service = apprise.Apprise.instantiate(task["urls"][number], asset=asset)
+        works = service is not None
+        if works and task["message"] is not None:
+            client = apprise.Apprise(asset=asset)
+            client.add(service)
+            works = bool(client.notify(**task["message"], body_format="text"))
+        if works:
             print(f"{number}\n", end="", flush=True)  # noqa: T201
 
     with ThreadPoolExecutor(len(task["urls"])) as pool:
-        list(pool.map(report, range(len(task["urls"]))))
+        list(pool.map(deliver, range(len(task["urls"]))))
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def _say(sentence: str) -> None:
-    print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, as the errors of commands
+def _warn(message: str) -> None:
+    print(f"yt8m: {message}", file=sys.stderr)  # noqa: T201 - like the errors of commands
 
 
 if __name__ == "__main__":

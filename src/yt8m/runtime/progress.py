@@ -1,4 +1,4 @@
-"""Progress of long work: one protocol, which library functions take as `progress`, and bars on the terminal."""
+"""Progress reports: the protocol of the argument `progress` of library functions, and progress bars on the terminal."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Unit = Literal["items", "bytes"]
 
 
 class ProgressTask(Protocol):
-    """Work under way."""
+    """A task in progress."""
 
     def __call__(self, completed: float, total: float | None = None, note: str = "") -> None:
         """Report progress.
 
         Args:
-            completed: Items or bytes done, over the whole task.
-            total: Items or bytes in all, where that was not known or has changed.
-            note: Shown beside the bar.
+            completed: Items or bytes done since the start of the task.
+            total: New total, if it was not known or has changed.
+            note: Text beside the bar.
         """
 
 
@@ -47,9 +47,9 @@ class ProgressFactory(Protocol):
         """Start a task.
 
         Args:
-            description: Shown before the bar.
-            total: Items or bytes in all, where known.
-            unit: What is counted.
+            description: Text before the bar.
+            total: Items or bytes in all, if known.
+            unit: Unit of the counts.
         """
 
 
@@ -67,7 +67,7 @@ _COLUMNS: dict[Unit, tuple[type[ProgressColumn], ...]] = {
 
 @contextmanager
 def terminal_progress(description: str, total: float | None = None, unit: Unit = "items") -> Iterator[ProgressTask]:
-    """Show a bar on standard error while a task is under way, where that is a terminal."""
+    """Show a progress bar on standard error if that is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -83,13 +83,13 @@ def terminal_progress(description: str, total: float | None = None, unit: Unit =
 def track(
     items: Iterable[T], description: str, progress: ProgressFactory = terminal_progress, total: int | None = None
 ) -> Iterator[T]:
-    """Iterate over items and report each one as done when the next is asked for.
+    """Iterate over items and report each one as done when the next is requested.
 
     Args:
-        items: What to iterate over.
-        description: Shown before the bar.
-        progress: Where to report.
-        total: How many items there are, where they have no length.
+        items: Items to yield.
+        description: Text before the bar.
+        progress: Receives the reports.
+        total: Number of items, if they have no length.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     with progress(description, total) as report:

@@ -1,14 +1,14 @@
-"""Asked to stop: SIGTERM (preemption) and Ctrl-C end a run after its step, with everything saved.
+"""Graceful stop: SIGTERM (preemption) and Ctrl-C end a run after the current step, with a checkpoint.
 
-A signal to any one of several processes stops all of them at the same step: each adds its flag to a sum over all
-processes. That sum is asked for at one step and looked at in the next, so nobody waits for it.
+A signal to any process stops all of them at the same step: at every step the processes sum their flags with an
+asynchronous all-reduce, whose result the next step reads, so that no step waits for it.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -17,49 +17,47 @@ from lightning_fabric import Fabric
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequestedError(Exception):
-    """All processes have agreed to stop here; the loop saves and leaves."""
+class StopRequested(Exception):  # noqa: N818 - control flow, no error
+    """All processes stop here."""
 
 
 class StopRequest:
-    """Takes over SIGTERM and Ctrl-C while it is entered; a second Ctrl-C interrupts at once, as ever.
+    """Handles SIGTERM and Ctrl-C while it is entered; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    All processes call `requested` and `check` equally often and in the same order.
+    All processes must call `requested` and `check` equally often and in the same order.
 
     Args:
         fabric: Launched; its processes stop together.
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self._asked = False
-        self._former: dict[signal.Signals, Any] = {}
+        self._received = False
+        self._previous_handlers: dict[signal.Signals, Any] = {}
         self._sum = torch.zeros(1)
         self._work: torch.distributed.Work | None = None
-        # A group of its own: on a GPU the processes' other group knows no sums in the memory of the CPU.
+        # A group of its own: the default group of GPUs cannot reduce tensors in CPU memory.
         self._group = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
 
     def __enter__(self) -> Self:
-        # Python hands signals to the main thread only; whoever trains in another keeps what there is.
+        # Python allows signal handlers in the main thread only; other threads run without.
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
         if self._group is not None and kind is None:
-            self._agreed()
+            self._reduced()
             torch.distributed.destroy_process_group(self._group)
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._received = True
 
-    def _agreed(self) -> bool:
-        """Whether any process had been asked when the last sum was begun."""
+    def _reduced(self) -> bool:
+        """Whether any process had received a signal when the last all-reduce started."""
         if self._work is None:
             return False
         self._work.wait()
@@ -67,20 +65,20 @@ class StopRequest:
         return bool(self._sum.item())
 
     def requested(self) -> bool:
-        """Whether to stop now, the same answer on every process."""
+        """Whether to stop now; the same on every process."""
         if self._group is None:
-            return self._asked
-        if self._agreed():
+            return self._received
+        if self._reduced():
             return True
-        self._sum.fill_(self._asked)
+        self._sum.fill_(self._received)
         self._work = torch.distributed.all_reduce(self._sum, group=self._group, async_op=True)
         return False
 
     def check(self) -> None:
-        """Raise where `requested` would say yes.
+        """Raise if `requested`.
 
         Raises:
-            StopRequestedError: Some process was asked to stop.
+            StopRequested: A process received a signal.
         """
         if self.requested():
-            raise StopRequestedError
+            raise StopRequested

@@ -1,10 +1,9 @@
-"""One record's wire format: its context features, and where its frames lie.
+"""Records of shards: context features, and where the frames are.
 
 A frame-level record is a `tf.train.SequenceExample`, a video-level one a `tf.train.Example`. The frames of a list are
-byte strings of one size, each behind the same few header bytes, so an offset and a stride are all it takes to see them
-as an array: comparing those headers proves it, and no frame is parsed. Everything else protobuf allows (fields in any
-order, repeated, split or unknown ones) is understood the way protobuf does, and a record that breaks the rules is a
-`MalformedRecordError`, after work and memory in proportion to its size.
+byte strings of one size, each after the same few header bytes, so an offset and a stride locate them all: comparing those
+headers proves it without parsing a frame. Everything else that protobuf allows (fields in any order, repeated, split or
+unknown ones) is read as protobuf reads it.
 """
 
 from __future__ import annotations
@@ -38,24 +37,24 @@ from yt8m.shards.wire import (
 )
 
 NUM_RGB = 1024
-"""Bytes of a frame's visual features, and numbers of a video's mean."""
+"""Bytes of a frame's visual features, and size of a video's mean."""
 
 NUM_AUDIO = 128
-"""Bytes of a frame's audio features, and numbers of a video's mean."""
+"""Bytes of a frame's audio features, and size of a video's mean."""
 
 SEGMENT_SECONDS = 5
-"""Length of a segment, in seconds and so in frames (SPEC: the data)."""
+"""Length of a segment, in seconds, which is also its number of frames."""
 
 MAX_ID_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """Where the frames of one feature lie.
+    """Where the frames of one feature are.
 
     Args:
-        num_frames: How many there are, at least 1.
-        offset: First byte of the first frame, from the start of the payload.
+        num_frames: Number of frames, at least 1.
+        offset: Byte offset of the first frame in the payload.
         stride: Bytes from one frame to the next; 0 where they are not equally spaced (see `frame_offsets`).
     """
 
@@ -66,17 +65,17 @@ class FrameLayout:
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """A frame-level record (SPEC: the data), as it stands: nothing about labels and ratings has been checked.
+    """A frame-level record as read: labels and ratings are not validated (docs/method.md, "Data format").
 
     Args:
         id: The video's id.
         labels: Label ids.
-        segment_labels: Label id of each rating. The four lists are parallel where the record is right.
+        segment_labels: Label id of each rating. The four lists are parallel in a valid record.
         segment_start_times: Seconds.
         segment_end_times: Seconds.
         segment_scores: 0 or 1.
-        rgb: Where the frames of 1,024 bytes lie.
-        audio: Where the frames of 128 bytes lie.
+        rgb: Frames of 1,024 bytes.
+        audio: Frames of 128 bytes.
     """
 
     id: str
@@ -113,16 +112,16 @@ _AUDIOSET_FOUND = (
     "its frame-level partitions are 2/frame and 3/frame."
 )
 _VIDEO_LEVEL_FOUND = (
-    "this is a video-level shard (one mean_rgb a video), and frame-level ones are needed; "
+    "this is a video-level shard (one mean_rgb per video), and frame-level ones are needed; "
     "YouTube-8M has them in the partitions 2/frame and 3/frame."
 )
 _FRAME_LEVEL_FOUND = "this is a frame-level shard, and video-level ones (mean_rgb) are needed; YouTube-8M has them in the partition 2/video."
 
 
 def frame_header(num_bytes: int) -> bytes:
-    """The bytes in front of each frame of a feature list, as every known writer makes them.
+    """The bytes before each frame of a feature list, as every known writer encodes it.
 
-    A frame is the one value of a BytesList, of a Feature, of the list.
+    A frame is the only value of a BytesList, in a Feature, in the list.
     """
     header = b""
     for field in (VALUE, BYTES_LIST, FEATURE):
@@ -134,7 +133,7 @@ _HEADERS = {size: frame_header(size) for size in (NUM_RGB, NUM_AUDIO)}
 
 
 def read_video(payload: Payload) -> VideoRecord:
-    """Read a frame-level record, all but the frames themselves.
+    """Read a frame-level record, except the frames themselves.
 
     Args:
         payload: The record's bytes.
@@ -160,7 +159,7 @@ def read_video(payload: Payload) -> VideoRecord:
 
 
 def frame_offsets(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each frame begins, from the start of the payload: the slow way, for frames that are not equally spaced.
+    """Byte offset of each frame in the payload: the slow way, for frames that are not equally spaced.
 
     Returns:
         Offsets of the rgb frames (1,024 bytes each) and of the audio frames (128 bytes each), int64.
@@ -206,7 +205,7 @@ def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
         path: The shard.
 
     Raises:
-        ShardError: It cannot be opened, is damaged, or is of something else.
+        ShardError: It cannot be opened, is damaged, or is of another dataset.
     """
     for record in iterate_records(map_shard(path), path):
         if record.damage is not None:
@@ -236,7 +235,7 @@ def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes, size:
 
 
 def _id(payload: Payload, context: dict[bytes, list[Span]]) -> str:
-    """The video's id: `id`, or `video_id` in older releases."""
+    """The id of the video: `id`, or `video_id` in older releases."""
     name = _ID if _ID in context else _OLD_ID
     parts = context.get(name)
     if not parts:
@@ -254,7 +253,7 @@ def _id(payload: Payload, context: dict[bytes, list[Span]]) -> str:
 
 
 def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> FrameLayout:
-    """See whether the frames are equally spaced behind the usual header; walk over them where they are not."""
+    """Locate the frames: check that they are equally spaced after the usual header, and parse them where not."""
     parts = lists[name]
     header = _HEADERS[size]
     stride = len(header) + size
@@ -272,7 +271,7 @@ def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size:
 
 
 def _walk_frames(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.int64]:
-    """Where each frame begins, found by parsing every one: int64 (T,), T at least 1."""
+    """Byte offset of each frame, found by parsing every one: int64 (T,), T at least 1."""
     offsets: list[int] = []
     for start, stop in lists.get(name, []):
         for number, wire_type, begin, end in iter_fields(payload, start, stop):

@@ -1,8 +1,8 @@
-"""TFRecord framing: where each record lies in a shard, and whether its bytes are what was written.
+"""TFRecord framing: where the records of a shard are, and whether their bytes are intact.
 
 A record is its length (uint64, little endian), the masked CRC32C of those eight bytes, the payload, and the payload's
-masked CRC32C (SPEC: the data). A payload with a bad checksum loses that record alone, since its length still says where
-the next one begins; a bad length, or an end in the middle of a record, loses the rest of the shard.
+masked CRC32C. A payload with a wrong checksum costs only that record, since its length still locates the next one; a
+wrong length, or an end in the middle of a record, costs the rest of the shard.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import google_crc32c
 import numpy as np
 
 from yt8m.errors import ShardError
+from yt8m.shards.foreign import describe_foreign_file
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""Longest payload that is read. A video of 300 frames takes 350 kB; 64 MiB would be one of 15 hours."""
+"""Longest payload to read. A video of 300 frames takes 350 kB; 64 MiB would be one of 15 hours."""
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
@@ -33,9 +34,9 @@ class Record:
 
     Args:
         number: Its number in the shard, from 0.
-        offset: Where the payload begins in the shard, in bytes.
+        offset: Byte offset of the payload in the shard.
         payload: The payload, a view into the shard.
-        damage: Why the payload cannot be trusted, or None where nothing is known against it.
+        damage: Why the payload is damaged; None where it is intact.
     """
 
     number: int
@@ -45,14 +46,14 @@ class Record:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """CRC32C in the form that TFRecord files keep: rotated right by 15 bits, plus a constant."""
-    # The library takes plain bytes and read-only arrays, not memoryviews: the array spares a copy of every payload.
+    """CRC32C as TFRecord files store it: rotated right by 15 bits, plus a constant."""
+    # The library accepts bytes and read-only arrays, not memoryviews; the array avoids copying the payload.
     crc: int = google_crc32c.value(np.frombuffer(data, np.uint8) if len(data) else b"")
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def frame_record(payload: bytes) -> bytes:
-    """The bytes of one record as they stand in a shard."""
+    """Frame a payload as a record of a shard."""
     length = _LENGTH.pack(len(payload))
     return b"".join([length, _CHECKSUM.pack(masked_crc32c(length)), payload, _CHECKSUM.pack(masked_crc32c(payload))])
 
@@ -73,20 +74,20 @@ def map_shard(path: Path) -> mmap.mmap:
 
 
 def iterate_records(data: bytes | mmap.mmap, path: Path, *, verify: bool = True) -> Iterator[Record]:
-    """Walk over the records of a shard.
+    """Iterate over the records of a shard.
 
     Args:
         data: The bytes of the shard.
-        path: Its name, for messages.
-        verify: Whether to compute the checksum of each payload. That of the length is always looked at, so an absurd
-            length is noticed before anything is done with it.
+        path: Its path, for messages.
+        verify: Whether to verify the checksum of each payload. That of the length is always verified, so an invalid
+            length is never used.
 
     Yields:
-        The records in order. One whose payload is damaged comes with `damage` set, and the walk goes on behind it.
+        The records in order. A record with a damaged payload has `damage` set, and iteration continues after it.
 
     Raises:
-        ShardError: The shard ends in the middle of a record, or a length cannot be trusted; nothing behind it can
-            be found. The records before it have been yielded.
+        ShardError: The shard ends inside a record, or a length is damaged, so that the rest cannot be located; or the
+            file is no TFRecord file. The records before have been yielded.
     """
     view = memoryview(data).toreadonly()
     start = number = 0
@@ -97,7 +98,9 @@ def iterate_records(data: bytes | mmap.mmap, path: Path, *, verify: bool = True)
             raise ShardError(path, message, record=number, offset=start)
         length, checksum = _HEADER.unpack_from(view, start)
         if checksum != masked_crc32c(view[start : start + _LENGTH.size]):
-            raise ShardError(path, "the checksum of the record's length is wrong.", record=number, offset=start)
+            foreign = describe_foreign_file(view) if number == 0 else None
+            message = foreign or "the checksum of the record's length is wrong."
+            raise ShardError(path, message, record=number, offset=start)
         missing = offset + length + _CHECKSUM.size - len(view)
         if missing > 0:
             message = f"the shard ends inside a record ({missing} bytes are missing)."

@@ -1,4 +1,7 @@
-"""Protobuf's wire format, as far as `tf.train.Example` and `tf.train.SequenceExample` need it."""
+"""Protobuf's wire format, as far as `tf.train.Example` and `tf.train.SequenceExample` need it.
+
+Work and memory are in proportion to the record's size, whatever its bytes are.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 2**20
-"""Most numbers that a list of the context may hold; a video of an hour fully rated for 1,000 classes has 720,000."""
+"""Most values of a context feature; a video of an hour, fully rated for 1,000 classes, has 720,000."""
 
 MAX_PARTS = 1000
-"""Most pieces that one message may be split into; every known writer makes one."""
+"""Most parts that a message may be split into; every known writer writes one."""
 
 MAX_KEY_BYTES = 5
-"""Most bytes of a field's key, and of its length: protobuf reads no more, even of one padded with zeros."""
+"""Most bytes of a field's key, and of its length: protobuf reads no more, even if they are padded with zeros."""
 
 Payload = bytes | memoryview
 Span = tuple[int, int]
-"""First byte and end of a piece of a payload."""
+"""Start and end of a range of bytes of a payload."""
 
 
 class MalformedRecordError(Exception):
-    """A record that is not what it should be.
+    """A record that is malformed.
 
     Args:
-        message: A sentence that says what was found.
-        offset: Where, in bytes from the start of the payload.
+        message: A sentence that describes what was found.
+        offset: Byte offset in the payload.
     """
 
     def __init__(self, message: str, offset: int) -> None:
@@ -36,10 +39,10 @@ class MalformedRecordError(Exception):
 
 
 class WrongDatasetError(MalformedRecordError):
-    """A sound record of something else: AudioSet, or the other level of YouTube-8M."""
+    """An intact record of another dataset: AudioSet, or the other level of YouTube-8M."""
 
 
-# Wire types, and the numbers of the fields of the messages (tensorflow/core/example/{example,feature}.proto).
+# Wire types and field numbers of the messages (tensorflow/core/example/{example,feature}.proto).
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 CONTEXT, FEATURE_LISTS = 1, 2
 MAP_ENTRY, MAP_KEY, MAP_VALUE = 1, 1, 2
@@ -50,7 +53,7 @@ _KIND_NAMES = {BYTES_LIST: "byte strings", FLOAT_LIST: "floats", INT64_LIST: "wh
 
 
 def encode_varint(number: int) -> bytes:
-    """A non-negative whole number as protobuf writes it."""
+    """Encode a non-negative integer as a protobuf varint."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -60,12 +63,12 @@ def encode_varint(number: int) -> bytes:
 
 
 def delimited_header(field: int, num_bytes: int) -> bytes:
-    """The bytes in front of a field's content of a given length."""
+    """The key and length that precede a length-delimited field."""
     return encode_varint(field << 3 | LENGTH_DELIMITED) + encode_varint(num_bytes)
 
 
 def read_varint(data: Payload, at: int, stop: int, max_bytes: int = 10) -> tuple[int, int]:
-    """Read an unsigned number of up to 64 bits; return it and where it ends."""
+    """Read an unsigned varint of up to 64 bits; return the number and the offset after it."""
     number = 0
     for shift in range(0, 7 * max_bytes, 7):
         if at == stop:
@@ -79,7 +82,7 @@ def read_varint(data: Payload, at: int, stop: int, max_bytes: int = 10) -> tuple
 
 
 def _packed_varints(data: Payload, start: int, stop: int) -> list[int]:
-    """Read signed numbers of up to 64 bits that fill a span."""
+    """Read the signed varints of up to 64 bits that fill a range of bytes."""
     numbers: list[int] = []
     number = shift = 0
     for byte in bytes(data[start:stop]):
@@ -98,18 +101,18 @@ def _packed_varints(data: Payload, start: int, stop: int) -> list[int]:
 
 
 def iter_fields(data: Payload, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """Walk over the fields of a message.
+    """Iterate over the fields of a message.
 
     Yields:
-        Field number, wire type, and first byte and end of the content (of a number: of its bytes).
+        Field number, wire type, and start and end of the content (of a number: of its bytes).
 
     Raises:
-        MalformedRecordError: A field does not end where the message allows, or has no valid number or type.
+        MalformedRecordError: A field extends beyond the message, or has an invalid number or wire type.
     """
     at = start
     while at < stop:
         field_start = at
-        # Keys and most lengths are of one byte, which need not be a call.
+        # Keys and most lengths are one byte: no call for those.
         key = data[at]
         at += 1
         if key >= 0x80:
@@ -140,7 +143,7 @@ def iter_fields(data: Payload, start: int, stop: int) -> Iterator[tuple[int, int
 
 
 def _add_part(parts: list[Span], begin: int, end: int) -> None:
-    """Remember one more piece of a message: protobuf joins the pieces, as if their bytes stood one after the other."""
+    """Add a part of a message; protobuf concatenates the parts."""
     if begin < end:
         if len(parts) == MAX_PARTS:
             raise MalformedRecordError(f"a message is split into more than {MAX_PARTS} parts.", begin)
@@ -148,7 +151,7 @@ def _add_part(parts: list[Span], begin: int, end: int) -> None:
 
 
 def parse_sections(payload: Payload) -> tuple[list[Span], list[Span]]:
-    """Find the context and the feature lists of a SequenceExample; an Example is one that has a context alone."""
+    """Locate the context and the feature lists of a SequenceExample; an Example has a context only."""
     context: list[Span] = []
     lists: list[Span] = []
     for number, wire_type, begin, end in iter_fields(payload, 0, len(payload)):
@@ -158,7 +161,7 @@ def parse_sections(payload: Payload) -> tuple[list[Span], list[Span]]:
 
 
 def parse_map(payload: Payload, parts: list[Span], names: frozenset[bytes]) -> dict[bytes, list[Span]]:
-    """Entries of a map of messages, those with certain names only; of several with one name the last counts."""
+    """Entries with the given names of a map of messages; the last of repeated names counts, as in protobuf."""
     entries: dict[bytes, list[Span]] = {}
     for start, stop in parts:
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
@@ -181,7 +184,7 @@ def _map_entry(payload: Payload, start: int, stop: int) -> tuple[bytes, list[Spa
 
 
 def parse_feature(payload: Payload, parts: list[Span]) -> tuple[int, list[Span]]:
-    """Kind of a Feature (0 where it has none) and the pieces of its list; of several kinds the last counts."""
+    """Kind of a Feature (0 where it has none) and the parts of its list; the last of several kinds counts."""
     kind = 0
     values: list[Span] = []
     for start, stop in parts:
@@ -194,7 +197,7 @@ def parse_feature(payload: Payload, parts: list[Span]) -> tuple[int, list[Span]]
 
 
 def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, wanted: int) -> list[Span]:
-    """The pieces of a context feature's list, none where the feature is absent or empty."""
+    """Parts of the list of a context feature; none where the feature is absent or empty."""
     parts = context.get(name, [])
     kind, values = parse_feature(payload, parts)
     if kind not in (0, wanted):
@@ -204,13 +207,13 @@ def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, 
 
 
 def read_integers(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> tuple[int, ...]:
-    """The values of an int64 feature; none where it is absent."""
+    """Values of an int64 feature; none where it is absent."""
     numbers: list[int] = []
     for start, stop in _values_of(payload, context, name, INT64_LIST):
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number != VALUE or wire_type not in (VARINT, LENGTH_DELIMITED):
                 continue
-            # Ten bytes are the most that a number takes.
+            # A number takes at most ten bytes.
             if end - begin > 10 * MAX_VALUES:
                 raise _too_many(name, begin)
             numbers += _packed_varints(payload, begin, end)
@@ -220,7 +223,7 @@ def read_integers(payload: Payload, context: dict[bytes, list[Span]], name: byte
 
 
 def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> NDArray[np.float32]:
-    """The values of a float feature; none where it is absent."""
+    """Values of a float feature; none where it is absent."""
     raw = bytearray()
     for start, stop in _values_of(payload, context, name, FLOAT_LIST):
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
@@ -239,7 +242,7 @@ def _too_many(name: bytes, offset: int) -> MalformedRecordError:
 
 
 def only_bytes(payload: Payload, parts: list[Span], what: str, offset: int) -> Span:
-    """Where the one byte string of a Feature lies."""
+    """Start and end of the one byte string of a Feature."""
     found: Span | None = None
     kind, values = parse_feature(payload, parts)
     for start, stop in values if kind == BYTES_LIST else []:

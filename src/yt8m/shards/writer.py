@@ -1,7 +1,7 @@
-"""Writing shards that any reader of YouTube-8M takes for its own.
+"""Write shards that any reader of YouTube-8M reads.
 
 Context features go through protobuf, with message classes built at run time from their descriptors. The frames are laid
-out with numpy and appended as they stand: joined messages are one message, so the bytes are those protobuf would write.
+out with numpy and appended: concatenated messages are one message, so the bytes are those that protobuf would write.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RECORDS = {
 def message_class(name: str) -> type[Message]:
     """The protobuf class of a message of tensorflow/core/example: Example or SequenceExample.
 
-    It lives in a pool of its own, so it does not meet TensorFlow's where both are loaded.
+    It is in a pool of its own, apart from the classes of TensorFlow where both are loaded.
     """
     file = descriptor_pb2.FileDescriptorProto(name="yt8m/example.proto", package="tensorflow", syntax="proto3")
     for list_name, kind in _LISTS.items():
@@ -82,12 +82,12 @@ def encode_video(
     *,
     ratings: Sequence[tuple[int, int, float]] = (),
 ) -> bytes:
-    """Serialize a frame-level record (SPEC: the data).
+    """Serialize a frame-level record.
 
     Args:
         video_id: The id.
         frames: uint8 (T, 1152), rgb then audio.
-        labels: Ids of the video's labels; without any, the record has no such feature, as in the test set.
+        labels: Label ids of the video; without any, the record has no such feature, as in the test set.
         ratings: (label id, start in seconds, 0 or 1) of rated segments.
 
     Returns:
@@ -111,7 +111,7 @@ def encode_video(
 
 
 def _feature_list(name: str, values: NDArray[np.uint8]) -> bytes:
-    """One entry of the map of feature lists: every frame a row behind its header."""
+    """One entry of the map of feature lists; each frame is a row after its header."""
     header = frame_header(values.shape[1])
     rows = np.empty((len(values), len(header) + values.shape[1]), np.uint8)
     rows[:, : len(header)] = np.frombuffer(header, np.uint8)
@@ -122,32 +122,8 @@ def _feature_list(name: str, values: NDArray[np.uint8]) -> bytes:
     return b"".join([entry_header, key, value_header, rows.data])
 
 
-def encode_video_level(
-    video_id: str, mean_rgb: NDArray[np.float32], mean_audio: NDArray[np.float32], labels: Sequence[int] = ()
-) -> bytes:
-    """Serialize a video-level record.
-
-    Args:
-        video_id: The id.
-        mean_rgb: float32 (1024,).
-        mean_audio: float32 (128,).
-        labels: Ids of the video's labels.
-
-    Returns:
-        A serialized `tf.train.Example`.
-    """
-    message: Any = message_class("Example")()
-    features = message.features.feature
-    features["id"].bytes_list.value.append(video_id.encode())
-    features["labels"].int64_list.value.extend(labels)
-    features["mean_rgb"].float_list.value.extend(mean_rgb.tolist())
-    features["mean_audio"].float_list.value.extend(mean_audio.tolist())
-    encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded
-
-
 class ShardWriter:
-    """Writes a shard that appears under its name when the `with` block ends well, and not at all otherwise.
+    """Writes a shard, which gets its name when the `with` block ends without an error.
 
     Args:
         path: The shard; its folder is created.

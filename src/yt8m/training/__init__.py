@@ -1,1 +1,1 @@
-"""Training: what a stage learns, on what, judged by what."""
+"""Training: tasks, losses, the loop, the optimizer, checkpoints, logs, and the learning-rate finder."""

@@ -1,10 +1,8 @@
-"""Where a run stands, so that it can be killed at any moment and go on as if nothing had happened.
+"""Checkpoints: a run that is killed at any moment resumes from the last one and ends with the same weights.
 
-A checkpoint is complete or absent: it is written beside its final name and renamed. It holds tensors and plain
-values only, and is read without unpickling anything else. Random state is not in it, because it need not be: the
-randomness of a step comes from (seed, step).
-
-Training does not wait for the disk: a checkpoint is a copy in memory, which a thread writes while the next steps run.
+A checkpoint is complete or absent, and contains only tensors and plain values: loading it executes no code. It needs no
+random state, since the random numbers of a step depend on (seed, step) only. Training does not wait for the disk: a
+thread writes a copy of the state in memory while the next steps run.
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, Self, cast
 
 import torch
 from lightning_fabric.plugins import Precision
@@ -25,56 +22,54 @@ from torch.utils._pytree import tree_map
 
 from yt8m.errors import Yt8mError
 from yt8m.files import written_atomically
-from yt8m.training.averaging import Average
+from yt8m.training.averaging import WeightAverage
 
 
-class Progress(TypedDict):
-    """How far a run is: steps done, the last evaluation, and the best one so far (steps of -1: none yet)."""
+@dataclass
+class TrainingProgress:
+    """Steps done, the last evaluation, the best one so far (steps of -1: none yet), and seconds of training."""
 
-    step: int
-    evaluated_step: int
-    best_value: float
-    best_step: int
-    seconds: float
+    step: int = 0
+    evaluated_step: int = -1
+    best_value: float = float("nan")
+    best_step: int = -1
+    seconds: float = 0.0
 
 
 @dataclass
 class TrainingState:
-    """All that the steps to come depend on.
+    """All that the remaining steps depend on.
 
     Args:
         model: Weights and statistics.
         optimizer: Its moments.
-        precision: The scale of gradients, in 16-bit floats.
-        average: The average of the weights, if one is kept.
-        progress: How far the run is.
-        losses: Losses of the steps since the last line of the log.
+        precision: The gradient scale, in 16-bit precision.
+        average: The weight average, if any.
+        progress: Progress of the run.
+        losses: Losses of the steps since the last log line.
     """
 
     model: nn.Module
     optimizer: Optimizer
     precision: Precision
-    average: Average | None = None
-    progress: Progress = field(
-        default_factory=lambda: Progress(step=0, evaluated_step=-1, best_value=float("nan"), best_step=-1, seconds=0.0)
-    )
+    average: WeightAverage | None = None
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
     losses: list[Tensor] = field(default_factory=list)
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy of everything in the host's memory."""
+        """Return a copy of everything in host memory."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
             "average": self.average.averaged.state_dict() if self.average else {},
-            "progress": dict(self.progress),
+            "progress": asdict(self.progress),
             "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
         }
-        copied: dict[str, Any] = tree_map(_copied, state)
-        return copied
+        return cast("dict[str, Any]", tree_map(_copy_to_host, state))
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Put a run back where a checkpoint left it.
+        """Restore the state from a checkpoint.
 
         Raises:
             Yt8mError: The file is not a checkpoint of this run.
@@ -84,19 +79,12 @@ class TrainingState:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
-                # As a GPU had them or not: the rate of a step is set before it.
+                # As without a CUDA graph; every step sets its learning rate.
                 group["lr"], group["capturable"] = float(group["lr"]), False
             self.precision.load_state_dict(state["precision"])
             if self.average:
                 self.average.averaged.load_state_dict(state["average"])
-            progress: Progress = state["progress"]
-            self.progress = Progress(
-                step=progress["step"],
-                evaluated_step=progress["evaluated_step"],
-                best_value=progress["best_value"],
-                best_step=progress["best_step"],
-                seconds=progress["seconds"],
-            )
+            self.progress = TrainingProgress(**state["progress"])
             self.losses = list(state["losses"])
         except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise Yt8mError(
@@ -104,49 +92,47 @@ class TrainingState:
             ) from None
 
 
-def _copied(value: Any) -> Any:
+def _copy_to_host(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
 
 
 class CheckpointWriter:
-    """Writes one checkpoint after the other in a thread; leaving it waits for the last.
+    """Writes checkpoints in a thread, one at a time; leaving the context waits for the last one.
 
     Args:
-        path: The file, always the newest checkpoint that is whole.
-        before: Called in the thread before each one is written: what must be on the disk by then.
+        path: The file; always the newest complete checkpoint.
+        before_write: Called in the thread before each write, to flush files that belong to the checkpoint.
     """
 
-    def __init__(self, path: Path, before: Callable[[], None] = lambda: None) -> None:
-        self.path, self._before = path, before
+    def __init__(self, path: Path, before_write: Callable[[], None] = lambda: None) -> None:
+        self.path, self._before_write = path, before_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            # A run that ends in an error says that one.
+            # The error of the run takes precedence over one of the writer.
             if kind is None:
                 self.wait()
         finally:
             self._thread.shutdown()
 
     def write(self, state: TrainingState) -> None:
-        """Copy the state now, and write it as soon as the checkpoint before is written.
+        """Copy the state now; write it as soon as the previous checkpoint is written.
 
         Raises:
-            Yt8mError: The checkpoint before could not be written.
+            Yt8mError: The previous checkpoint could not be written.
         """
         self.wait()
         self._writing = self._thread.submit(self._write, state.snapshot())
 
     def check(self) -> None:
-        """Say what went wrong with a checkpoint that is done, without waiting for one that is not.
+        """Raise the error of a failed write, without waiting for one in progress.
 
         Raises:
             Yt8mError: The disk is full or the folder cannot be written to.
@@ -155,7 +141,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was handed in is on the disk.
+        """Wait until the last checkpoint is on the disk.
 
         Raises:
             Yt8mError: The disk is full or the folder cannot be written to.
@@ -165,12 +151,12 @@ class CheckpointWriter:
             writing.result()
 
     def _write(self, state: dict[str, Any]) -> None:
-        self._before()
+        self._before_write()
         with written_atomically(self.path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(state, file)
             except RuntimeError as error:
-                # Where a write fails, torch complains of its own position in the file instead.
+                # torch reports its position in the file instead of the error of the write.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise

@@ -1,22 +1,24 @@
-"""What training minimizes: binary cross-entropy over video labels, and the rated-segment loss with mined negatives.
+"""Losses: binary cross-entropy over video labels, and the loss of rated segments with mined negatives.
 
-Both take logits, so that a probability of almost 0 or 1 loses no digits.
+All take logits, so that probabilities near 0 and 1 lose no digits. Shapes: B videos or segments, C classes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 POSITIVE_WEIGHT = 1.5
-"""Weight of a positive rating (SPEC: fine-tuning loss)."""
+"""Weight of a positive rating (docs/method.md, "Fine-tuning loss")."""
 
 MINED_WEIGHT = 0.5
-"""Weight of the mined negatives beside the rating itself."""
+"""Weight of the mined negatives relative to the rating."""
 
 
 def video_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy, averaged over videos and classes (SPEC: pre-training).
+    """Binary cross-entropy, averaged over videos and classes.
 
     Args:
         logits: float (B, C).
@@ -29,36 +31,42 @@ def video_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def rating_loss(
-    logits: Tensor, class_indices: Tensor, ratings: Tensor, positive_weight: float = POSITIVE_WEIGHT
+    logits: Tensor,
+    class_indices: Tensor,
+    ratings: Tensor,
+    positive_weight: float = POSITIVE_WEIGHT,
+    reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Loss of the rated class of each segment: -(w y log p + (1 - y) log(1 - p)), averaged over segments.
+    """Loss of the rated class of each segment: -(w y log p + (1 - y) log(1 - p)).
 
     Args:
         logits: float (B, C).
         class_indices: The rated class, int64 (B,).
-        ratings: 0 or 1, float32 (B,).
+        ratings: y, 0 or 1, float32 (B,).
         positive_weight: w.
+        reduction: Whether to average over the segments.
 
     Returns:
-        A scalar, float32.
+        float32, a scalar or (B,).
     """
-    rated = logits.float().gather(1, class_indices.unsqueeze(1)).squeeze(1)
-    return -(positive_weight * ratings * F.logsigmoid(rated) + (1 - ratings) * F.logsigmoid(-rated)).mean()
+    rated = logits.float().gather(1, class_indices.unsqueeze(1)).squeeze(1)  # (B, C) -> (B,)
+    losses = -(positive_weight * ratings * F.logsigmoid(rated) + (1 - ratings) * F.logsigmoid(-rated))
+    return losses.mean() if reduction == "mean" else losses
 
 
 def mined_loss(logits: Tensor, negatives: Tensor) -> Tensor:
-    """Mean of -log(1 - p) over each segment's mined negatives, averaged over segments.
+    """Mean of -log(1 - p) over the mined negatives of each segment, averaged over segments.
 
     Args:
         logits: float (B, C).
-        negatives: Classes that the video surely does not show, bool (B, C). A row without any counts 0.
+        negatives: Mined negative classes, bool (B, C). A segment without any contributes 0.
 
     Returns:
         A scalar, float32.
     """
     weights = negatives.float()
-    surprise = F.softplus(logits.float()) * weights
-    return (surprise.sum(1) / weights.sum(1).clamp_min(1)).mean()
+    losses = F.softplus(logits.float()) * weights  # (B, C); softplus(z) = -log(1 - sigmoid(z))
+    return (losses.sum(1) / weights.sum(1).clamp_min(1)).mean()
 
 
 def segment_loss(
@@ -69,5 +77,5 @@ def segment_loss(
     positive_weight: float = POSITIVE_WEIGHT,
     mined_weight: float = MINED_WEIGHT,
 ) -> Tensor:
-    """The fine-tuning loss: `rating_loss` plus `mined_weight` times `mined_loss` (SPEC: fine-tuning loss)."""
+    """The fine-tuning loss: `rating_loss` plus `mined_weight` times `mined_loss`."""
     return rating_loss(logits, class_indices, ratings, positive_weight) + mined_weight * mined_loss(logits, negatives)

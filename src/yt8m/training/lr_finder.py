@@ -1,9 +1,7 @@
-"""A learning-rate finder: what the loss does while the rate rises exponentially.
+"""Learning-rate finder (Smith 2017, "Cyclical learning rates for training neural networks", sec. 3.3).
 
-After Smith 2017, "Cyclical learning rates for training neural networks", sec. 3.3. Too low a rate moves nothing, a good
-one makes the loss fall, too high a one throws it up again; one short sweep through all of them shows where each begins.
-Suggested as the peak of a schedule is the rate at which the loss falls fastest: where it is lowest, a little more would
-make it rise.
+A sweep trains while the learning rate rises exponentially. Suggested as the peak of a schedule is the learning rate where
+the loss falls fastest, not where it is lowest: slightly above that, it rises again.
 """
 
 from __future__ import annotations
@@ -30,60 +28,60 @@ from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.scoring.report import DENSE_COLOR, RATED_COLOR, TRUTH_COLOR, save_picture
 from yt8m.settings import Settings
-from yt8m.training.loop import Task, TrainingConfig, step_seed, train_step, training_batches
-from yt8m.training.optimization import make_optimizer, set_rates
+from yt8m.training.loop import Task, TrainingConfig, training_batches
+from yt8m.training.optimization import make_optimizer, set_learning_rates
+from yt8m.training.step import step_seed, train_step
 
-RATES_FILE, PICTURE_FILE = "rates.csv", "rates.png"
-DIVERGED = 4.0
-"""The sweep is over when the smoothed loss is so many times its lowest value."""
-MEMORY = 1 / 20
-"""Share of the sweep that the smoothed loss looks back on: of 200 steps 10, so that each average keeps 0.9 of the one
-before. The lag behind the loss is the same stretch of the rates whatever the number of steps."""
+LR_TABLE_FILE, LR_PICTURE_FILE = "lr_finder.csv", "lr_finder.png"
+DIVERGENCE_FACTOR = 4.0
+"""The sweep ends when the smoothed loss exceeds this multiple of its minimum."""
+SMOOTHING_WINDOW = 1 / 20
+"""Time constant of the smoothed loss, as a fraction of the sweep: 10 of 200 steps, which is a decay of 0.9. Relative, so
+that the lag covers the same range of learning rates for any number of steps."""
 
 
 class LRSweepConfig(Settings):
-    """Which rates are tried."""
+    """Learning rates of a sweep."""
 
     steps: int = Field(default=200, ge=10)
-    """Steps, each at a higher rate than the one before."""
+    """Number of steps, each at a higher learning rate than the one before."""
     lowest: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """Rate of the first step."""
+    """Learning rate of the first step."""
     highest: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Rate of the last step."""
+    """Learning rate of the last step."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
         if self.lowest >= self.highest:
-            raise ValueError(f"the lowest rate {self.lowest:g} is not below the highest, {self.highest:g}")
+            raise ValueError(f"the lowest learning rate {self.lowest:g} is not below the highest, {self.highest:g}")
         return self
 
     @property
-    def rates(self) -> list[float]:
-        """Rate of each step, equal factors apart."""
-        found: list[float] = np.geomspace(self.lowest, self.highest, self.steps).tolist()
-        return found
+    def learning_rates(self) -> list[float]:
+        """Learning rate of each step, spaced evenly on a log scale."""
+        return [float(rate) for rate in np.geomspace(self.lowest, self.highest, self.steps)]
 
 
 class Suggestion(NamedTuple):
-    """What a sweep says.
+    """Result of a sweep.
 
     Args:
-        peak_lr: Where the smoothed loss falls fastest over log(rate), before it is lowest.
-        lowest_at: Where it is lowest.
+        peak_lr: Learning rate where the smoothed loss falls fastest over log(learning rate), before its minimum.
+        lowest_loss_lr: Learning rate at the minimum.
     """
 
     peak_lr: float
-    lowest_at: float
+    lowest_loss_lr: float
 
 
 @dataclass(frozen=True)
-class RateCurve:
-    """What the loss did during a sweep.
+class LRCurve:
+    """The loss over the learning rate.
 
     Args:
-        sweep: The rates tried.
-        losses: Loss of each step done, before the step moved the weights.
-        smoothed: Exponential average of the losses up to each step, corrected for its start at zero.
+        sweep: Learning rates of the sweep.
+        losses: Loss of each step, before its update of the weights.
+        smoothed: Exponential moving average of the losses, with bias correction.
     """
 
     sweep: LRSweepConfig
@@ -92,11 +90,11 @@ class RateCurve:
 
     @property
     def suggestion(self) -> Suggestion | None:
-        """What to make of it; None where the loss never falls, or the sweep was over before that could be said.
+        """The suggested learning rate; None if the loss never falls or the sweep ended too early.
 
-        The first tenth of the sweep is not looked at, where averages are of few batches. The slope at a step is that of
-        the least-squares line through the smoothed losses around it, a tenth of the sweep, so that one batch of easy
-        examples does not decide.
+        Excludes the first tenth of the sweep, where the average covers few batches. The slope at a step is that of a
+        least-squares line through the smoothed losses of the tenth of the sweep around it, so that a single easy batch
+        does not decide.
         """
         values = np.array(self.smoothed)
         values = values[np.isfinite(values)]
@@ -104,35 +102,36 @@ class RateCurve:
         if len(values) <= max(first, 2 * half):
             return None
         lowest = first + int(values[first:].argmin())
-        # Rates are equal factors apart: slopes over the steps are slopes over log(rate), but for a constant.
+        # Steps are evenly spaced in log(learning rate): slopes over both differ by a constant factor.
         slopes = sliding_window_view(values, 2 * half + 1) @ np.arange(-half, half + 1)
         slopes = slopes[first - half : lowest + 1 - half]
         if not (slopes < 0).any():
             return None
-        return Suggestion(self.sweep.rates[first + int(slopes.argmin())], self.sweep.rates[lowest])
+        rates = self.sweep.learning_rates
+        return Suggestion(rates[first + int(slopes.argmin())], rates[lowest])
 
 
-def follow(sweep: LRSweepConfig, losses: Iterable[float]) -> RateCurve:
-    """Smooth the losses of a sweep as they come, until they diverge.
+def smooth_losses(sweep: LRSweepConfig, losses: Iterable[float]) -> LRCurve:
+    """Smooth the losses of a sweep, and end it where they diverge.
 
     Args:
-        sweep: The rates tried.
-        losses: Loss of each step; no more are asked for once the smoothed loss is `DIVERGED` times its lowest value,
-            or no number.
+        sweep: Learning rates of the sweep.
+        losses: Loss of each step; consumed until the smoothed loss exceeds `DIVERGENCE_FACTOR` times its minimum or is
+            not finite.
     """
-    curve = RateCurve(sweep, [], [])
-    keep = max(0.0, 1 - 1 / (MEMORY * sweep.steps))
+    curve = LRCurve(sweep, [], [])
+    decay = max(0.0, 1 - 1 / (SMOOTHING_WINDOW * sweep.steps))
     average = weight = 0.0
     for loss in losses:
-        average, weight = keep * average + (1 - keep) * loss, keep * weight + (1 - keep)
+        average, weight = decay * average + (1 - decay) * loss, decay * weight + (1 - decay)
         curve.losses.append(loss)
         curve.smoothed.append(average / weight)
-        if not math.isfinite(average) or curve.smoothed[-1] > DIVERGED * min(curve.smoothed):
+        if not math.isfinite(average) or curve.smoothed[-1] > DIVERGENCE_FACTOR * min(curve.smoothed):
             break
     return curve
 
 
-def sweep_rates(
+def lr_sweep(
     fabric: Fabric,
     model: nn.Module,
     task: Task,
@@ -141,23 +140,23 @@ def sweep_rates(
     seed: int,
     machine: MachineConfig | None = None,
     progress: ProgressFactory = no_progress,
-) -> RateCurve:
-    """Train a copy of a model while the rate rises, with the batches and random numbers that a run of `fit` begins with.
+) -> LRCurve:
+    """Train a copy of a model while the learning rate rises, with the batches and random numbers of `fit`'s first steps.
 
-    Nothing is compiled or recorded, which so few steps would not repay, and nothing is kept.
+    Does not compile the network, which does not pay off for so few steps.
 
     Args:
         fabric: Launched, one process.
-        model: As initialized; it stays as it is.
+        model: As initialized; it is not changed.
         task: Data and loss.
-        config: Everything but the rates.
-        sweep: The rates.
-        seed: Decides batches and dropout.
-        machine: How batches are read.
+        config: Training settings except the learning rates.
+        sweep: Learning rates.
+        seed: Seed of batches and dropout.
+        machine: Number of worker processes.
         progress: Reports steps done.
 
     Raises:
-        UsageError: The settings do not go with each other.
+        UsageError: A batch cannot be split into equal micro-batches.
     """
     batches = training_batches(fabric, task, config)
     trained = copy.deepcopy(model)
@@ -168,53 +167,54 @@ def sweep_rates(
 
     def losses() -> Iterator[float]:
         wrapped.train()
-        for number, rate in enumerate(track(sweep.rates, "find-lr", progress)):
-            set_rates(optimizer, rate)
-            seeds = [step_seed(seed, number, part) for part in range(config.gradient_accumulation)]
-            yield float(train_step(fabric, wrapped, optimizer, task.loss, next(moved), config, seeds)[0])
+        for number, rate in enumerate(track(sweep.learning_rates, "find-lr", progress)):
+            set_learning_rates(optimizer, rate)
+            seeds = [step_seed(seed, number, index) for index in range(config.gradient_accumulation)]
+            yield float(train_step(fabric, wrapped, optimizer, task.loss, config, next(moved), seeds)[0])
 
-    return follow(sweep, losses())
+    return smooth_losses(sweep, losses())
 
 
-def write_rates(path: Path, curve: RateCurve) -> None:
-    """Write a CSV file `step,rate,loss,smoothed`, a row a step, counted from 1."""
-    rows = zip(curve.sweep.rates, curve.losses, curve.smoothed, strict=False)
+def write_lr_curve(path: Path, curve: LRCurve) -> None:
+    """Write a CSV file `step,lr,loss,smoothed` with one row per step, counted from 1."""
+    rows = zip(curve.sweep.learning_rates, curve.losses, curve.smoothed, strict=False)
     with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "rate", "loss", "smoothed"])
+        writer.writerow(["step", "lr", "loss", "smoothed"])
         writer.writerows([step, *row] for step, row in enumerate(rows, start=1))
 
 
-def plot_rates(path: Path, curve: RateCurve, name: str, peak_lr: float) -> None:
-    """Draw the loss over the rate, with the rate suggested and the recipe's own.
+def plot_lr_curve(path: Path, curve: LRCurve, name: str, peak_lr: float) -> None:
+    """Plot the loss over the learning rate, with the suggested learning rate and that of the recipe.
 
     Args:
         path: The PNG file.
         curve: At least one step.
-        name: The model.
-        peak_lr: The recipe's.
+        name: Name of the model.
+        peak_lr: Peak learning rate of the recipe.
     """
-    rates, losses, smoothed = curve.sweep.rates[: len(curve.losses)], np.array(curve.losses), np.array(curve.smoothed)
+    rates, losses = curve.sweep.learning_rates[: len(curve.losses)], np.array(curve.losses)
+    smoothed = np.array(curve.smoothed)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, losses, color=TRUTH_COLOR, linewidth=0.9, label="loss of each batch")
+    axes.plot(rates, losses, color=TRUTH_COLOR, linewidth=0.9, label="batch")
     axes.plot(rates, smoothed, color=RATED_COLOR, linewidth=2.2, label="smoothed")
     if (suggestion := curve.suggestion) is not None:
         label = f"suggested: {suggestion.peak_lr:.2g}"
         axes.axvline(suggestion.peak_lr, color=DENSE_COLOR, linewidth=1.8, label=label)
-    axes.axvline(peak_lr, color="#444444", linewidth=1.4, linestyle="--", label=f"the recipe's: {peak_lr:.2g}")
+    axes.axvline(peak_lr, color="#444444", linewidth=1.4, linestyle="--", label=f"recipe: {peak_lr:.2g}")
     axes.set_xscale("log")
-    axes.set_ylim(*_shown(losses, smoothed))
+    axes.set_ylim(*_loss_limits(losses, smoothed))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{name}: loss while the rate rises", fontsize=11, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(f"{name}: learning-rate sweep", fontsize=11, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_picture(path, figure)
 
 
-def _shown(losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """Ends of the axis of losses: the fall fills most of it, and the rise leaves it at the top."""
+def _loss_limits(losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Limits of the loss axis: they show the descent and cut off the divergence."""
     if not np.isfinite(smoothed[0]):
         return None, None
     lowest = int(np.nanargmin(smoothed))

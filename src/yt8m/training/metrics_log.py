@@ -1,8 +1,8 @@
-"""The log of a run: `metrics.csv` for people and scripts, TensorBoard for the eye, Weights & Biases for those who ask.
+"""The log of a run: `metrics.csv`, TensorBoard, and Weights & Biases on request.
 
-A resumed run first drops what was logged after its checkpoint, so the log has neither gaps nor repeats. Weights & Biases
-cannot drop anything: it gets the steps since the checkpoint once more, and since these have a step of their own there
-(`step`, the axis of all charts), the same numbers lie on the same points.
+A resumed run drops the rows after its checkpoint, so that the log has neither gaps nor duplicates. Weights & Biases
+cannot drop anything: it gets the repeated steps twice, and since `step` is the axis of all its charts, the points
+coincide.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from lightning_fabric import Fabric
@@ -32,28 +31,28 @@ from yt8m.settings import Settings
 METRICS_FILE = "metrics.csv"
 _HEADER = ("split", "step", "metric", "value")
 _UPLOAD_SECONDS = 30
-"""How long the end of a run waits for Weights & Biases; what is not sent by then stays in the run's folder."""
+"""How long the end of a run waits for the upload to Weights & Biases; the run's folder keeps the rest."""
 
 
 class LogConfig(Settings):
-    """Where else a run is logged. Keys and passwords have no place here."""
+    """Logging to Weights & Biases. API keys do not belong in a recipe."""
 
     wandb_project: str | None = None
-    """Project of Weights & Biases; needs `pip install 'yt8m[wandb]'`, and WANDB_API_KEY or `wandb login`."""
+    """Project in Weights & Biases; needs `pip install 'yt8m[wandb]'`, and WANDB_API_KEY or `wandb login`."""
     wandb_entity: str | None = None
-    """User or team that the project belongs to; the one logged in where left out."""
+    """User or team that owns the project. Default: the user who is logged in."""
 
     @model_validator(mode="after")
     def _entity_has_a_project(self) -> Self:
         if self.wandb_entity is not None and self.wandb_project is None:
-            raise ValueError("wandb_entity says whose project it is, so it needs wandb_project")
+            raise ValueError("wandb_entity is the owner of wandb_project, which is missing")
         return self
 
     def check(self) -> None:
-        """Ask before hours of work for what this takes.
+        """Check that the required package is installed.
 
         Raises:
-            UsageError: It is not installed.
+            UsageError: It is not.
         """
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise UsageError(
@@ -63,13 +62,13 @@ class LogConfig(Settings):
 
 @dataclass(frozen=True)
 class WandbRun:
-    """A run as Weights & Biases shall know it.
+    """A run in Weights & Biases.
 
     Args:
-        config: Project and entity; nothing is logged there without a project.
-        name: What people call the run.
-        run_id: The same for a run that is resumed and for no other; letters, digits, `-` and `_`.
-        settings: What the run was made with.
+        config: Project and entity; without a project nothing is logged there.
+        name: Display name of the run.
+        run_id: Unique id, the same when the run is resumed; letters, digits, `-` and `_`.
+        settings: Settings of the run.
     """
 
     config: LogConfig
@@ -79,16 +78,16 @@ class WandbRun:
 
 
 class MetricsLog:
-    """Writes metrics of one run; only the first process does.
+    """Writes the metrics of one run, in the first process only.
 
     Args:
-        folder: Receives `metrics.csv` (split, step, metric, value; a row a value) and `tensorboard/`.
-        fabric: Tells which process this is.
-        start: Steps already done; later rows of a former try are dropped.
-        wandb_run: The run in Weights & Biases, whose own files go to `wandb/`.
+        folder: Receives `metrics.csv` (split, step, metric, value; one row per value) and `tensorboard/`.
+        fabric: Determines which process this is.
+        start: Steps already done; later rows of an earlier try are dropped.
+        wandb_run: The run in Weights & Biases, whose local files go to `wandb/`.
 
     Raises:
-        UsageError: Weights & Biases is asked for, and not installed or not logged in.
+        UsageError: Weights & Biases is requested, but not installed or not logged in.
     """
 
     def __init__(self, folder: Path, fabric: Fabric, start: int, *, wandb_run: WandbRun | None = None) -> None:
@@ -104,8 +103,8 @@ class MetricsLog:
         if self._writes:
             with written_atomically(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([_HEADER, *self._rows])
-            # TensorBoard's writer imports all of TensorFlow where that is installed, which takes seconds and prints a
-            # page. It does without when it finds a module of this name.
+            # TensorBoard imports TensorFlow if that is installed, which takes seconds and prints warnings; a module of
+            # this name turns that off.
             sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
             self._board = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start + 1)
             if wandb_run is not None and wandb_run.config.wandb_project is not None:
@@ -114,9 +113,7 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         self.close(error)
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
@@ -126,32 +123,32 @@ class MetricsLog:
         if self._board:
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)
-        self._draw(split, step, values)
+        self._write_charts(split, step, values)
 
-    def watch(self, step: int, values: dict[str, float]) -> None:
-        """Draw what is no result and differs from run to run, such as speed; it is not in `metrics.csv`."""
-        self._draw("speed", step, values)
+    def write_speed(self, step: int, values: dict[str, float]) -> None:
+        """Log values that are not reproducible, such as speed, to the charts only, not to `metrics.csv`."""
+        self._write_charts("speed", step, values)
 
-    def _draw(self, group: str, step: int, values: dict[str, float]) -> None:
-        drawn = {f"{group}/{name}": value for name, value in values.items() if math.isfinite(value)}
+    def _write_charts(self, group: str, step: int, values: dict[str, float]) -> None:
+        finite = {f"{group}/{name}": value for name, value in values.items() if math.isfinite(value)}
         if self._board:
-            self._board.log_metrics(drawn, step)
-        self._tell_wandb(lambda run: run.log({"step": step, **drawn}))
+            self._board.log_metrics(finite, step)
+        self._call_wandb(lambda run: run.log({"step": step, **finite}))
 
-    def _tell_wandb(self, say: Callable[[Any], None]) -> None:
-        """Say something to Weights & Biases; training goes on without it when its process has died."""
+    def _call_wandb(self, call: Callable[[Any], None]) -> None:
+        """Call Weights & Biases; if its process has died, warn once and continue without it."""
         if self._wandb is None:
             return
         try:
-            say(self._wandb)
+            call(self._wandb)
         except Exception as error:
             import wandb
 
             self._wandb = None
-            wandb.termwarn(f"nothing more is logged ({type(error).__name__}: {error}); training goes on.")
+            wandb.termwarn(f"logging stops ({type(error).__name__}: {error}); training continues.")
 
     def flush(self) -> None:
-        """See to it that what was logged is on the disk."""
+        """Flush `metrics.csv` to the disk."""
         if self._writes:
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -163,36 +160,36 @@ class MetricsLog:
         }
 
     def close(self, error: BaseException | None = None) -> None:
-        """Flush what TensorBoard still holds, and tell Weights & Biases how the run ended.
+        """Flush TensorBoard and finish the run of Weights & Biases.
 
         Args:
-            error: What ended it before its end.
+            error: The exception that ended the run, if any.
         """
         if self._board:
             self._board.finalize("success")
         if isinstance(error, Interrupted | KeyboardInterrupt):
-            self._tell_wandb(lambda run: run.mark_preempting())
-        self._tell_wandb(lambda run: run.finish(exit_code=0 if error is None else getattr(error, "exit_code", 1)))
+            self._call_wandb(lambda run: run.mark_preempting())
+        self._call_wandb(lambda run: run.finish(exit_code=0 if error is None else getattr(error, "exit_code", 1)))
         self._wandb = None
 
 
-def _start_wandb(described: WandbRun, folder: Path) -> Any:
-    """Begin a run of Weights & Biases, or go on with it.
+def _start_wandb(wandb_run: WandbRun, folder: Path) -> Any:
+    """Start or resume a run of Weights & Biases.
 
     Raises:
-        UsageError: Nobody is logged in.
+        UsageError: Not logged in.
     """
     import wandb
 
     start = partial(
         wandb.init,
-        project=described.config.wandb_project,
-        entity=described.config.wandb_entity,
-        name=described.name,
-        id=described.run_id,
+        project=wandb_run.config.wandb_project,
+        entity=wandb_run.config.wandb_entity,
+        name=wandb_run.name,
+        id=wandb_run.run_id,
         resume="allow",
         reinit="create_new",
-        config=dict(described.settings),
+        config=dict(wandb_run.settings),
         dir=folder,
         settings=wandb.Settings(console="off", quiet=True, finish_timeout=_UPLOAD_SECONDS),
     )
@@ -200,25 +197,25 @@ def _start_wandb(described: WandbRun, folder: Path) -> Any:
         run = start()
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         raise UsageError(
-            f"Weights & Biases: {_in_one_line(error)}; set WANDB_API_KEY or run `wandb login`, or log on this machine "
-            "alone with WANDB_MODE=offline."
+            f"Weights & Biases: {_on_one_line(error)}; set WANDB_API_KEY or run `wandb login`, or log to this machine only "
+            "with WANDB_MODE=offline."
         ) from None
     except wandb.errors.CommError as error:
-        wandb.termwarn(f"{_in_one_line(error)}; logging on this machine alone, `wandb sync` sends it later.")
-        wandb.teardown()  # Its process takes the run for one that still goes on.
+        wandb.termwarn(f"{_on_one_line(error)}; logging to this machine only, `wandb sync` uploads it later.")
+        wandb.teardown()  # Its process still counts the run as active.
         run = start(mode="offline")
     run.define_metric("*", step_metric="step")
     return run
 
 
-def _in_one_line(error: Exception) -> str:
+def _on_one_line(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(".")
 
 
 def read_metrics(path: Path) -> list[tuple[str, int, str, float]]:
-    """Rows (split, step, metric, value) of a `metrics.csv`.
+    """Read the rows (split, step, metric, value) of a `metrics.csv`.
 
-    What is no row, as the header, is left out, and so is a last line that was cut short by a kill.
+    Skips lines that are no rows, such as the header and a last line that a kill has cut off.
     """
     rows = []
     with path.open(encoding="utf-8", newline="") as file:

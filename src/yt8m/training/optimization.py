@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, and the slanted triangular schedule (SPEC: optimization)."""
+"""AdamW with weight decay on weight matrices only, and the slanted triangular schedule (docs/method.md, "Optimization")."""
 
 from __future__ import annotations
 
@@ -8,87 +8,107 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.settings import Settings
-from yt8m.training.optimizer_groups import decaying_parameters
 
 
 class OptimizationConfig(Settings):
-    """How the weights move."""
+    """Optimizer and learning-rate schedule."""
 
     steps: int = Field(gt=0)
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = Field(default=128, gt=0)
-    """Videos or segments in a step, over all processes."""
+    """Videos or segments per step, over all processes."""
     gradient_accumulation: int = Field(default=1, gt=0)
-    """Parts that a process takes its share of a batch in, one after the other, to need less memory; gradients are
-    summed over them. Batch norm sees each part by itself."""
+    """Micro-batches that a process splits its slice of a batch into, to need less memory; their gradients are summed.
+    Batch norm computes its statistics per micro-batch."""
     peak_lr: float = Field(gt=0)
     """Highest learning rate of the schedule."""
     weight_decay: float = Field(ge=0)
-    """Decay of weight matrices; biases and the weights of norm layers have none."""
+    """Weight decay of weight matrices; biases and the weights of norm layers have none."""
     warmup: float = Field(default=0.25, ge=0, le=1)
-    """Share of the steps during which the rate rises."""
+    """Fraction of the steps during which the learning rate rises."""
     max_grad_norm: float = Field(default=10.0, gt=0)
-    """The gradient's norm is clipped here."""
+    """Gradients are clipped to this norm."""
     encoder_lr_factor: float = Field(default=0.5, ge=0)
-    """Rate of a context-aware model's segment encoder, as a share of that of its new layers."""
+    """Learning rate of a context-aware model's segment encoder, relative to that of its new layers."""
 
 
 def slanted_triangular(step: int, steps: int, warmup: float) -> float:
-    """Rate at a step as a share of the peak: linear up over the first `warmup`, then linear down to zero.
+    """Learning rate of a step relative to the peak: linear up over the first `warmup`, then linear down to zero.
 
     Args:
-        step: From 0; the peak is reached at `warmup * steps`.
-        steps: Steps in all; the rate of step `steps` would be 0.
-        warmup: Share of the steps that rise.
+        step: From 0; the peak is at `warmup * steps`. Step `steps` gives 0.
+        steps: Total number of steps.
+        warmup: Fraction of the steps that rise.
     """
     peak = warmup * steps
     if step < peak:
         return (step + 1) / (peak + 1)
-    # Asked for step `steps` as well, once the last step is done: where all steps rise, that is the peak.
+    # With warmup 1, step `steps` is the peak: avoid 0 / 0.
     return (steps - step) / (steps - peak) if step < steps else 0.0
 
 
+def decaying_parameters(module: nn.Module) -> dict[str, bool]:
+    """Decide for each parameter whether weight decay applies to it.
+
+    It does not for norm layers, biases, and the names in a module's `parameters_without_decay` (the centroids of
+    NeXtVLAD: like a bias, a centroid is an offset of the features, which decay would pull away from the data). Norm
+    layers are recognized by class, not by name.
+
+    Returns:
+        Name of the parameter, as in `named_parameters()` and in the same order -> whether it decays.
+    """
+    norms = (MaskedBatchNorm, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    exempt: set[int] = set()
+    for owner in module.modules():
+        exempt_names = {"bias", *getattr(owner, "parameters_without_decay", ())}
+        for name, parameter in owner.named_parameters(recurse=False):
+            if isinstance(owner, norms) or name in exempt_names:
+                exempt.add(id(parameter))
+    return {name: id(parameter) not in exempt for name, parameter in module.named_parameters()}
+
+
 def make_optimizer(
-    model: nn.Module, config: OptimizationConfig, slow: Collection[nn.Parameter] = ()
+    model: nn.Module, config: OptimizationConfig, encoder_parameters: Collection[nn.Parameter] = ()
 ) -> torch.optim.AdamW:
-    """Make AdamW over the parameters that are trained; `set_rates` gives it the rates of a step.
+    """Make AdamW over the trained parameters; `set_learning_rates` sets the learning rates of a step.
 
     Args:
-        model: Parameters that need no gradient (a frozen encoder) are left out.
-        config: Rates and decay.
-        slow: Parameters that learn at `encoder_lr_factor` of the rate.
+        model: Parameters that require no gradient (a frozen encoder) are excluded.
+        config: Peak learning rate and weight decay.
+        encoder_parameters: Parameters trained at `encoder_lr_factor` times the learning rate.
     """
-    slow_ids = {id(parameter) for parameter in slow}
+    encoder_ids = {id(parameter) for parameter in encoder_parameters}
     decaying = decaying_parameters(model)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((decaying[name], id(parameter) in slow_ids), []).append(parameter)
+            groups.setdefault((decaying[name], id(parameter) in encoder_ids), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "weight_decay": config.weight_decay if decay else 0.0,
-                "factor": config.encoder_lr_factor if is_slow else 1.0,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr_factor": config.encoder_lr_factor if is_encoder else 1.0,
             }
-            for (decay, is_slow), parameters in groups.items()
+            for (decays, is_encoder), parameters in groups.items()
         ],
         lr=config.peak_lr,
         fused=True,
     )
 
 
-def rate_of(step: int, config: OptimizationConfig) -> float:
-    """Rate of a step, from 0, of the parameters that are not slow."""
+def learning_rate(step: int, config: OptimizationConfig) -> float:
+    """Learning rate of a step, from 0, of all but the encoder parameters."""
     return config.peak_lr * slanted_triangular(step, config.steps, config.warmup)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of a rate."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every parameter group, times the group's factor."""
     for group in optimizer.param_groups:
-        own = rate * group["factor"]
+        group_rate = learning_rate * group["lr_factor"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(own)
+            group["lr"].fill_(group_rate)
         else:
-            group["lr"] = own
+            group["lr"] = group_rate

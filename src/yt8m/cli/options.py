@@ -1,0 +1,85 @@
+"""Arguments and options that several commands share, and the settings that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from yt8m.errors import UsageError
+
+if TYPE_CHECKING:
+    from yt8m.ranking.ensemble import MergeConfig
+
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv.",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Output folder of the run.", show_default=False)]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="YAML file of a recipe, or the name of one that ships with yt8m.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: path=value. Repeatable.", show_default=False),
+]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this kind of stage (pretrain, finetune, predict) or stage (pretrain/NAME).", show_default=False
+    ),
+]
+VocabularyOption = Annotated[Path, typer.Option("--vocabulary", help="segment_vocabulary.csv.", show_default=False)]
+ShardsOption = Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, for scripts.")]
+AcceleratorOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option("--weight", help="Weight of a model, NAME=NUMBER; 1 by default. Repeatable.", show_default=False),
+]
+MergeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="How to merge models, path=value as in a recipe's ensemble (method=geometric, "
+        "video_prior.models=[NAME], video_prior.video_exponent=0.2). Repeatable.",
+        show_default=False,
+    ),
+]
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--table", help="Also write the ranking, with probabilities, as a Parquet table.", show_default=False),
+]
+TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=100_000, help="Segments to list per class.")]
+
+
+def merge_config(weights: Sequence[str] | None, overrides: Sequence[str] | None) -> MergeConfig:
+    """Settings of a merge, from `--weight` and `--set`.
+
+    Raises:
+        UsageError: An option is malformed, or the settings are invalid.
+    """
+    from yt8m.ranking.ensemble import MergeConfig
+    from yt8m.settings import overridden, validated
+
+    values = overridden({"weights": _parse_weights(weights or [])}, overrides or [])
+    return validated(MergeConfig, values, "--set")
+
+
+def _parse_weights(given: Sequence[str]) -> dict[str, float]:
+    weights = {}
+    for text in given:
+        name, separator, number = text.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            separator = ""
+        if not (separator and name and 0 <= weights[name] < float("inf")):
+            raise UsageError(f"--weight {text}: expected NAME=NUMBER, the number not negative.")
+    return weights

@@ -1,0 +1,78 @@
+"""What commands print: JSON for scripts, catalogs and their problems, durations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from yt8m.errors import Yt8mError
+
+if TYPE_CHECKING:
+    from yt8m.dataset.catalog import Catalog
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output; paths become strings."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def load_catalog(folder: Path) -> Catalog:
+    """Load the catalog of a folder of shards, or index the folder first; print damaged records, one line each."""
+    from yt8m.dataset.indexing import load_or_index
+    from yt8m.runtime.progress import terminal_progress
+
+    catalog = load_or_index(folder, progress=terminal_progress)
+    print_problems(catalog)
+    return catalog
+
+
+def index_folders(folder: Path, parts: Sequence[Path], verify: bool, strict: bool = False) -> None:
+    """Index folders of shards; print what each contains, what is irregular and what is damaged.
+
+    Args:
+        folder: Names the dataset in the error.
+        parts: The folders of shards.
+        verify: Whether to verify checksums.
+        strict: Whether the first problem is an error.
+
+    Raises:
+        Yt8mError: Records are damaged. The catalogs of the others are written.
+    """
+    from yt8m.dataset.catalog import FILE_NAME
+    from yt8m.dataset.indexing import REPORT_NAME, damaged_places, index_and_save
+    from yt8m.dataset.layout import shard_list
+    from yt8m.runtime.console import out
+    from yt8m.runtime.progress import terminal_progress
+
+    damaged = 0
+    for part in parts:
+        catalog = index_and_save(part, verify=verify, strict=strict, progress=terminal_progress)
+        listed = shard_list(part)
+        out.print(
+            f"{part / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
+            f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards"
+            + (f" (those in {listed.path})" if listed else ""),
+            markup=False,
+        )
+        for oddity, count in catalog.oddities.items():
+            out.print(f"    {count:,} {oddity}", markup=False)
+        if (part / REPORT_NAME).is_file():
+            out.print(f"    all of them, with their places: {part / REPORT_NAME}", markup=False)
+        print_problems(catalog)
+        damaged += catalog.num_problems
+    if damaged:
+        raise Yt8mError(f"{folder}: {damaged_places(damaged)} left out of the catalogs, as listed above.")
+
+
+def print_problems(catalog: Catalog) -> None:
+    """Print damaged records on standard error, one line each."""
+    from yt8m.runtime.console import err
+
+    for problem in catalog.problems:
+        err.print(problem, markup=False, soft_wrap=True)
+    if catalog.num_problems > len(catalog.problems):
+        err.print(f"... and {catalog.num_problems - len(catalog.problems):,} more of the kind.")

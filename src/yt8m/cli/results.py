@@ -1,0 +1,144 @@
+"""Commands for submissions: check, evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from yt8m.cli.options import JsonOption
+from yt8m.cli.output import load_catalog, print_json
+from yt8m.errors import Yt8mError
+
+if TYPE_CHECKING:
+    from yt8m.submission.check import Checked
+
+SubmissionArgument = Annotated[Path, typer.Argument(help="The submission.", show_default=False)]
+
+
+def check(
+    submission: SubmissionArgument,
+    shards: Annotated[
+        Path | None,
+        typer.Option("--shards", help="Folder of the predicted shards: check ids and starts.", show_default=False),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="segment_vocabulary.csv: check classes.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether a submission would be accepted, and list everything that is wrong with it.
+
+    Checks the header, the classes, the number of segments, repeated ones, and their format; with --shards also whether
+    each video exists and is long enough. Lists the first 20 problems, counts all by kind, and remarks on what is allowed
+    but lowers the score. The exit status is 0 where the file would be accepted, 1 where not.
+
+    ```sh
+    yt8m check submission.csv --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+    ```
+    """
+    from yt8m.runtime.progress import terminal_progress
+    from yt8m.submission.check import check_submission
+    from yt8m.vocabulary import Vocabulary
+
+    classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    catalog = None if shards is None else load_catalog(shards)
+    checked = check_submission(submission, classes, catalog, terminal_progress)
+    if as_json:
+        print_json({"is_accepted": checked.is_accepted, "num_problems": checked.num_problems} | asdict(checked))
+    else:
+        _print_check(checked)
+    if not checked.is_accepted:
+        problems = "1 problem" if checked.num_problems == 1 else f"{checked.num_problems:,} problems"
+        raise Yt8mError(f"{checked.path}: would not be accepted: {problems}, as listed above.")
+
+
+def evaluate(
+    submission: SubmissionArgument,
+    truth: Annotated[
+        Path, typer.Option(help="A folder of rated shards, or a CSV file: video,label,start,score.", show_default=False)
+    ],
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense", help="The CSV file (video,label,start) lists all positives; other segments are negative."
+        ),
+    ] = False,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="segment_vocabulary.csv: refuse other classes, and name classes.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length that the list of each class is cut to.")] = 100_000,
+    per_class: Annotated[
+        Path | None,
+        typer.Option(help="CSV file to write the AP of each class to.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a submission: MAP@K over the classes with a rated positive.
+
+    Lists are cut to K first, then segments not rated for the class are dropped; AP is the sum over hits of the precision
+    at the hit, divided by the number of rated positives. A class that the file does not list has an AP of 0.
+
+    ```sh
+    yt8m evaluate submission.csv --truth data/segment/test_ratings.csv
+    yt8m evaluate submission.csv --truth data/segment/test_positives.csv --dense
+    ```
+    """
+    from yt8m.runtime.console import err, out
+    from yt8m.scoring.map_at_k import map_at_k, write_class_scores
+    from yt8m.scoring.truth import load_truth
+    from yt8m.vocabulary import Vocabulary
+
+    classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    if truth.is_dir() and not dense:
+        load_catalog(truth)
+    score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
+    repeated, contradictory = score.truth.num_repeated, score.truth.num_contradictory
+    if as_json:
+        print_json(
+            {
+                "map_at_k": score.mean_average_precision,
+                "k": k,
+                "dense": dense,
+                "num_classes": score.num_classes,
+                "num_absent": score.num_absent,
+                "num_ignored": score.num_ignored,
+                "num_repeated_ratings": repeated,
+                "num_contradictory_ratings": contradictory,
+            }
+        )
+    else:
+        out.print(f"{score.mean_average_precision:.6f} MAP@{k:,}{' (dense)' if dense else ''}")
+        out.print(
+            f"{score.num_classes:,} classes with a positive counted, {score.num_absent:,} of them absent from the file; "
+            f"{score.num_ignored:,} other classes of the file not counted"
+        )
+        if repeated or contradictory:
+            out.print(f"truth: {repeated:,} repeated ratings, {contradictory:,} contradictory ones")
+    if per_class is not None:
+        write_class_scores(per_class, score, classes)
+        err.print(f"{per_class}: AP of each class", markup=False)
+
+
+def _print_check(checked: Checked) -> None:
+    from yt8m.runtime.console import out
+
+    for sentence in checked.listed:
+        out.print(sentence, markup=False)
+    if checked.num_problems > len(checked.listed):
+        out.print(f"... and {checked.num_problems - len(checked.listed):,} more; all of them by kind:")
+        for kind, count in checked.problems.items():
+            out.print(f"    {count:,} {kind}", markup=False)
+    for remark in checked.remarks:
+        out.print(f"remark: {remark}.", markup=False)
+    for what in checked.not_looked_at:
+        out.print(f"not checked: {what}.", markup=False)
+    if checked.is_accepted:
+        out.print(
+            f"{checked.path}: would be accepted: {checked.num_classes:,} classes, {checked.num_segments:,} segments",
+            markup=False,
+        )

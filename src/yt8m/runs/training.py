@@ -1,0 +1,198 @@
+"""Train the models of a run: build a stage's network and task, train it, load the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from yt8m.dataset.batches import FrameChoice
+from yt8m.errors import UsageError, Yt8mError
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.saved import load_model
+from yt8m.runs.context import RunContext
+from yt8m.runs.recipe import BaseModelConfig
+from yt8m.runs.stages import RunStage, StageKind
+from yt8m.settings import did_you_mean
+from yt8m.training.loop import CHECKPOINT_FILE, Task, Trainer
+from yt8m.training.lr_finder import (
+    LR_PICTURE_FILE,
+    LR_TABLE_FILE,
+    LRSweepConfig,
+    Suggestion,
+    lr_sweep,
+    plot_lr_curve,
+    write_lr_curve,
+)
+from yt8m.training.metrics_log import WandbRun
+from yt8m.training.tasks import SegmentTask, VideoTask
+
+MODEL_FOLDER = "model"
+LR_FOLDER = "find-lr"
+
+
+def build(stage: RunStage) -> tuple[Classifier, Task]:
+    """Build a stage's network, as it is before its first step, and its task.
+
+    Raises:
+        UsageError: A base model is not trained with the recipe's settings, or the data cannot train the model.
+    """
+    context, config = stage.context, stage.config
+    torch.manual_seed(stage.seed)
+    provenance = {"name": stage.name, "seed": stage.seed, "stage": stage.fingerprint}
+    if isinstance(config, BaseModelConfig):
+        max_frames = config.classifier.encoder.max_frames
+        task: Task = VideoTask(
+            context.reader("video/train"),
+            context.reader("video/valid"),
+            context.vocabulary,
+            max_frames,
+            FrameChoice(stage.num_frames, config.clip_probability),
+            config.training.batch_size,
+            stage.seed,
+            provenance,
+        )
+        return _network(stage), task
+    model = _network(stage).to(context.fabric.device)
+    if isinstance(model, VideoClassifier) and not isinstance(model, ContextAgnosticClassifier):
+        raise TypeError("not a segment classifier")
+    task = SegmentTask(
+        context.fabric,
+        model,
+        context.reader("segment/train"),
+        context.vocabulary,
+        config.fold,
+        context.recipe.folds,
+        config.loss,
+        config.training.batch_size,
+        stage.seed,
+        provenance | {"fold": config.fold},
+    )
+    return model, task
+
+
+def _network(stage: RunStage) -> Classifier:
+    return stage.network(len(stage.context.vocabulary), lambda name: load_base(stage.context, name))
+
+
+def train(stage: RunStage) -> None:
+    """Train a stage's model into its folder, or resume where a previous run was stopped; all processes call this.
+
+    Raises:
+        UsageError: See `build`.
+        Interrupted: The processes received a signal to stop; a checkpoint was written.
+    """
+    context, training = stage.context, stage.config.training
+    model, task = build(stage)
+    if context.fabric.is_global_zero:
+        stage.begin()
+    context.fabric.barrier()
+    with context.progress(stage.title, training.steps) as report:
+        result = Trainer(
+            context.fabric,
+            model,
+            task,
+            training,
+            stage.folder,
+            stage.seed,
+            context.recipe.machine,
+            lambda metrics: report(metrics.step, note=metrics.note),
+            WandbRun(context.recipe.log, stage.title, stage.fingerprint, stage.settings),
+        ).fit()
+    if context.fabric.is_global_zero:
+        stage.finish(result.seconds, result.metrics)
+        (stage.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        metrics = ", ".join(f"{metric} {value:.4f}" for metric, value in result.metrics.items())
+        context.report(
+            f"{stage.title}: {metrics} at step {result.best_step} of {result.last_step}, {result.seconds:.0f} s"
+        )
+
+
+def load_base(context: RunContext, name: str) -> VideoClassifier:
+    """Load a base model of the recipe that is trained.
+
+    Raises:
+        UsageError: It is not trained with the recipe's settings, or its folder contains another kind of model.
+    """
+    if name in context.recipe.trained_models:
+        folder = Path(context.recipe.trained_models[name])
+        model = load_model(folder, vocabulary_digest=context.vocabulary.digest, device=context.fabric.device)
+    else:
+        folder, model = _load_trained(context, "pretrain", name)
+    if not isinstance(model, VideoClassifier):
+        raise UsageError(f"{folder}: contains another kind of model than a video classifier.")
+    return model
+
+
+def load_segment_model(context: RunContext, name: str) -> ContextAgnosticClassifier | ContextAwareClassifier:
+    """Load a segment model of the recipe that is trained.
+
+    Raises:
+        UsageError: It is not trained with the recipe's settings, or its folder contains another kind of model.
+    """
+    folder, model = _load_trained(context, "finetune", name)
+    if not isinstance(model, ContextAgnosticClassifier | ContextAwareClassifier):
+        raise UsageError(f"{folder}: contains another kind of model than a segment classifier.")
+    return model
+
+
+def _load_trained(context: RunContext, kind: StageKind, name: str) -> tuple[Path, Classifier]:
+    stage = RunStage.of(context, kind, name)
+    record = stage.record
+    if record is None or record.status != "finished":
+        raise UsageError(f"{stage.folder}: {kind} of {name!r} is not finished; run that stage first.")
+    if record.fingerprint != stage.fingerprint:
+        raise UsageError(
+            f"{stage.folder}: was trained with other settings or data than the recipe's; run that stage again."
+        )
+    folder = stage.folder / MODEL_FOLDER
+    model = load_model(folder, vocabulary_digest=context.vocabulary.digest, device=context.fabric.device)
+    return folder, model
+
+
+@dataclass(frozen=True)
+class FoundLR:
+    """The result of a learning-rate sweep.
+
+    Args:
+        suggestion: The learning rate suggested.
+        peak_lr: The recipe's own.
+        picture: The loss at each learning rate.
+    """
+
+    suggestion: Suggestion
+    peak_lr: float
+    picture: Path
+
+
+def find_lr(context: RunContext, name: str, sweep: LRSweepConfig) -> FoundLR:
+    """Sweep learning rates for a model of the recipe; a table and a picture go to `find-lr/NAME`.
+
+    One process trains a copy of the model as its stage begins; the stage's own folder does not change.
+
+    Raises:
+        UsageError: The recipe has no such model, or two of that name, or a base model that it needs is not trained.
+        Yt8mError: The loss falls at no learning rate; the files are written.
+    """
+    recipe = context.recipe
+    is_base, is_segment = name in recipe.base_models, name in recipe.segment_models
+    if not (is_base or is_segment):
+        models = [*recipe.base_models, *recipe.segment_models]
+        raise UsageError(f"The recipe has no model {name!r}{did_you_mean(name, models)}.")
+    if is_base and is_segment:
+        raise UsageError(f"The recipe has a base model and a segment model {name!r}; give one of them another name.")
+    stage = RunStage.of(context, "pretrain" if is_base else "finetune", name)
+    training = stage.config.training
+    model, task = build(stage)
+    curve = lr_sweep(context.fabric, model, task, training, sweep, stage.seed, recipe.machine, context.progress)
+    folder = context.out / LR_FOLDER / name
+    write_lr_curve(folder / LR_TABLE_FILE, curve)
+    plot_lr_curve(folder / LR_PICTURE_FILE, curve, name, training.peak_lr)
+    suggestion = curve.suggestion
+    if suggestion is None:
+        raise Yt8mError(
+            f"{name}: the loss falls at no learning rate from {sweep.lowest:g} to {sweep.highest:g} "
+            f"({folder / LR_PICTURE_FILE} shows it); try other learning rates or more steps."
+        )
+    return FoundLR(suggestion, training.peak_lr, folder / LR_PICTURE_FILE)

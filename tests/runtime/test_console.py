@@ -1,0 +1,27 @@
+"""Text for the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from yt8m.runtime.console import format_duration, wide
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (754, "12 min 34 s"),
+        (8000, "2 h 13 min"),
+        (90_000, "25 h 0 min"),
+        (172_800, "2 d 0 h"),
+        (273_700, "3 d 4 h"),
+    ],
+)
+def test_durations_have_two_units(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
+
+
+def test_a_wide_table_is_not_wrapped_on_a_narrow_terminal() -> None:
+    assert wide(1000).width == 1000
