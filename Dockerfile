@@ -1,4 +1,4 @@
-# yt8m for NVIDIA GPUs: Python 3.11, torch's CUDA build, every version pinned, a user without rights.
+# yt8m for NVIDIA GPUs: Python 3.11, torch's CUDA build, every version pinned, an unprivileged user.
 #
 #     docker build --tag yt8m .
 #
@@ -8,12 +8,12 @@
 #         yt8m run seventh-place --data /data --out /out
 #
 # /data   the dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv. The first
-#         run writes a catalog beside the shards of each folder; once all are there, the volume may end in `:ro`.
-# /out    models, probabilities, submission.csv. Both belong to the user who starts the container: hence `--user`.
+#         run writes a catalog beside the shards of each folder; after that the volume can be read-only (`:ro`).
+# /out    models, probabilities, submission.csv; the working directory. `--user` is the owner of both folders.
 #
-# `--shm-size` is room for the batches that loader processes hand over. CUDA 13 asks the host for driver 580 or newer.
-# Without `--gpus all` the same image runs on the CPU: `docker run --rm yt8m demo`. A recipe of one's own is a file in
-# /out, where commands start, or one more volume.
+# `--shm-size` limits the shared memory through which worker processes deliver batches. CUDA 13 requires driver 580 or
+# newer on the host. Without `--gpus all` the image runs on the CPU: `docker run --rm yt8m demo`. Put your own recipes into
+# /out, or mount them as another volume.
 
 FROM python:3.11-slim-bookworm
 
@@ -31,7 +31,7 @@ RUN useradd --uid 1000 --no-create-home --home-dir /tmp yt8m \
 
 WORKDIR /opt/yt8m
 
-# Gigabytes that change seldom come first, the code last.
+# Large layers that rarely change come first, the code last.
 COPY constraints.txt requirements.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --requirement requirements.txt
@@ -44,8 +44,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps . \
     && pip check
 
-# Whoever the container runs as may be unknown to it: torch and matplotlib keep their caches under HOME, and take the
-# user's name from LOGNAME rather than look up a number that is not listed.
+# The user id may have no entry in the container: torch and matplotlib keep their caches under HOME, and read the user's
+# name from LOGNAME instead of looking up the id.
 ENV HOME=/tmp \
     LOGNAME=yt8m
 USER 1000:1000

@@ -1,5 +1,5 @@
-# Each target sets up what it needs by itself, in .venv, with the versions that constraints.txt pins. Set-up happens
-# once, and again when pyproject.toml or constraints.txt change.
+# Each target installs what it needs into .venv, at the versions of constraints.txt: once, and again when pyproject.toml or
+# constraints.txt change.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO ?= build/demo
@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The package itself is built in an environment that pip makes; these hold for it too (the second from pip 25.3 on).
+# Also for the isolated environment in which pip builds the package (the second variable from pip 25.3).
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,33 +23,33 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
 		printf '  make %-13s %s\n' "$$target" "$$text"; done
 
-install: $(VENV)/installed-run ## install yt8m with what it needs to run: .venv/bin/yt8m
+install: $(VENV)/installed-run ## install yt8m: .venv/bin/yt8m
 
-demo: $(VENV)/installed-run ## the whole road on invented data, into build/demo (DEMO=folder for another)
+demo: $(VENV)/installed-run ## run the complete pipeline on generated data, into build/demo (or DEMO=folder)
 	$(BIN)/yt8m demo $(DEMO)
 
-# One thread a process, or the processes take turns on the same cores. A file's tests stay in one process, so that
-# what they share (a model, an import of TensorFlow) is made once.
-test: $(VENV)/installed-test ## the tests but the slow ones (PROCESSES=2, PYTEST_ARGS=...)
+# One thread per process, because more would compete for the same cores. The tests of a file run in one process, which
+# makes what they share (a model, the import of TensorFlow) once.
+test: $(VENV)/installed-test ## run the tests, except slow ones (PROCESSES=2, PYTEST_ARGS=...)
 	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test-all: override PYTEST_ARGS += -m ''
-test-all: test ## all tests
+test-all: test ## run all tests
 
-lint: $(VENV)/installed-lint ## ruff, mypy, and hadolint for the Dockerfile
+lint: $(VENV)/installed-lint ## run ruff, mypy, and hadolint for the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-docs: $(VENV)/installed-run ## write docs/cli.md from the commands
+docs: $(VENV)/installed-run ## regenerate docs/cli.md from the commands
 	$(BIN)/typer yt8m.cli.main utils docs --name yt8m --title 'Command reference' --output docs/cli.md
 
-format: $(VENV)/installed-lint ## rewrite the code as ruff wants it
+format: $(VENV)/installed-lint ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-dev: $(VENV)/installed-dev ## everything, and the checks before each commit
+dev: $(VENV)/installed-dev ## install all extras, and check before each commit
 	$(BIN)/pre-commit install
 
 $(BIN)/python:
@@ -62,8 +62,8 @@ $(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.$(if $(filter run,$*),,[$*])'
 	@touch $@
 
-# requirements.txt is those lines of constraints.txt that installing yt8m without extras calls for. CUDA's packages
-# stay out: only torch knows whether its build for a machine needs them.
+# requirements.txt contains the lines of constraints.txt that yt8m without extras depends on. CUDA packages are excluded:
+# whether they are needed depends on torch's build for the machine.
 define PINNED_REQUIREMENTS
 import json, re
 name = lambda text: re.sub(r"[-_.]+", "-", text).lower()
@@ -74,7 +74,7 @@ print("".join(line for line in open("constraints.txt", encoding="utf-8") if line
 endef
 export PINNED_REQUIREMENTS
 
-requirements: $(BIN)/python ## write requirements.txt anew from constraints.txt
+requirements: $(BIN)/python ## regenerate requirements.txt from constraints.txt
 	@mkdir -p build
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt \
 		--report build/requirements.json .

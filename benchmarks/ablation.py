@@ -1,16 +1,16 @@
-"""What the 2019 implementation does differently, put back one by one: MAP on the test videos, several seeds each.
+"""Ablation: MAP on the test videos with each deviation of the 2019 implementation restored, several seeds each.
 
-    python benchmarks/ablation.py                                       # on invented videos
+    python benchmarks/ablation.py                                       # on generated videos
     python benchmarks/ablation.py --data build/spliced --workers 2      # on a dataset made by `yt8m splice`
     python benchmarks/ablation.py --only dbof/bytes/0                   # one run
-    python benchmarks/ablation.py --report                              # the table of what is finished
+    python benchmarks/ablation.py --report                              # tables of the finished runs
 
-A small DBoF and a small NeXtVLAD are pre-trained on whole videos (at most 150 frames from all over each) and fine-tuned
-as agnostic segment models by `yt8m run`'s own code: once as it is, once with each quirk of 2019 put back, once with all of
-them. A quirk is a setting of the package where there is one; the others are the functions and the class marked "of 2019"
-below, which stand in for the package's own in the process of that run. Seeds are paired: with the same seed, all runs
-start from the same weights and see the same videos in the same order. Each run is a process of one thread. A run that is
-finished is not done again and one that was killed goes on, so the same command can be given as often as one likes.
+A small DBoF and a small NeXtVLAD are pre-trained on complete videos (at most 150 frames sampled from each) and fine-tuned as
+context-agnostic segment models by the code of `yt8m run`: unchanged, with each quirk of 2019 restored, and with all of them.
+A quirk is a setting of the package if there is one; the others are the functions and the class named "of 2019" below, which
+replace the package's own in the process of that run. Seeds are paired: with the same seed, all runs start from the same
+weights and see the same videos in the same order. Each run is a process with one thread. Finished runs are skipped and
+killed ones resume, so the command can be repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yt8m.dataset.batches import ALONE, Allocate, FrameChoice, Share, VideoBatch, VideoBatches
+from yt8m.dataset.batches import SINGLE_PROCESS, Allocate, FrameSampling, ProcessSlice, VideoBatch, VideoBatches
 from yt8m.dataset.frames import FrameReader
 from yt8m.files import written_atomically
 from yt8m.models import dbof
@@ -43,7 +43,7 @@ from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.runs.recipe import read_recipe
 from yt8m.runs.run import Run
 from yt8m.runs.stages import read_record
-from yt8m.scoring.report import SCORES_FILE, read_scores
+from yt8m.scoring.scores import SCORES_FILE, read_scores
 from yt8m.training import optimization, tasks
 from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, mined_loss, rating_loss
 from yt8m.training.optimization import decaying_parameters
@@ -77,9 +77,9 @@ segment_models:
       checkpoint_every: 50
       monitor: map
 """
-"""The last model is taken, not the best: what is compared must not depend on luck in choosing. Decay is such that the sum
-over all steps of rate x decay, which says how far a weight shrinks, is about that of 2019: 1.2 here and 1.5 there (DBoF)
-in pre-training, 0.015 and 0.016 in fine-tuning. With decay as it was then, so few steps would not show what it does."""
+"""The last checkpoint is compared, not the best, so that selection adds no noise. The sum over the steps of learning rate x
+decay, which determines how far a weight shrinks, is about that of 2019: 1.2 here and 1.5 there (DBoF) in pre-training, 0.015
+and 0.016 in fine-tuning. With the decay of 2019, so few steps would show no effect."""
 
 ENCODERS = {
     "dbof": "{type: dbof, hidden_size: 256, output_size: 256, max_frames: 150}",
@@ -91,42 +91,42 @@ FEWER_FRAMES_OF_2019 = 10
 NEGATIVE_WEIGHT_OF_2019 = 0.5
 
 
-# ------------------------------------------------------------------------------------------- what 2019 did instead
+# --------------------------------------------------------------------------------------------- deviations of 2019
 
 
 def sampled_as_of_2019(batch: VideoBatch, max_frames: int, rng: np.random.Generator) -> VideoBatch:
-    """Sample a padded batch as 2019 did: places of the padded time axis, the same ones in every video, with replacement.
+    """Sample a padded batch as in 2019: positions of the padded time axis, the same for every video, with replacement.
 
-    Places beyond a video's end are padding, so a short video loses frames to the length of its neighbours.
+    Positions beyond the end of a video are padding, so a short video has fewer frames in a batch of long ones.
 
     Args:
-        batch: All frames of each video that the crop leaves.
-        max_frames: L_max; batches that are no longer stay as they are, others keep L_max - 10 places.
-        rng: Decides the places.
+        batch: All frames of each video after the crop.
+        max_frames: L_max; batches with at most so many frames are unchanged, others keep L_max - 10 positions.
+        rng: Draws the positions.
     """
     num_frames = batch.rgb.shape[1]
     if num_frames <= max_frames:
         return batch
-    # Sorted, so that a video's own frames come first; neither encoder looks at the order.
+    # Sorted, so that valid frames precede padding; neither encoder depends on the order.
     places = torch.from_numpy(np.sort(rng.choice(num_frames, max_frames - FEWER_FRAMES_OF_2019)))
     lengths = (places < batch.lengths.unsqueeze(1)).sum(1).clamp(min=1)
     return VideoBatch(batch.rgb[:, places], batch.audio[:, places], lengths, batch.labels)
 
 
 class VideoBatchesOf2019(VideoBatches):
-    """Batches of videos that are sampled together."""
+    """Batches of videos that are sampled jointly."""
 
     def __init__(
         self,
         reader: FrameReader,
         vocabulary: Vocabulary,
-        choice: FrameChoice,
+        choice: FrameSampling,
         batch_size: int,
         seed: int,
-        share: Share = ALONE,
+        share: ProcessSlice = SINGLE_PROCESS,
     ) -> None:
         longest = int(reader.catalog.num_frames.max())
-        super().__init__(reader, vocabulary, FrameChoice(longest), batch_size, seed, share)
+        super().__init__(reader, vocabulary, FrameSampling(longest), batch_size, seed, share)
         self.sampled_frames = choice.max_frames
 
     def batch(self, step: int, allocate: Allocate = np.empty) -> VideoBatch:
@@ -137,7 +137,7 @@ class VideoBatchesOf2019(VideoBatches):
 
 
 def padded_mean_pool_of_2019(features: Tensor, gate_logits: Tensor | None, mask: Tensor) -> Tensor:
-    """Divide the sum over a video's frames by the padded length of its batch, where ours divides by the video's."""
+    """Divide the sum over a video's frames by the padded length of its batch instead of the video's own length."""
     maximum, mean = gated_max_mean_pool(features, gate_logits, mask).chunk(2, 1)
     return torch.cat([maximum, mean * mask.to(mean.dtype).mean(1, keepdim=True)], 1)
 
@@ -150,27 +150,27 @@ def segment_loss_of_2019(
     positive_weight: float = POSITIVE_WEIGHT,
     mined_weight: float = MINED_WEIGHT,
 ) -> Tensor:
-    """Weigh negative ratings by 0.5: `-(1.5 y log p + 0.5 (1 - y) log(1 - p))`; the mined negatives as ever."""
+    """Weight negative ratings by 0.5: `-(1.5 y log p + 0.5 (1 - y) log(1 - p))`; mined negatives are unchanged."""
     relative = positive_weight / NEGATIVE_WEIGHT_OF_2019
     rated = NEGATIVE_WEIGHT_OF_2019 * rating_loss(logits, class_indices, ratings, relative)
     return rated + mined_weight * mined_loss(logits, negatives)
 
 
 def decaying_parameters_of_2019(module: nn.Module) -> dict[str, bool]:
-    """Let every parameter decay, those of norm layers, biases and centroids too."""
+    """Apply weight decay to every parameter, including norm weights, biases and centroids."""
     return dict.fromkeys(decaying_parameters(module), True)
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """Something that 2019 did differently.
+    """A deviation of the 2019 implementation.
 
     Args:
-        title: What the table calls it.
-        settings: Settings of the recipe that put it back.
-        patches: Functions or classes that do: the module that uses them, their name in it, what stands in for them.
-        encoders: Encoders that it means something to.
-        in_pretraining: Whether pre-training is different too.
+        title: Its name in the table.
+        settings: Settings of the recipe that restore it.
+        patches: Functions or classes that restore it: the module that uses them, their name there, the replacement.
+        encoders: Encoders that it applies to.
+        in_pretraining: Whether it affects pre-training.
     """
 
     title: str
@@ -194,13 +194,13 @@ QUIRKS = {
     ),
     "bytes": Quirk("raw bytes as input", settings=(f"{ENCODER}.input=bytes",)),
     "negatives": Quirk(
-        "negative ratings weigh 0.5",
+        "weight 0.5 of negative ratings",
         patches=((tasks, "segment_loss", segment_loss_of_2019),),
         in_pretraining=False,
     ),
-    "logits": Quirk("mixture of logits", settings=(f"{MIXTURE}.average=logits",)),
+    "logits": Quirk("mixture of experts averages logits", settings=(f"{MIXTURE}.average=logits",)),
     "decay": Quirk(
-        "decay of norm weights, biases and centroids",
+        "weight decay of norm weights, biases and centroids",
         patches=((optimization, "decaying_parameters", decaying_parameters_of_2019),),
     ),
 }
@@ -208,7 +208,7 @@ OURS, ALL = "ours", "all"
 
 
 def quirks_of(encoder: str, variant: str) -> list[Quirk]:
-    """Quirks that a variant puts back."""
+    """Quirks that a variant restores."""
     chosen = QUIRKS.values() if variant == ALL else [QUIRKS[variant]] if variant != OURS else []
     return [quirk for quirk in chosen if encoder in quirk.encoders]
 
@@ -219,13 +219,13 @@ def variants_of(encoder: str) -> list[str]:
 
 
 def title_of(variant: str) -> str:
-    """What the table calls a variant."""
+    """Name of a variant in the table."""
     return {OURS: "ours", ALL: "all of these"}.get(variant) or QUIRKS[variant].title
 
 
 @contextmanager
 def put_back(quirks: Sequence[Quirk]) -> Iterator[None]:
-    """Have the package do as quirks say, as far as they are no settings, until the block ends."""
+    """Apply the patches of some quirks until the block ends."""
     with ExitStack() as stack:
         for quirk in quirks:
             for module, name, replacement in quirk.patches:
@@ -238,11 +238,11 @@ def put_back(quirks: Sequence[Quirk]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where data and runs are, and how long training is.
+    """Data, output folder and number of training steps.
 
     Args:
         data: The dataset.
-        out: Receives a folder a run.
+        out: Receives one folder per run.
         steps: Steps of pre-training.
         finetuning: Steps of fine-tuning.
     """
@@ -257,14 +257,14 @@ class Plan:
         return self.out / encoder / variant / str(seed)
 
     def recipe(self, encoder: str, seed: int) -> str:
-        """The recipe of an encoder's runs, but for the settings of quirks."""
+        """The recipe of an encoder's runs, without the settings of quirks."""
         text = RECIPE.replace("SEED", str(seed)).replace("ENCODER", ENCODERS[encoder])
         text = text.replace("STEPS", str(self.steps)).replace("FINETUNING", str(self.finetuning))
         return f"# on {self.data.resolve()}{text}"
 
 
 def train(plan: Plan, encoder: str, variant: str, seed: int) -> None:
-    """Pre-train, fine-tune, predict and score, or go on where that was stopped."""
+    """Pre-train, fine-tune, predict and score, or resume an interrupted run."""
     torch.set_num_threads(1)
     quirks = quirks_of(encoder, variant)
     folder = plan.folder(encoder, variant, seed)
@@ -279,7 +279,7 @@ def train(plan: Plan, encoder: str, variant: str, seed: int) -> None:
 
 
 def _share_pretraining(source: Path, folder: Path) -> None:
-    """Take over the finished pre-training of another run, if there is one."""
+    """Copy the finished pre-training of another run, if there is one."""
     record = read_record(source / PRETRAINED)
     if record and record.status == "finished" and not (folder / PRETRAINED).exists():
         with written_atomically(folder / PRETRAINED) as temporary:
@@ -287,15 +287,15 @@ def _share_pretraining(source: Path, folder: Path) -> None:
 
 
 def in_own_process(plan: Plan, run: tuple[str, str, int]) -> str:
-    """Do a run in a process of its own, with one thread, unless it is finished.
+    """Execute a run in its own process, with one thread, unless it is finished.
 
     Returns:
-        What went wrong; nothing where all went well.
+        The error; empty on success.
     """
     if scores(plan, *run) is not None:
         return ""
     name = "/".join(map(str, run))
-    print(f"{name}: begins", file=sys.stderr, flush=True)
+    print(f"{name}: started", file=sys.stderr, flush=True)
     where = ["--data", str(plan.data), "--out", str(plan.out)]
     steps = ["--steps", str(plan.steps), "--finetuning", str(plan.finetuning)]
     done = subprocess.run(
@@ -316,7 +316,7 @@ def in_own_process(plan: Plan, run: tuple[str, str, int]) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run ended with, each from 0 to 1.
+    """Final scores of a run, each from 0 to 1.
 
     Args:
         map_at_k: MAP@100,000 of the rated segments of the test videos.
@@ -337,7 +337,7 @@ METRICS = {
 
 
 def scores(plan: Plan, encoder: str, variant: str, seed: int) -> Scores | None:
-    """Scores of a run; None where it is not finished, or was another plan's."""
+    """Scores of a run; None if it is not finished or belongs to another plan."""
     folder = plan.folder(encoder, variant, seed)
     recipe = folder / RECIPE_FILE
     if not recipe.is_file() or recipe.read_text(encoding="utf-8") != plan.recipe(encoder, seed):
@@ -352,7 +352,7 @@ def scores(plan: Plan, encoder: str, variant: str, seed: int) -> Scores | None:
 
 
 def table(found: dict[str, dict[int, Scores]], metric: str) -> str:
-    """One metric of one encoder's runs, as Markdown.
+    """One metric of one encoder's runs, as a Markdown table.
 
     A difference is the mean over seeds of (variant - ours), with the standard error of that mean.
 
@@ -382,7 +382,7 @@ def difference(differences: Sequence[float]) -> str:
 
 
 def report(plan: Plan, encoders: Sequence[str], seeds: int) -> str:
-    """All tables of what is finished, as Markdown."""
+    """All tables of the finished runs, as Markdown."""
     parts = []
     for encoder in encoders:
         found: dict[str, dict[int, Scores]] = {}
@@ -412,7 +412,7 @@ def run_named(name: str) -> tuple[str, str, int]:
 
 
 def invented_data(folder: Path) -> Path:
-    """Make a dataset of invented videos, unless it is there."""
+    """Make a dataset of generated videos, unless it exists."""
     if not folder.exists():
         with written_atomically(folder) as temporary:
             subprocess.run([sys.executable, "-m", "yt8m", "splice", str(temporary)], check=True)
@@ -420,19 +420,19 @@ def invented_data(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Train what is not trained yet, print the tables."""
+    """Execute the missing runs and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a dataset folder; invented videos where left out")
-    parser.add_argument("--out", type=Path, default=Path("build/ablation"), help="where runs leave their folders")
+    parser.add_argument("--data", type=Path, help="a dataset folder; by default videos are generated")
+    parser.add_argument("--out", type=Path, default=Path("build/ablation"), help="output folder of the runs")
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="of pre-training")
+    parser.add_argument("--steps", type=int, default=400, help="steps of pre-training")
     parser.add_argument("--finetuning", type=int, default=300, help="steps of fine-tuning")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a core each")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, on one core each")
     parser.add_argument(
-        "--only", metavar="ENCODER/VARIANT/SEED", type=run_named, help="do this run alone, in this process"
+        "--only", metavar="ENCODER/VARIANT/SEED", type=run_named, help="execute only this run, in this process"
     )
-    parser.add_argument("--report", action="store_true", help="print the tables of what is finished")
+    parser.add_argument("--report", action="store_true", help="print the tables of the finished runs")
     options = parser.parse_args()
     data = options.data or (options.out / "data" if options.report else invented_data(options.out / "data"))
     plan = Plan(data, options.out, options.steps, options.finetuning)

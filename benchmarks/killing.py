@@ -1,11 +1,10 @@
-"""A run that is killed again and again, against one that nothing disturbs: the same weights, the same log.
+"""A run that is killed repeatedly, against an undisturbed one: same weights, same log.
 
     python benchmarks/killing.py --kills 20
 
-`yt8m run` trains a DBoF and a NeXtVLAD base model and a context-aware segment model on spliced videos, predicts and
-ranks. A second run of the same is killed with SIGKILL, at steps drawn at random and every fourth time in the middle of
-writing a checkpoint, and started again. One thread a process, on the CPU. Compared are the bytes of all weights, of the
-last checkpoint that each stage trained to, of the logs and of the submission.
+`yt8m run` trains a DBoF and a NeXtVLAD base model and a context-aware segment model on spliced videos, predicts and ranks.
+A second, identical run is killed with SIGKILL at random steps, every fourth time during the write of a checkpoint, and
+restarted. One thread per process, on the CPU. Weights, logs and submission are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -56,19 +55,19 @@ SIZES = ("--pretrain", "96", "--segments", "48", "--test", "12")
 
 @dataclass(frozen=True)
 class Kill:
-    """Where the run was when it was killed.
+    """State of the run when it was killed.
 
     Args:
-        stage: What it trained.
+        stage: The stage in training.
         step: Last step in its log.
-        writing: Whether a checkpoint was half-way to the disk.
-        went_on_from: Step of the checkpoint that it went on from.
+        writing: Whether a checkpoint was being written.
+        resumed_from: Step of the checkpoint that it resumed from.
     """
 
     stage: str
     step: int
     writing: bool
-    went_on_from: int
+    resumed_from: int
 
 
 def command(*arguments: str) -> list[str]:
@@ -77,7 +76,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread, so that sums have one order."""
+    """Environment with one thread, so that sums have a fixed order."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -88,18 +87,18 @@ def last_step(folder: Path) -> int:
 
 
 def place(out: Path) -> tuple[str, int]:
-    """The stage that is being trained, and its last step."""
+    """The stage in training, and its last step."""
     begun = [stage for stage in STAGES if (out / stage).is_dir()]
     return (begun[-1], last_step(out / begun[-1])) if begun else (STAGES[0], 0)
 
 
 def is_writing(folder: Path) -> bool:
-    """Whether a checkpoint is half-way to the disk."""
+    """Whether a checkpoint is being written."""
     return any(path.name != CHECKPOINT_FILE and path.suffix == ".pt" for path in folder.glob(".*.pt"))
 
 
 def killed_run(run: list[str], out: Path, targets: list[tuple[int, bool]], steps: int) -> list[Kill]:
-    """Run to the end, killed at each target: a step counted over all stages, and whether to wait for a checkpoint."""
+    """Run to the end, with a kill at each target: a step counted over all stages, and whether to wait for a checkpoint."""
     kills: list[Kill] = []
     for target, in_checkpoint in [*targets, (steps * len(STAGES) + 1, False)]:
         process = subprocess.Popen(run, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -122,25 +121,25 @@ def killed_run(run: list[str], out: Path, targets: list[tuple[int, bool]], steps
 
 
 def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint; 0 where there is none yet."""
+    """Step of a checkpoint; 0 if there is none yet."""
     import torch
 
     return int(torch.load(path, weights_only=True)["progress"]["step"]) if path.is_file() else 0
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Digest of everything that must not differ."""
+    """Digests of the files that must not differ."""
     names = [f"{stage}/{name}" for stage in STAGES for name in ("model/model.safetensors", METRICS_FILE)]
     return {name: hashlib.sha256((out / name).read_bytes()).hexdigest()[:16] for name in [*names, "submission.csv"]}
 
 
 def leftovers(out: Path) -> list[str]:
-    """Hidden files that a kill left and no later try removed."""
+    """Temporary files of killed processes that no later process removed."""
     return sorted(str(path.relative_to(out)) for path in out.rglob(".*"))
 
 
 def compare(folder: Path, num_kills: int, steps: int, seed: int) -> tuple[list[Kill], dict[str, tuple[str, str]]]:
-    """Do both runs in a folder; give the kills, and each digest of the undisturbed run beside that of the killed one."""
+    """Execute both runs in a folder; return the kills, and each digest of the undisturbed run with that of the killed one."""
     data, recipe = folder / "data", folder / "recipe.yaml"
     recipe.write_text(RECIPE.replace("STEPS", str(steps)), encoding="utf-8")
     subprocess.run(command("splice", str(data), *SIZES), check=True, env=environment(), stdout=subprocess.DEVNULL)
@@ -154,7 +153,7 @@ def compare(folder: Path, num_kills: int, steps: int, seed: int) -> tuple[list[K
     kills = killed_run(runs["killed"], folder / "killed", targets, steps)
     whole, again = digests(folder / "undisturbed"), digests(folder / "killed")
     if found := leftovers(folder / "killed"):
-        raise SystemExit(f"left behind: {', '.join(found)}")
+        raise SystemExit(f"temporary files remained: {', '.join(found)}")
     return kills, {name: (whole[name], again[name]) for name in whole}
 
 
@@ -167,10 +166,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kills, compared = compare(Path(folder), options.kills, options.steps, options.seed)
-    print("| kill | stage | last step logged | checkpoint half written | went on from step |")
+    print("| kill | stage | last step logged | during a checkpoint write | resumed from step |")
     print("|---|---|---|---|---|")
     for number, kill in enumerate(kills, start=1):
-        print(f"| {number} | {kill.stage} | {kill.step} | {'yes' if kill.writing else ''} | {kill.went_on_from} |")
+        print(f"| {number} | {kill.stage} | {kill.step} | {'yes' if kill.writing else ''} | {kill.resumed_from} |")
     print("\n| file | undisturbed | killed | |\n|---|---|---|---|")
     for name, (one, other) in compared.items():
         print(f"| {name} | {one} | {other} | {'equal' if one == other else 'DIFFERENT'} |")

@@ -1,8 +1,8 @@
-"""See that reading stays within small limits: file descriptors, memory over many epochs, and catalogs of full size.
+"""Resource limits of reading: open files, memory over many epochs, and a catalog of full size.
 
-First 3,844 shards, as the dataset has, are read for ten epochs by four workers in a process that may open 256 files
-(`ulimit -n 256`); after each epoch its memory and its workers' are shown, without the pages of the page cache. Then a
-catalog of four million videos is generated, saved and loaded in a fresh process.
+3,844 shards, as many as the dataset has, are read for ten epochs by four workers in a process that may open 256 files (`ulimit
+-n 256`). After each epoch, the memory of the process and of its workers is printed, without pages of the page cache. Then a
+catalog of four million videos is generated, saved, and loaded in a fresh process.
 
     python benchmarks/limits.py
     python benchmarks/limits.py --shards 3844 --epochs 10 --workers 4 --videos 4000000
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from measuring import in_new_process, memory
-from yt8m.dataset.batches import FrameChoice, VideoBatches
+from yt8m.dataset.batches import FrameSampling, VideoBatches
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import NUM_FEATURES, FrameReader
 from yt8m.dataset.indexing import index_and_save
@@ -35,7 +35,7 @@ CLASSES = Vocabulary(np.arange(1000), ("",) * 1000)
 
 
 def write_many_shards(folder: Path, num_shards: int) -> None:
-    """Shards of two videos each, 10 to 40 frames."""
+    """Write shards of two videos each, 10 to 40 frames long."""
     rng = np.random.default_rng(0)
     for number in range(num_shards):
         with ShardWriter(folder / f"train{number:04d}.tfrecord") as writer:
@@ -45,9 +45,9 @@ def write_many_shards(folder: Path, num_shards: int) -> None:
 
 
 def read_epochs(folder: Path, num_epochs: int, num_workers: int, max_files: int) -> list[tuple[float, float, int]]:
-    """Read epochs under a limit of open files; MiB of this process, of its largest worker, and open files, after each."""
+    """Read epochs with a limit of open files; MiB of this process and of its largest worker, and open files, per epoch."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
-    stream = VideoBatches(FrameReader(Catalog.load(folder)), CLASSES, FrameChoice(150), BATCH, 0)
+    stream = VideoBatches(FrameReader(Catalog.load(folder)), CLASSES, FrameSampling(150), BATCH, 0)
     steps = -(-stream.num_items // BATCH)
     found = []
     for step, _ in enumerate(step_loader(stream, 0, steps * num_epochs, num_workers)):
@@ -60,7 +60,7 @@ def read_epochs(folder: Path, num_epochs: int, num_workers: int, max_files: int)
 
 
 def write_large_catalog(folder: Path, num_videos: int) -> float:
-    """Save a catalog of so many invented videos over 3,844 shards; bytes of the file."""
+    """Save a catalog of generated videos in 3,844 shards; return the size of the file in bytes."""
     rng = np.random.default_rng(0)
     letters = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", np.uint8)
     number = np.arange(num_videos)
@@ -102,7 +102,7 @@ def write_large_catalog(folder: Path, num_videos: int) -> float:
 
 
 def load_large_catalog(folder: Path) -> dict[str, float]:
-    """Load the catalog and do what training begins with; seconds of each, and peak memory in MiB."""
+    """Load the catalog and run the first operations of training; seconds of each, and peak memory in MiB."""
     found = {}
 
     def timed(name: str, started: float) -> None:
@@ -120,12 +120,12 @@ def load_large_catalog(folder: Path) -> dict[str, float]:
     rows = videos_with_classes(catalog, CLASSES)
     timed("videos with a class", started)
     started = time.perf_counter()
-    stream = VideoBatches(FrameReader(catalog), CLASSES, FrameChoice(150), BATCH, 0)
+    stream = VideoBatches(FrameReader(catalog), CLASSES, FrameSampling(150), BATCH, 0)
     for step in (0, 1_000_000):
         stream._items(stream._positions(step))
     timed("order of two epochs", started)
     found["videos"], found["with a class"] = len(catalog), len(rows)
-    found["peak in all"], found["before"] = memory("VmHWM"), before
+    found["peak overall"], found["before"] = memory("VmHWM"), before
     return found
 
 
@@ -154,7 +154,7 @@ def main() -> None:
         print(f"\nA catalog of {found['videos']:,.0f} videos, {size / 1e6:,.0f} MB as Parquet\n\n| | |\n|---|---|")
         for step in ("load", "digest", "videos with a class", "order of two epochs"):
             print(f"| {step} | {found[step]:.2f} s |")
-        for peak in ("before", "peak after loading", "peak in all"):
+        for peak in ("before", "peak after loading", "peak overall"):
             print(f"| memory, {peak} | {found[peak]:,.0f} MiB |")
 
 

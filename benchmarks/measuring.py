@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes of their own, and the memory that a process takes."""
+"""Shared functions of the benchmarks: fresh processes, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Result = TypeVar("Result")
 
 
 def new_process() -> ProcessPoolExecutor:
-    """A fresh process that takes one job after the other."""
+    """A fresh process that executes one job after the other."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Run a function in a fresh process and wait."""
+    """Run a function in a fresh process and return its result."""
     with new_process() as pool:
         return pool.submit(function, *arguments).result()
 
 
 def memory(field: str, process: int | str = "self") -> float:
-    """Memory of a process in MiB, as Linux counts it (a field of /proc/PID/status); not a number elsewhere."""
+    """Memory of a process in MiB, a field of /proc/PID/status on Linux; NaN on other systems."""
     status = Path(f"/proc/{process}/status")
     if not status.is_file():
         return float("nan")

@@ -1,7 +1,7 @@
-"""What each way to merge does to the scores of some runs' models, on a test set whose truth is known.
+"""Scores of the models of some runs, merged in each way, on a test set with ground truth.
 
-Every segment is predicted once by all models (and once more with test-time shifts), and stored; then each setting of an
-ensemble is ranked from there and scored. Runs are folders that `yt8m run` made; their models may be of one kind.
+Every segment is predicted once by all models (and again with test-time shifts) and stored; then each ensemble is ranked from
+the store and scored. Runs are output folders of `yt8m run`.
 
     python benchmarks/merging.py --data build/spliced build/run-seed-0 build/run-seed-1
 """
@@ -23,17 +23,17 @@ from yt8m.dataset.labels import fold_of_videos
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
 from yt8m.models.saved import load_model
-from yt8m.prediction.passes import Pass, store_predictions
+from yt8m.prediction.passes import PredictionPass, store_predictions
 from yt8m.prediction.predict import predict, segments_of
 from yt8m.prediction.store import Store, StoreIndex
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.topk import TopK
-from yt8m.ranking.weights import find_weights, out_of_fold
-from yt8m.runs.comparison import Truths
+from yt8m.ranking.weights import find_weights, predict_out_of_fold
 from yt8m.runs.recipe import read_recipe
 from yt8m.scoring.map_at_k import map_at_k
-from yt8m.submission.submission import ranked_segments
+from yt8m.scoring.truth import GroundTruth
+from yt8m.submission.writing import ranked_segments
 from yt8m.vocabulary import Vocabulary
 
 K = 100_000
@@ -41,7 +41,7 @@ DEVICE = torch.device("cpu")
 
 
 def load(runs: Sequence[Path], kind: str, digest: str) -> dict[str, FoldedClassifier]:
-    """Models of one kind of stage of all runs, by run and name."""
+    """Models of one kind of stage of all runs, by `RUN-NAME`."""
     encoders: dict[str, FoldedEncoder] = {}
     folders = {
         f"{run.name}/{folder.parent.name}": folder for run in runs for folder in sorted(run.glob(f"{kind}/*/model"))
@@ -55,7 +55,7 @@ def load(runs: Sequence[Path], kind: str, digest: str) -> dict[str, FoldedClassi
 
 
 def settings_to_try(videos: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Ensembles to score, by what they are called."""
+    """Settings of the ensembles to score, by title."""
     tried: dict[str, dict[str, Any]] = {
         "arithmetic mean": {},
         "geometric mean": {"method": "geometric"},
@@ -80,7 +80,7 @@ def main() -> None:
     members, videos = (load(options.runs, kind, classes.digest) for kind in ("finetune", "pretrain"))
     reader = FrameReader(load_or_index(options.data / "segment" / "test"))
     segments = segments_of(reader)
-    truths = Truths.find(options.data / "segment", reader, classes)
+    truths = GroundTruth.find(options.data / "segment", reader.catalog, classes)
     print(f"{', '.join(members)}; {len(segments):,} segments")
 
     def score(title: str, ranking: Any) -> None:
@@ -94,7 +94,7 @@ def main() -> None:
 
     def stored(folder: Path, models: dict[str, FoldedClassifier], shifts: Sequence[int]) -> Store:
         index = StoreIndex.of(models, segments, classes.digest, reader.catalog.digest, shifts, "32-true")
-        store = store_predictions(Pass(reader, segments, models, shifts), folder, index)
+        store = store_predictions(PredictionPass(reader, segments, models, shifts), folder, index)
         if store is None:
             raise RuntimeError("not the first process")
         return store
@@ -116,14 +116,14 @@ def main() -> None:
                 folds.setdefault((stage.fold, recipe.folds), []).append(f"{run.name}-{name}")
         rated = FrameReader(load_or_index(options.data / "segment" / "train"))
         held_out = [
-            out_of_fold(
+            predict_out_of_fold(
                 rated, classes, {name: members[name] for name in names}, fold_of_videos(rated.catalog, count) == fold
             )
             for (fold, count), names in folds.items()
         ]
         found = find_weights(held_out, families, "arithmetic")
         merger = Merger(MergeConfig(weights=found.weights), members)
-        score(f"weights found on {found.num_ratings:,} held-out ratings", rank_stored(stores, merger, segments, K))
+        score(f"weights fitted on {found.num_ratings:,} held-out ratings", rank_stored(stores, merger, segments, K))
         print(f"weights: {found.weights}; cross-entropy {found.loss:.4f}, with equal weights {found.equal_loss:.4f}")
         for shifts in ([-1, 0, 1], [-2, -1, 0, 1, 2]):
             moved = stored(Path(folder) / f"moved-{len(shifts)}", members, shifts)

@@ -1,9 +1,9 @@
-"""Measure the table and the check of a full-size submission, each against the plain way, in one run.
+"""Table and check of a full-size submission, each against a baseline.
 
-The table (`yt8m.ranking.table`) stands against pyarrow's defaults with a row group a class, and both must read back
-equal. The check (`yt8m.ranking.check`), alone and with a catalog of the videos, stands against `read_submission`, which
-stops at the first fault. Each way runs in a process of its own; what it holds before it begins (libraries, the ranking)
-is left out of its peak. Memory is that of Linux.
+The table (`yt8m.submission.table`) is compared with pyarrow's defaults and one row group per class; both must contain the same
+rows. The check (`yt8m.submission.check`), without and with a catalog of the videos, is compared with `read_submission`, which
+stops at the first fault. Each way runs in its own process, and peaks exclude the memory used before it (libraries, the
+ranking). Memory is measured on Linux only.
 
     python benchmarks/outputs.py                          # 1,704,348 segments, 1,000 classes, K = 100,000
     python benchmarks/outputs.py --segments 100000 --classes 50 --k 10000
@@ -23,22 +23,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from measuring import in_new_process, memory
-from ranking import SEGMENTS_OF_A_VIDEO, make_segments, make_vocabulary
+from ranking import SEGMENTS_PER_VIDEO, make_segments, make_vocabulary
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.layout import ShardInfo
 from yt8m.ranking.topk import Ranking
 from yt8m.submission.check import check_submission
-from yt8m.submission.submission import read_submission, write_submission
+from yt8m.submission.format import read_submission
 from yt8m.submission.table import SCHEMA, write_table
+from yt8m.submission.writing import write_submission
 
 Size = tuple[int, int, int]
 """Segments, classes, K."""
 Measured = tuple[float, float, float, int]
-"""Seconds by the clock, seconds of the processor, MiB of peak memory above what was held before, bytes of the file."""
+"""Wall time and CPU time in seconds, peak memory in MiB above that before, bytes of the file."""
 
 
 def make_ranking(size: Size) -> Ranking:
-    """A ranking of the best K of random probabilities, mostly near zero, without drawing all of them."""
+    """A ranking of the top K of random probabilities, mostly near zero, without drawing all of them."""
     num_segments, num_classes, k = size
     segments = make_segments(num_segments)
     keys = []
@@ -54,10 +55,10 @@ def make_ranking(size: Size) -> Ranking:
 
 
 def make_catalog(size: Size) -> Catalog:
-    """The videos of these segments; nothing but their ids and lengths is looked at."""
+    """A catalog of the videos of these segments; only ids and lengths are used."""
     ids = np.array([video_id.encode() for video_id in make_segments(size[0]).video_ids])
     count = len(ids)
-    frames = np.full(count, 30 + 5 * SEGMENTS_OF_A_VIDEO + 10, np.int32)
+    frames = np.full(count, 30 + 5 * SEGMENTS_PER_VIDEO + 10, np.int32)
     small, large = np.zeros(count, np.int32), np.zeros(count, np.int64)
     empty, starts = np.zeros(0, np.int32), np.zeros(count + 1, np.int64)
     places = dict.fromkeys(("shard_index", "record_number", "rgb_stride", "audio_stride"), small)
@@ -70,7 +71,7 @@ def make_catalog(size: Size) -> Catalog:
 
 
 def write_by_default(path: Path, ranking: Ranking, size: Size) -> None:
-    """The table as pyarrow writes it when told nothing, a row group a class."""
+    """Write the table with pyarrow's defaults, one row group per class."""
     vocabulary, segments = make_vocabulary(size[1]), ranking.segments
     ids = pa.array(segments.video_ids)
     writer = None
@@ -92,19 +93,19 @@ def write_by_default(path: Path, ranking: Ranking, size: Size) -> None:
 
 
 def measure_writing(write: Callable[[Path, Ranking, Size], None], size: Size, path: Path) -> Measured:
-    """Write something of a ranking in this process."""
+    """Write an output of a ranking in this process."""
     ranking = make_ranking(size)
     return measure(lambda: write(path, ranking, size), path)
 
 
 def measure_reading(read: Callable[[Path, Size], None], size: Size, path: Path) -> Measured:
-    """Go through a submission in this process."""
+    """Read or check a submission in this process."""
     return measure(lambda: read(path, size), path)
 
 
 def measure(work: Callable[[], None], path: Path) -> Measured:
-    """Do some work in this process, and look at the file afterwards."""
-    # Linux forgets the peak so far.
+    """Run a function in this process and measure it, and the file that it leaves."""
+    # Resets the peak on Linux.
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     started, used = time.perf_counter(), time.process_time()
@@ -114,35 +115,35 @@ def measure(work: Callable[[], None], path: Path) -> Measured:
 
 
 def submission(path: Path, ranking: Ranking, size: Size) -> None:
-    """The submission."""
+    """Write the submission."""
     write_submission(path, ranking, make_vocabulary(size[1]))
 
 
 def table(path: Path, ranking: Ranking, size: Size) -> None:
-    """The table."""
+    """Write the table."""
     write_table(path, ranking, make_vocabulary(size[1]))
 
 
 def reading(path: Path, size: Size) -> None:
-    """Read it all, as scoring does."""
+    """Read the submission, as scoring does."""
     for _ in read_submission(path, make_vocabulary(size[1])):
         pass
 
 
 def checking(path: Path, size: Size) -> None:
-    """Check it without the videos."""
+    """Check the submission without the videos."""
     if not check_submission(path, make_vocabulary(size[1])).is_accepted:
         raise SystemExit("the submission was refused")
 
 
 def checking_videos(path: Path, size: Size) -> None:
-    """Check it with the videos."""
+    """Check the submission with the videos."""
     if not check_submission(path, make_vocabulary(size[1]), make_catalog(size)).is_accepted:
         raise SystemExit("the submission was refused")
 
 
 def same_rows(path: Path, other: Path) -> bool:
-    """Whether two tables hold the same, compared a column at a time."""
+    """Whether two tables contain the same rows, compared column by column."""
 
     def column(of: Path, name: str) -> pa.ChunkedArray:
         values = pq.read_table(of, columns=[name])[name]
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=1_704_348)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--k", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="output folder; a temporary one by default")
     options = parser.parse_args()
     size = (options.segments, options.classes, options.k)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

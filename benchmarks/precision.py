@@ -1,12 +1,12 @@
-"""What is trained in bfloat16, compiled, against float32 as it comes: held-out metrics, several seeds each.
+"""Training in bfloat16, compiled, against float32: held-out metrics, several seeds each.
 
-    python benchmarks/precision.py                                   # on invented videos
+    python benchmarks/precision.py                                   # on generated videos
     python benchmarks/precision.py --data build/spliced --seeds 3    # on a dataset made by `yt8m splice`
 
-A small DBoF and a small NeXtVLAD are pre-trained on clips of eleven frames and fine-tuned as agnostic segment models,
-each seed with weights, order and dropout of its own. Shown is the mean over the seeds and the largest distance of a seed
-from it: the difference of the means is to be no larger than what seeds do. One thread; a CPU without instructions for
-bfloat16 is five times slower at it.
+A small DBoF and a small NeXtVLAD are pre-trained on clips of eleven frames and fine-tuned as context-agnostic segment models;
+weights, order and dropout differ between seeds. The table shows the mean over the seeds and the largest distance of a seed
+from it: the difference of the means should not exceed the spread of the seeds. One thread; a CPU without bfloat16
+instructions is five times slower in bfloat16.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WAYS = {
 
 
 def train(recipe: Path, data: Path, out: Path, seed: int, settings: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Train the stages, and give the metrics of each."""
+    """Train the stages and return the metrics of each."""
     overrides = [word for option in (f"seed={seed}", *settings) for word in ("--set", option)]
     for kind in ("pretrain", "finetune"):
         command = [sys.executable, "-W", "ignore", "-m", "yt8m", "run", str(recipe), "--data", str(data)]
@@ -71,11 +71,11 @@ def train(recipe: Path, data: Path, out: Path, seed: int, settings: tuple[str, .
 
 
 def main() -> None:
-    """Train, print a table."""
+    """Train and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a dataset folder")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="of each stage")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each stage")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,17 +1,16 @@
-"""Measure prediction: the paper's 12 models at paper sizes over invented videos, in one pass, against a segment at a time.
+"""Prediction with the paper's 12 models at full size on generated videos: one pass against one segment at a time.
 
-Four ways to the same probabilities, each in a process of its own:
+Four ways to compute the same probabilities, each in its own process:
 
-- *one pass*: `yt8m.ranking.predict`, merged and ranked as it streams;
-- *2019's loop*: batches of 32 segments, as its code has them. Each segment comes with its window and, for a context-aware
-  model, with its whole video (cropped, at most L_max frames), which is encoded again for every segment and every model.
-  Networks as the formulas are written (`plain_models.py`), NeXtVLAD with the tensor (B, T, K, G, J), which 2019's code
-  makes as well;
-- *2019's loop, NeXtVLAD as a matrix product*: the same, that tensor spared;
-- *2019's loop, our networks*: the same loop with the networks that training uses: what the pass alone is worth.
+- *one pass*: `yt8m.prediction`, merged and ranked while it streams;
+- *the loop of 2019*: batches of 32 segments, as in its code. Each segment has its window and, for a context-aware model, its
+  complete video (cropped, at most L_max frames), which is encoded again for every segment and every model. Plain networks
+  (`plain_models.py`), NeXtVLAD with the tensor (B, T, K, G, J), as in the code of 2019;
+- *the loop of 2019, NeXtVLAD as a matrix product*: the same without that tensor;
+- *the loop of 2019, our networks*: the same loop with the networks used in training, which isolates the effect of the pass.
 
-Weights are random, running statistics too. The videos are 160 to 300 frames long, 38 segments on average as those of the
-real test set. The ways have to agree on the segments that all of them predict.
+Weights and running statistics are random. Videos have 160 to 300 frames, 38 segments on average, as in the real test set. The
+ways must agree on the segments that all of them predict.
 
     python benchmarks/predicting.py                             # 2 CPU cores: 15 to 20 minutes
     python benchmarks/predicting.py --device cuda --precision bf16-mixed --segments 65536
@@ -38,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import plain_models as plain
 from measuring import memory, new_process
-from yt8m.dataset.batches import context_frames, padded
+from yt8m.dataset.batches import context_frames, read_padded
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.sampling import segment_window
@@ -46,11 +45,11 @@ from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.dbof import DBoFConfig
-from yt8m.prediction.passes import Pass
+from yt8m.prediction.passes import PredictionPass
 from yt8m.prediction.predict import predict, segments_of
 from yt8m.prediction.quantization import probabilities_of_codes
 from yt8m.ranking.ensemble import MergeConfig, Merger
-from yt8m.ranking.streaming import forget_ranking, rank_streaming
+from yt8m.ranking.streaming import rank_streaming, remove_partial_rankings
 from yt8m.runs.recipe import AwareModelConfig, find_recipe, read_recipe
 from yt8m.runtime.machine import MachineConfig
 from yt8m.shards.writer import ShardWriter, encode_video
@@ -58,12 +57,12 @@ from yt8m.shards.writer import ShardWriter, encode_video
 CLASSES = 1000
 TEST_SEGMENTS = 1_704_348
 COMPARED = 64
-"""Segments that every way predicts, for them to agree on."""
+"""Segments that every way predicts, to compare the probabilities."""
 
 OUR_NETWORKS, MATRIX_PRODUCT, AS_WRITTEN = (
-    "2019's loop, our networks",
-    "2019's loop, NeXtVLAD as a matrix product",
-    "2019's loop",
+    "the loop of 2019, our networks",
+    "the loop of 2019, NeXtVLAD as a matrix product",
+    "the loop of 2019",
 )
 
 Model = ContextAgnosticClassifier | ContextAwareClassifier
@@ -71,7 +70,7 @@ Model = ContextAgnosticClassifier | ContextAwareClassifier
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """Settings of a measurement."""
 
     shards: Path
     device: str
@@ -84,7 +83,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Seconds of each round over so many segments, peak memory, and what is said of the first segments."""
+    """Seconds per round over `num_segments`, peak memory, and the probabilities of the first segments."""
 
     way: str
     num_segments: int
@@ -95,12 +94,12 @@ class Measured:
 
     @property
     def speed(self) -> float:
-        """Segments a second, of the median round."""
+        """Segments per second in the median round."""
         return self.num_segments / statistics.median(self.seconds)
 
 
 def write_videos(folder: Path, num_videos: int) -> None:
-    """Invented videos of random bytes, 160 to 300 frames long."""
+    """Write videos of random bytes, 160 to 300 frames long."""
     rng = np.random.default_rng(0)
     for shard in range(4):
         with ShardWriter(folder / f"test{shard:04d}.tfrecord") as writer:
@@ -110,7 +109,7 @@ def write_videos(folder: Path, num_videos: int) -> None:
 
 
 def paper_models() -> dict[str, Model]:
-    """The seventh place's 12 segment models, with random weights and running statistics such as training leaves."""
+    """The 12 segment models of the 7th place, with random weights and running statistics."""
     recipe = read_recipe(find_recipe("seventh-place"))
     torch.manual_seed(0)
     bases = {
@@ -131,7 +130,7 @@ def paper_models() -> dict[str, Model]:
 
 
 def with_statistics(module: nn.Module) -> nn.Module:
-    """Give batch norms statistics that are not 0 and 1."""
+    """Set the running statistics of batch norms to values other than 0 and 1."""
     for name, buffer in module.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.05)
@@ -141,7 +140,7 @@ def with_statistics(module: nn.Module) -> nn.Module:
 
 
 def as_plain(model: Model, matrix_product: bool) -> nn.Module:
-    """The same network written plainly, with the same weights."""
+    """A plain implementation of the same network, with the same weights."""
     encoders = []
     config = model.config
     configs = (
@@ -164,14 +163,14 @@ def as_plain(model: Model, matrix_product: bool) -> nn.Module:
 
 
 def synchronized(device: torch.device) -> float:
-    """The time once a device is done."""
+    """The time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_mib(device: torch.device) -> float:
-    """Peak memory: the device's where there is one, else of the process."""
+    """Peak memory of the GPU, or of the process on a CPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else memory("VmHWM")
 
 
@@ -204,24 +203,24 @@ def one_pass(setting: Setting) -> Measured:
     with tempfile.TemporaryDirectory() as kept:
         for _ in range(setting.rounds):
             started = synchronized(device)
-            work = Pass(reader, chosen, folded)
+            work = PredictionPass(reader, chosen, folded)
             rank_streaming(work, [merge], CLASSES, 100_000, Path(kept), "benchmark")
             seconds.append(synchronized(device) - started)
-            forget_ranking(Path(kept))
+            remove_partial_rankings(Path(kept))
     peak = peak_mib(device)
     with FlopCounterMode(display=False) as counter:
         list(predict(reader, segments, folded, [slice(0, 2048)]))
     flops = counter.get_total_flops() / 2048
     notes = {
-        "GFLOP a segment": flops / 1e9,
+        "GFLOP per segment": flops / 1e9,
         "GFLOP/s": flops * len(chosen) / statistics.median(seconds) / 1e9,
-        "merging, share of the time": merging / sum(seconds),
+        "merging, fraction of the time": merging / sum(seconds),
     }
     return Measured("one pass", len(chosen), seconds, peak, said, notes)
 
 
 def loop_of_2019(setting: Setting, way: str) -> Measured:
-    """A batch of segments, each with its window and its whole video, through each model by itself."""
+    """Predict batches of segments, each with its window and its complete video, model by model."""
     is_plain = way != OUR_NETWORKS
     device = torch.device(setting.device)
     dtype = MachineConfig(precision=setting.precision).matmul_dtype
@@ -253,7 +252,7 @@ def loop_of_2019(setting: Setting, way: str) -> Measured:
                 slice(*segment_window(second, length, 3))
                 for second, length in zip(segments.start_seconds[batch].tolist(), lengths, strict=True)
             ]
-            seen = padded(reader, rows, windows)
+            seen = read_padded(reader, rows, windows)
             frames, valid = seen.frames.to(device), seen.lengths.to(device)
             for name, max_frames in needs.items():
                 if max_frames is None:
@@ -275,7 +274,7 @@ def loop_of_2019(setting: Setting, way: str) -> Measured:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a large matrix product: the roof."""
+    """GFLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times = []
@@ -287,7 +286,7 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def roof(setting: Setting) -> float:
-    """The same, for a process of its own."""
+    """`product_speed` of a setting, for a fresh process."""
     return product_speed(torch.device(setting.device), MachineConfig(precision=setting.precision).matmul_dtype)
 
 
@@ -298,7 +297,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--segments", type=int, default=4096, help="segments of one pass")
     parser.add_argument("--alone", type=int, default=COMPARED, help="segments of the other ways")
-    parser.add_argument("--batch", type=int, default=32, help="segments in a batch of the other ways")
+    parser.add_argument("--batch", type=int, default=32, help="segments per batch of the other ways")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-ours", action="store_true")
     options = parser.parse_args()
@@ -329,7 +328,7 @@ def main() -> None:
             print(
                 f"{measured.way:42} {measured.num_segments:>7,} segments, rounds of "
                 f"{', '.join(f'{seconds:.1f}' for seconds in measured.seconds)} s: {measured.speed:,.1f} segments/s, "
-                f"the test set {f'{hours:,.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}, peak {measured.peak_mib:,.0f} MiB"
+                f"complete test set {f'{hours:,.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}, peak {measured.peak_mib:,.0f} MiB"
             )
             for title, value in measured.notes.items():
                 print(f"{'':42} {title}: {value:,.3g}")

@@ -1,11 +1,11 @@
-"""Two processes on one global batch, against one process: the loss curves, and how far they part.
+"""Two processes that share each global batch, against one process: loss curves and their differences.
 
     python benchmarks/processes.py --picture benchmarks/results/processes.png
 
-A NeXtVLAD base model and, from it, an agnostic segment model in two parts a batch (`gradient_accumulation`) are trained on spliced
-videos with dropout on, by one process and by two (torchrun, gloo), one thread each. Both log the loss of every step.
-Compared are the losses and the metrics of the held-out videos. What is left is rounding (sums in another order), which
-training makes larger from step to step.
+A NeXtVLAD base model and, from it, a context-agnostic segment model with two micro-batches per step (`gradient_accumulation`)
+are trained on spliced videos with dropout, by one process and by two (torchrun, gloo), one thread each. The losses of every step
+and the held-out metrics are compared. The remaining differences are rounding (the order of sums), which training amplifies
+from step to step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STAGES = ("pretrain/nextvlad", "finetune/agnostic")
 
 
 def run(recipe: Path, data: Path, out: Path, processes: int) -> None:
-    """Train both stages."""
+    """Train both stages with one or more processes."""
     launcher = [sys.executable, "-W", "ignore", "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
@@ -52,18 +52,18 @@ def run(recipe: Path, data: Path, out: Path, processes: int) -> None:
 
 
 def curve(folder: Path, split: str, metric: str) -> list[float]:
-    """The values of a metric, in the order of the steps."""
+    """Values of a metric in the order of the steps."""
     return [row[3] for row in read_metrics(folder / METRICS_FILE) if (row[0], row[2]) == (split, metric)]
 
 
 def differences(one: Path, two: Path, split: str, metric: str) -> list[float]:
-    """Relative differences of two runs."""
+    """Relative differences of a metric between two runs."""
     pairs = zip(curve(one, split, metric), curve(two, split, metric), strict=True)
     return [abs(a - b) / abs(a) for a, b in pairs]
 
 
 def draw(folder: Path, path: Path) -> None:
-    """Draw the losses of both, and below them how far they are apart."""
+    """Plot the losses of both runs, and below them their relative differences."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def draw(folder: Path, path: Path) -> None:
         above.set(title=stage, ylabel="training loss" if column == 0 else None)
         above.legend()
         found = differences(*(folder / str(n) / stage for n in (1, 2)), "train", "loss")
-        # A logarithm has no place for those that are equal.
+        # Equal losses have no place on a logarithmic axis.
         below.semilogy(steps, [max(value, 1e-8) for value in found], color="tab:blue")
         below.axhline(1e-5, color="0.5", linestyle="--", linewidth=1, label="1e-5")
         below.set(xlabel="step", ylabel="relative difference of the loss" if column == 0 else None)
@@ -88,7 +88,7 @@ def draw(folder: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Train, print a table, draw."""
+    """Train, print a table and plot the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--picture", type=Path, default=Path("build/processes.png"))
@@ -112,7 +112,7 @@ def main() -> None:
             print(f"| {stage} | {' | '.join(f'{value:.1e}' for value in cells)} |")
         options.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(folder, options.picture)
-    print(f"\nlargest relative differences between one and two processes; picture: {options.picture}")
+    print(f"\nlargest relative differences between one and two processes; plot: {options.picture}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Measure ranking and writing at full scale, and against the plain way on a smaller size, in one run.
+"""Ranking and writing a submission at full size, and against simple baselines at a smaller size.
 
-The plain way is what one writes first: a list of (probability, segment) for each class, filled while the
-probabilities stream by, then sorted (or a heap of K for each class). All must write the same bytes. Each
-measurement runs in a process of its own, so that its peak memory is its own.
+The baselines keep a list of (probability, segment) per class while probabilities stream, and sort it at the end, or keep a heap
+of K per class. All must write the same bytes. Each measurement runs in its own process, so that its peak memory is its own.
 
-`codes` are what prediction makes of probabilities (16 bits): merged and ranked as they stream, or written to a store,
-class by class, and ranked from there. These two must write the same bytes as well.
+`codes` are the 16-bit codes of prediction: merged and ranked while they stream, or written to a store and ranked from there,
+class by class. These two must write the same bytes as well.
 
     python benchmarks/ranking.py                          # the whole test set: 1,704,348 x 1,000, K = 100,000
     python benchmarks/ranking.py --segments 100000 --k 10000 --opponent-segments 0
@@ -39,18 +38,19 @@ from yt8m.prediction.store_writer import StoreWriter
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import rank_stored
 from yt8m.ranking.topk import TopK
-from yt8m.scoring.map_at_k import Truth, map_at_k
-from yt8m.submission.submission import write_submission
+from yt8m.scoring.map_at_k import map_at_k
+from yt8m.scoring.truth import Truth
+from yt8m.submission.writing import write_submission
 from yt8m.vocabulary import Vocabulary
 
 Batch = TypeVar("Batch")
 
-SEGMENTS_OF_A_VIDEO = 40
+SEGMENTS_PER_VIDEO = 40
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is ranked: `levels` above 0 rounds probabilities to so many values, which makes ties."""
+    """Size of a ranking; `levels` above 0 rounds probabilities to that many values, which causes ties."""
 
     num_segments: int
     num_classes: int
@@ -61,7 +61,7 @@ class Size:
 
 
 class Seconds(NamedTuple):
-    """What storing, ranking and writing took."""
+    """Seconds of storing, ranking and writing."""
 
     storing: float
     ranking: float
@@ -70,7 +70,7 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds by stage, the peak memory of the process, and what the file holds."""
+    """Seconds per step, peak memory of the process, and size and digest of the file."""
 
     name: str
     size: Size
@@ -83,21 +83,21 @@ class Measured:
 
 
 def make_segments(num_segments: int) -> Segments:
-    """Segments of invented videos with ids of four characters, from 30 seconds on."""
+    """Segments of generated videos with ids of four characters, from 30 seconds on."""
     letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    num_videos = -(-num_segments // SEGMENTS_OF_A_VIDEO)
+    num_videos = -(-num_segments // SEGMENTS_PER_VIDEO)
     ids = ["".join(letters[row // 62**place % 62] for place in range(4)) for row in range(num_videos)]
-    rows, place = np.divmod(np.arange(num_segments, dtype=np.int32), np.int32(SEGMENTS_OF_A_VIDEO))
+    rows, place = np.divmod(np.arange(num_segments, dtype=np.int32), np.int32(SEGMENTS_PER_VIDEO))
     return Segments(ids, rows, 30 + 5 * place)
 
 
 def make_vocabulary(num_classes: int) -> Vocabulary:
-    """Classes with ids from 3 on."""
+    """Classes with ids from 3."""
     return Vocabulary(np.arange(3, 3 + num_classes, dtype=np.int64), ("",) * num_classes)
 
 
 def generate(size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Probabilities in batches: mostly near zero, as those of 1,000 classes are."""
+    """Batches of probabilities, mostly near zero, as with 1,000 classes."""
     generator = np.random.default_rng(size.seed)
     for start in range(0, size.num_segments, size.batch_size):
         stop = min(start + size.batch_size, size.num_segments)
@@ -110,14 +110,14 @@ def generate(size: Size) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32
 
 
 def generate_codes(size: Size) -> Iterator[Predictions]:
-    """The same as the codes of one model."""
+    """The same probabilities as the codes of one model."""
     for positions, values in generate(size):
         logits = torch.logit(torch.from_numpy(values), eps=1e-12)
         yield Predictions(int(positions[0]), {"model": encode(logits).numpy()})
 
 
 def rank_codes(size: Size, path: Path) -> Seconds:
-    """Merge (one model) and rank codes as they stream."""
+    """Merge (one model) and rank codes while they stream."""
     merger = Merger(MergeConfig(), ["model"])
     return rank_batches(size, path, generate_codes(size), lambda batch: (batch.positions, merger(batch.codes)))
 
@@ -128,7 +128,7 @@ def rank_batches(
     batches: Iterator[Batch],
     merged: Callable[[Batch], tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> Seconds:
-    """Rank batches as they stream, and write; making them is left out, merging them is not."""
+    """Rank batches while they stream, and write; the time includes merging them, but not generating them."""
     segments = make_segments(size.num_segments)
     started = time.perf_counter()
     topk = TopK(size.num_classes, size.k, segments)
@@ -176,12 +176,12 @@ def rank_stored_codes(size: Size, path: Path) -> Seconds:
 
 
 def rank_streaming(size: Size, path: Path) -> Seconds:
-    """Rank and write with the package; generation is left out."""
+    """Rank and write with the package; the time excludes generation."""
     return rank_batches(size, path, generate(size), lambda batch: batch)
 
 
 def rank_with_lists(size: Size, path: Path) -> Seconds:
-    """Keep a list of pairs for each class and sort it at the end."""
+    """Keep a list of pairs per class and sort it at the end."""
     segments = make_segments(size.num_segments)
     ranks = segments.ranks.tolist()
     candidates: list[list[tuple[float, int]]] = [[] for _ in range(size.num_classes)]
@@ -199,7 +199,7 @@ def rank_with_lists(size: Size, path: Path) -> Seconds:
 
 
 def rank_with_heaps(size: Size, path: Path) -> Seconds:
-    """Keep a heap of the best K pairs for each class."""
+    """Keep a heap of the best K pairs per class."""
     segments = make_segments(size.num_segments)
     ranks = segments.ranks.tolist()
     heaps: list[list[tuple[float, int]]] = [[] for _ in range(size.num_classes)]
@@ -221,7 +221,7 @@ def rank_with_heaps(size: Size, path: Path) -> Seconds:
 
 
 def write_plainly(best: list[list[tuple[float, int]]], segments: Segments, path: Path) -> float:
-    """Write lists of (-probability, rank) line by line; seconds."""
+    """Write lists of (-probability, rank) line by line; return the seconds."""
     started = time.perf_counter()
     names = [segments.name(position) for position in segments.order]
     with path.open("w") as file:
@@ -249,7 +249,7 @@ def peak_bytes() -> int:
 
 
 def measure(name: str, size: Size, path: Path) -> Measured:
-    """Rank in this process and look at what was written."""
+    """Rank in this process, and measure the file."""
     seconds = (PROBABILITIES | CODES)[name](size, path)
     peak = peak_bytes()
     with path.open("rb") as file:
@@ -258,7 +258,7 @@ def measure(name: str, size: Size, path: Path) -> Measured:
 
 
 def measure_scoring(size: Size, path: Path) -> tuple[float, int, float]:
-    """Score a written file against invented ratings, 237 a class; seconds, peak memory and the score."""
+    """Score a file against random ratings, 237 per class; seconds, peak memory and the score."""
     generator = np.random.default_rng(size.seed)
     segments = make_segments(size.num_segments)
     rated = generator.integers(0, size.num_segments, (size.num_classes, 237))
@@ -279,10 +279,12 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--levels", type=int, default=0, help="round probabilities to so many values (ties)")
-    parser.add_argument("--opponent-segments", type=int, default=10_000, help="0 leaves the comparison out")
+    parser.add_argument("--levels", type=int, default=0, help="round probabilities to this many values (ties)")
+    parser.add_argument(
+        "--opponent-segments", type=int, default=10_000, help="segments of the comparison with baselines; 0 skips it"
+    )
     parser.add_argument("--score", action="store_true", help="also score the written file")
-    parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="output folder; a temporary one by default")
     options = parser.parse_args()
     full = Size(options.segments, options.classes, options.k, options.seed, options.batch_size, options.levels)
 
@@ -290,7 +292,7 @@ def main() -> None:
         path = Path(folder) / "submission.csv"
         print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
         row = "{:<16} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>11} {:>10} {:>8}"
-        titles = ("way", "segments", "classes", "k", "storing", "ranking", "writing", "together", "segments/s")
+        titles = ("way", "segments", "classes", "k", "store", "rank", "write", "total", "segments/s")
         print(row.format(*titles, "peak", "file"))
 
         def show(name: str, size: Size) -> Measured:
@@ -312,7 +314,7 @@ def main() -> None:
             return found
 
         if options.opponent_segments:
-            # K in the same proportion to the segments, so that as large a part of them is kept.
+            # K in the same proportion to the segments, so that the same fraction of them is listed.
             k = max(1, round(options.k * options.opponent_segments / options.segments))
             small = replace(full, num_segments=options.opponent_segments, k=k)
             for ways in (PROBABILITIES, CODES):

@@ -1,13 +1,13 @@
-"""Measure how fast frames leave the disk cache: against TensorFlow's reader and a plain copy of memory, in one run.
+"""Reading frames from the page cache, against TensorFlow's reader and a plain memory copy.
 
-One core each, page cache warm; seconds are of the processor, since threads that take turns on one core also wait for
-each other. TensorFlow parses every record of the same shards (TFRecordDataset, SequenceExample,
-decode_raw) into the same uint8 arrays, rgb and audio; "memory copy" copies as many bytes from one array to another,
-which nothing that fills an array can beat. Every way runs in a process of its own, and the ways take turns, so that a
-busy machine is busy for all; figures are medians over the rounds, of the ratios too. Then batches of 128 through worker
-processes, against torch's DataLoader as it comes (new shared memory for each batch), and indexing.
+One core each, page cache warm; rates are per second of CPU time, because threads that share one core also wait for each other.
+TensorFlow parses every record of the same shards (TFRecordDataset, SequenceExample, decode_raw) into the same uint8
+arrays, rgb and audio. "memory copy" copies the same number of bytes from one array to another, an upper bound for any
+reader that fills an array. Each way runs in its own process, and the ways alternate, so that other load affects all of
+them. Figures are medians over the rounds, ratios included. Further parts: batches of 128 through worker processes, against a
+plain torch DataLoader (new shared memory for each batch), and indexing.
 
-    python benchmarks/reading.py                    # makes 1.1 GB of spliced shards in build/reading, once
+    python benchmarks/reading.py                    # splices 1.1 GB of shards into build/reading, once
     python benchmarks/reading.py --rounds 9 --data build/reading --videos 4800
 """
 
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measuring import in_new_process, memory, new_process
-from yt8m.dataset.batches import FrameChoice
+from yt8m.dataset.batches import FrameSampling
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.indexing import index_folder, load_or_index
@@ -40,7 +40,7 @@ SAMPLED = 150
 WINDOW = 11
 PARTS = ("whole", "sampled", "segments", "loader", "index")
 FULL_SET_BYTES = 1.53e12
-"""The frame-level training, validation and test shards (SPEC: sizes)."""
+"""Frame-level training, validation and test shards (docs/method.md, "Data format")."""
 
 
 # ------------------------------------------------------------------------------------------------------ one process
@@ -48,20 +48,20 @@ FULL_SET_BYTES = 1.53e12
 
 @cache
 def one_core() -> None:
-    """Keep this process, and the threads it makes later, on one core."""
+    """Pin this process, and the threads that it starts later, to one core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 @cache
 def reader_of(folder: Path) -> FrameReader:
-    """The reader of a folder, which stays open between the rounds."""
+    """The reader of a folder, shared by all rounds."""
     return FrameReader(Catalog.load(folder))
 
 
 @cache
 def tensorflow() -> Any:
-    """TensorFlow on one thread."""
+    """TensorFlow with one thread."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -73,7 +73,7 @@ def tensorflow() -> Any:
 def tensorflow_videos(
     folder: Path, choose: Callable[[Any, Any], Any] | None = None
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Rgb and audio of every video as TensorFlow reads them; `choose` picks frames, given TensorFlow and their number."""
+    """Rgb and audio of every video as TensorFlow reads them; `choose` samples frames, given TensorFlow and their number."""
     tf = tensorflow()
     context = {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)}
     lists = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in ("rgb", "audio")}
@@ -91,13 +91,13 @@ def tensorflow_videos(
 
 
 def sample_in_tensorflow(tf: Any, num_frames: Any) -> Any:
-    """Choose frames without replacement, in order, of those left by the crop."""
+    """Sample frames of the cropped video without replacement, in order."""
     inside = tf.cond(num_frames > 40, lambda: tf.range(30, num_frames - 10), lambda: tf.range(num_frames))
     return tf.sort(tf.random.shuffle(inside)[:SAMPLED])
 
 
 def even_in_tensorflow(tf: Any, num_frames: Any) -> Any:
-    """Choose evenly spaced frames of those left by the crop, to compare what both sides read."""
+    """Evenly spaced frames of the cropped video, to compare the frames that both sides read."""
     start, stop = tf.where(num_frames > 40, 30, 0), tf.where(num_frames > 40, num_frames - 10, num_frames)
     length = stop - start
     wanted = tf.minimum(length, SAMPLED)
@@ -108,13 +108,13 @@ def even_in_tensorflow(tf: Any, num_frames: Any) -> Any:
 
 
 def copy_whole(folder: Path, _: int) -> float:
-    """Copy as many bytes as each video has."""
-    return _copies_a_second(reader_of(folder).catalog.num_frames.tolist())
+    """Copy the number of bytes of each video."""
+    return _copies_per_second(reader_of(folder).catalog.num_frames.tolist())
 
 
 def copy_sampled(folder: Path, _: int) -> float:
-    """Copy as many bytes as the sampled frames have."""
-    return _copies_a_second([min(SAMPLED, _cropped(n)) for n in reader_of(folder).catalog.num_frames.tolist()])
+    """Copy the number of bytes of the sampled frames."""
+    return _copies_per_second([min(SAMPLED, _cropped(n)) for n in reader_of(folder).catalog.num_frames.tolist()])
 
 
 def _cropped(num_frames: int) -> int:
@@ -127,7 +127,7 @@ def _gigabyte() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, 2**30, np.uint8)
 
 
-def _copies_a_second(frames: list[int]) -> float:
+def _copies_per_second(frames: list[int]) -> float:
     source, target, at = _gigabyte(), np.empty(2**20, np.uint8), 0
     started = time.process_time()
     for count in frames:
@@ -140,7 +140,7 @@ def _copies_a_second(frames: list[int]) -> float:
 
 
 def ours_whole(folder: Path, _: int) -> float:
-    """Every video whole, in the order of the catalog, four at a time."""
+    """Read every video completely, in the order of the catalog, four at a time."""
     reader = reader_of(folder)
     lengths = reader.catalog.num_frames
     rgb, audio = (np.empty(4 * int(lengths.max()) * row, np.uint8) for row in (RGB_ROW, AUDIO_ROW))
@@ -159,16 +159,16 @@ def ours_whole(folder: Path, _: int) -> float:
 
 
 def tensorflow_whole(folder: Path, _: int) -> float:
-    """Every video whole, by TensorFlow."""
+    """Read every video completely with TensorFlow."""
     started = time.process_time()
     count = sum(1 for _ in tensorflow_videos(folder))
     return count / (time.process_time() - started)
 
 
 def ours_sampled(folder: Path, number: int) -> float:
-    """150 frames of every video, chosen anew for a batch of 128 at a time, in the order of a permutation."""
+    """Read 150 sampled frames of every video, in batches of 128, in the order of a permutation."""
     reader = reader_of(folder)
-    choice = FrameChoice(SAMPLED)
+    choice = FrameSampling(SAMPLED)
     order = np.random.default_rng(number).permutation(len(reader.catalog))
     rgb, audio = (np.empty((16, SAMPLED, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
     started = time.process_time()
@@ -182,14 +182,14 @@ def ours_sampled(folder: Path, number: int) -> float:
 
 
 def tensorflow_sampled(folder: Path, _: int) -> float:
-    """150 frames of every video, chosen anew, by TensorFlow."""
+    """Read 150 sampled frames of every video with TensorFlow."""
     started = time.process_time()
     count = sum(1 for _ in tensorflow_videos(folder, sample_in_tensorflow))
     return count / (time.process_time() - started)
 
 
 def ours_segments(folder: Path, number: int) -> float:
-    """Windows of 11 frames from anywhere, a batch of 128 at a time."""
+    """Read random windows of 11 frames, in batches of 128."""
     reader = reader_of(folder)
     lengths = reader.catalog.num_frames
     rng = np.random.default_rng(number)
@@ -204,7 +204,7 @@ def ours_segments(folder: Path, number: int) -> float:
 
 
 def parsed_segments(folder: Path, number: int) -> float:
-    """The same windows, each from its record read and parsed by protobuf: the plain way with an index."""
+    """Read the same windows by parsing each record with protobuf: the baseline with an index of records."""
     from yt8m.shards.writer import message_class
 
     catalog = reader_of(folder).catalog
@@ -224,23 +224,23 @@ def parsed_segments(folder: Path, number: int) -> float:
 
 
 def index_verified(folder: Path, _: int) -> float:
-    """Index, every checksum computed: bytes a second."""
-    return _indexed_bytes_a_second(folder, verify=True)
+    """Index with all checksums; bytes per second."""
+    return _indexed_bytes_per_second(folder, verify=True)
 
 
 def index_unverified(folder: Path, _: int) -> float:
-    """Index without the checksums of payloads: bytes a second."""
-    return _indexed_bytes_a_second(folder, verify=False)
+    """Index without the checksums of payloads; bytes per second."""
+    return _indexed_bytes_per_second(folder, verify=False)
 
 
-def _indexed_bytes_a_second(folder: Path, verify: bool) -> float:
+def _indexed_bytes_per_second(folder: Path, verify: bool) -> float:
     started = time.process_time()
     catalog = index_folder(folder, verify=verify)
     return sum(shard.num_bytes for shard in catalog.shards) / (time.process_time() - started)
 
 
 def measure(way: Callable[[Path, int], float], folder: Path, number: int) -> tuple[float, float]:
-    """One round on one core: the rate, and the memory of this process in MiB (pages of the page cache left out)."""
+    """One round on one core: the rate, and the memory of this process in MiB, without pages of the page cache."""
     one_core()
     return way(folder, number), memory("RssAnon")
 
@@ -249,7 +249,7 @@ def measure(way: Callable[[Path, int], float], folder: Path, number: int) -> tup
 
 
 def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) -> float:
-    """Examples a second that arrive in this process, batches of 128, after a warm-up; every batch is touched."""
+    """Examples per second delivered to this process in batches of 128, after a warm-up; every batch is touched."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -263,10 +263,10 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
     reader = FrameReader(Catalog.load(folder))
     stream: Batches
     if kind == "videos":
-        stream = VideoBatches(reader, classes, FrameChoice(SAMPLED), BATCH, 0)
+        stream = VideoBatches(reader, classes, FrameSampling(SAMPLED), BATCH, 0)
     else:
         stream = SegmentBatches(reader, classes, rated_segments(reader.catalog, classes), 3, BATCH, 0)
-    # Each worker has to touch all shards once: the first touch of a page costs more than its bytes.
+    # Every worker touches all shards during the warm-up: the first access to a page costs more than its bytes.
     warm_up = max(1, num_workers) * -(-stream.num_items // BATCH) + 12
     stop = warm_up + steps
     if plain and num_workers:
@@ -284,7 +284,7 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
         if step == warm_up:
             started = time.perf_counter()
         int(batch.rgb[0, 0, -1])
-        ended = time.perf_counter()  # before the workers are sent home
+        ended = time.perf_counter()  # before the workers are shut down
     return (steps - 1) * BATCH / (ended - started)
 
 
@@ -292,7 +292,7 @@ def deliver(folder: Path, kind: str, num_workers: int, plain: bool, steps: int) 
 
 
 def check(folder: Path) -> str:
-    """Compare what both sides read: all videos whole, and evenly spaced frames of each; the digest of the whole ones."""
+    """Compare the frames that both sides read, complete videos and evenly spaced frames; digest of the complete ones."""
     reader = reader_of(folder)
     ours, theirs = hashlib.blake2b(), hashlib.blake2b()
     for row, video in enumerate(tensorflow_videos(folder)):
@@ -308,7 +308,7 @@ def check(folder: Path) -> str:
 
 
 def make_data(folder: Path, num_videos: int) -> Path:
-    """Splice a dataset, unless it is there; the folder of its training shards, indexed."""
+    """Splice a dataset, unless it exists; return the indexed folder of its training shards."""
     from yt8m.synthetic.invented import invented_sources, invented_vocabulary
     from yt8m.synthetic.splice import Sizes, write_dataset
 
@@ -321,7 +321,7 @@ def make_data(folder: Path, num_videos: int) -> Path:
 
 
 def machine() -> str:
-    """Processor, cores and versions."""
+    """CPU, cores and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -332,7 +332,7 @@ def machine() -> str:
 
 
 def in_turns(folder: Path, ways: dict[str, Callable[[Path, int], float]], rounds: int) -> dict[str, list[float]]:
-    """Rates of each way in each round; the last element is its memory. A first round, not counted, warms up."""
+    """Rates of each way per round, with its memory as the last element; a first round is a warm-up and not counted."""
     pools = {name: new_process() for name in ways}
     found: dict[str, list[float]] = {name: [] for name in ways}
     taken = dict.fromkeys(ways, 0.0)
@@ -348,8 +348,8 @@ def in_turns(folder: Path, ways: dict[str, Callable[[Path, int], float]], rounds
 
 
 def show(title: str, found: dict[str, list[float]], frames: float, against: list[str], ours: str) -> None:
-    """Print a table: rates, bytes a second, and how many times faster ours is."""
-    print(f"\n| {title} | a second | GB/s | {' | '.join(f'ours / {name}' for name in against)} | memory |")
+    """Print a table: rates, bytes per second, and ratios of ours to others."""
+    print(f"\n| {title} | per second | GB/s | {' | '.join(f'ours / {name}' for name in against)} | memory |")
     print("|---|---|---|" + "---|" * len(against) + "---|")
     for name, (*rates, taken) in found.items():
         rate = statistics.median(rates)
@@ -369,11 +369,11 @@ def show(title: str, found: dict[str, list[float]], frames: float, against: list
 def main() -> None:
     """Parse, measure, print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("build/reading"), help="spliced data, made where missing")
+    parser.add_argument("--data", type=Path, default=Path("build/reading"), help="spliced data, made if missing")
     parser.add_argument("--videos", type=int, default=4800, help="training videos to splice")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--steps", type=int, default=150, help="batches that each loader delivers")
+    parser.add_argument("--steps", type=int, default=150, help="batches delivered by each loader")
     options = parser.parse_args()
     folder = make_data(options.data, options.videos)
     catalog = Catalog.load(folder)
@@ -385,7 +385,7 @@ def main() -> None:
 
     if "whole" in options.parts:
         whole = {"memory copy": copy_whole, "yt8m": ours_whole, "TensorFlow": tensorflow_whole}
-        show("whole videos", in_turns(folder, whole, options.rounds), frames, ["TensorFlow", "memory copy"], "yt8m")
+        show("complete videos", in_turns(folder, whole, options.rounds), frames, ["TensorFlow", "memory copy"], "yt8m")
     if "sampled" in options.parts:
         sampled = {"memory copy": copy_sampled, "yt8m": ours_sampled, "TensorFlow": tensorflow_sampled}
         seen = float(np.mean([min(SAMPLED, _cropped(n)) for n in catalog.num_frames.tolist()]))
@@ -406,9 +406,9 @@ def main() -> None:
 
 
 def show_loaders(data: Path, rounds: int, steps: int) -> None:
-    """Print what arrives in one process through workers, ours and DataLoader's, each run in a process of its own."""
+    """Print the rates delivered to one process through workers, ours and DataLoader's, each measured in its own process."""
     print(
-        f"\n| delivered to one process, batches of {BATCH} | workers | yt8m a second | DataLoader as it comes | ratio |"
+        f"\n| delivered to one process, batches of {BATCH} | workers | yt8m, examples/s | plain DataLoader, examples/s | ratio |"
     )
     print("|---|---|---|---|---|")
     for kind, part in (("videos", "video/train"), ("segments", "segment/train")):

@@ -1,8 +1,8 @@
-"""Measure a training step (forward, loss, backward, clipping, AdamW): ours against the paper's formulas, in one run.
+"""A training step (forward, loss, backward, clipping, AdamW): ours against a plain implementation of the paper's formulas.
 
-The opponent is `plain_models.py`: the same networks written plainly, eager, float32, with the same fused AdamW; on
-CUDA once without and once with TF32. Ours are the training loop's own steps (`make_step`) through Fabric, on CUDA
-compiled and recorded as a graph. Sizes are the paper's, 1,000 classes:
+The baseline is `plain_models.py`: the same networks, eager, float32, with the same fused AdamW; on CUDA with and without TF32.
+Ours are the steps of the training loop (`make_step`) through Fabric, on CUDA compiled and recorded as a graph. Sizes are the
+paper's, 1,000 classes:
 
     dbof-3           video classifier, 128 videos of 150 frames
     nextvlad-2       video classifier, 48 videos of 150 frames
@@ -10,27 +10,26 @@ compiled and recorded as a graph. Sizes are the paper's, 1,000 classes:
     agnostic-dbof    dbof-3 fine-tuned, 128 segments of 11 frames
     aware            context dbof-3, segments nextvlad-2, 128 segments of 11 frames beside 150 of their videos
 
-Ours computes the context of each video once, before training; the plain way encodes it in every step ("context in
-each step"), and a second row compares the trained part alone ("vectors given"). NeXtVLAD has two plain rows: every
-residual written out, as the paper's equations are, and its sums as a matrix product, as the TensorFlow code in
-circulation has them.
+Ours computes the context of each video once, before training; the baseline encodes it in every step ("context in each
+step"), and a second row compares the trained part alone ("vectors given"). NeXtVLAD has two baselines: every residual
+computed, as in the paper's equations, and the sums as a matrix product, as in its authors' TensorFlow code.
 
-Every way runs in a process of its own, the ways take turns (--in-process: one process a case, one way after the
-other), and figures are medians over the rounds, of the ratios too. Before anything is timed, the first loss of all ways
-is compared, without dropout. Batches are random bytes in memory (on the device, for CUDA): ten, of videos of 120 to 300
-frames before the crop; reading is not measured here. Memory is the most that a process had, less what it had before
-model and data were made; on CUDA, what torch allocated. "In all" is with the libraries, on CUDA with what torch's
-allocator keeps. On a CPU, threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE, for all ways): as OpenMP
-comes they spin, and where other work wants the cores steps then take two (plain) to three times (ours) as long.
+Each way runs in its own process and the ways alternate (--in-process: one process per case, one way after the other). Figures
+are medians over the rounds, ratios included. Before timing, the first losses of all ways are compared, without dropout. Ten
+batches of random bytes are in memory (on the device, for CUDA), from videos of 120 to 300 frames before the crop; reading
+is not measured. Memory is the peak of a process without what it used before model and data were made; on CUDA, the memory
+that torch allocated. "Total" includes the libraries, on CUDA the memory that torch's allocator reserves. On CPUs, waiting
+threads sleep (OMP_WAIT_POLICY=PASSIVE, for all ways): by default they spin, and with other load on the cores a step then
+takes two (baseline) to three (ours) times as long.
 
-What is counted. TFLOP/s: the matrix products of the plain formulas (torch's FlopCounterMode; their residuals are no
-matrix products) over the seconds of a way, so that all ways of a case did the same work. Elements and GB moved: what
-all other operations of a step write or reduce, and what all operations read and write, if each one goes to memory
-(eager ways only; a compiler fuses them). Floor: the longer of two times. One is the FLOPs that are needed, frames that
-are padding left out and products in their cheapest order (`needed_flops`), at the speed of a large matrix product
-in the same precision. The other is the bytes that are needed (`needed_bytes`), at the speed of a large copy.
+TFLOP/s: the matrix products of the plain formulas (torch's FlopCounterMode; their residuals are not matrix products) divided
+by the seconds of a way, so that all ways of a case did the same work. Elements and GB moved: the elements that all other
+operations of a step write or reduce, and the bytes that all operations read and write, if each accesses memory (eager ways
+only; a compiler fuses operations). Bound: the longer of two times, that of the required operations without padding and in
+the cheapest order of products (`needed_flops`), at the speed of a large matrix product in the same precision, and that of
+the required bytes (`needed_bytes`), at the speed of a large copy.
 
-    python benchmarks/training.py                              # on a CPU some 15 minutes
+    python benchmarks/training.py                              # about 15 minutes on a CPU
     python benchmarks/training.py --device cuda --json build/training.jsonl
     python benchmarks/training.py --case agnostic --rounds 5
 """
@@ -91,14 +90,14 @@ WINDOW = 11
 SAMPLED = 150
 NUM_BATCHES = 10
 CONTEXT_BATCHES = 2
-"""So many of the batches have videos of their own; the others ask for the same contexts again."""
+"""Batches with videos of their own; the others use the same contexts again."""
 STEPS = 100_000
 MARGIN_OF_MEMORY = 1.2
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: `kind` of classifier, its (segment) encoder, B videos or segments of at most T frames."""
+    """A training case: `kind` of classifier, its (segment) encoder, B videos or segments of at most T frames."""
 
     name: str
     kind: str
@@ -128,20 +127,20 @@ CASES = [
 
 @dataclass(frozen=True)
 class Way:
-    """How it is computed: by us or plainly, in which numbers."""
+    """A way to compute a case: ours or the baseline, and its precision."""
 
     name: str
     ours: bool
     precision: str = "32-true"
     compiled: bool = False
     matrix_product: bool = False
-    """Plain NeXtVLAD: sums as a matrix product instead of every residual."""
+    """Baseline NeXtVLAD: sums as a matrix product instead of every residual."""
     encodes_context: bool = False
-    """Plain aware classifier: context in each step."""
+    """Baseline of the context-aware classifier: context in each step."""
 
 
 def ways_of(case: Case, device: str, precision: str, compiled: bool) -> list[Way]:
-    """The ways to compare, ours last."""
+    """Ways to compare, ours last."""
     given = ", vectors given" if case.kind == "aware" else ""
     ways = []
     if case.kind == "aware":
@@ -165,7 +164,7 @@ def ways_of(case: Case, device: str, precision: str, compiled: bool) -> list[Way
 
 
 def our_model(case: Case) -> Classifier:
-    """The classifier of a case, the same weights each time."""
+    """The classifier of a case, with the same weights at every call."""
     torch.manual_seed(0)
     encoder = DBoFConfig() if case.encoder == "dbof" else NeXtVLADConfig()
     if case.kind == "video":
@@ -179,7 +178,7 @@ def our_model(case: Case) -> Classifier:
 
 
 def plain_model(case: Case, way: Way) -> nn.Module:
-    """The same network written plainly, with the same weights."""
+    """The baseline of a case, with the same weights."""
     mixture = plain.Mixture(OUTPUT, CLASSES, EXPERTS)
     if case.kind == "aware":
         model: nn.Module = plain.AwareClassifier(plain.DBoF(), plain.NeXtVLAD(cut=True), mixture)
@@ -191,14 +190,14 @@ def plain_model(case: Case, way: Way) -> nn.Module:
 
 
 def rows_of_bytes(rng: np.random.Generator, *shape: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Random rows, rgb and audio, as they lie in shards."""
+    """Random rows, rgb and audio, as in shards."""
     rgb = np.frombuffer(rng.bytes(int(np.prod(shape)) * RGB_ROW), np.uint8).reshape(*shape, RGB_ROW).copy()
     audio = np.frombuffer(rng.bytes(int(np.prod(shape)) * AUDIO_ROW), np.uint8).reshape(*shape, AUDIO_ROW).copy()
     return rgb, audio
 
 
 def lengths_of(case: Case, number: int) -> NDArray[np.int64]:
-    """Frames seen: of a video what crop and sampling leave, of a segment nearly always all."""
+    """Number of frames: for a video after crop and sampling, for a segment nearly always the complete window."""
     rng = np.random.default_rng([1, number])
     if case.frames == SAMPLED:
         lengths = np.minimum(rng.integers(120, 301, case.batch) - 40, SAMPLED)
@@ -228,7 +227,7 @@ def make_batch(case: Case, number: int) -> VideoBatch | SegmentBatch:
 
 
 class InventedVideos:
-    """What `ContextVectors` reads: videos of random bytes, in the place of a `FrameReader`.
+    """Videos of random bytes that replace the `FrameReader` of `ContextVectors`.
 
     Args:
         num_frames: Frames of each video.
@@ -242,7 +241,7 @@ class InventedVideos:
         return len(self.num_frames)
 
     def fill(self, rgb: NDArray[np.uint8], audio: NDArray[np.uint8], rows: NDArray[np.integer], chosen: Any) -> None:
-        """Write the chosen frames of some videos, and zeros after them."""
+        """Write the sampled frames of some videos, followed by zeros."""
         rgb[:], audio[:] = 0, 0
         for place, (row, frames) in enumerate(zip(rows.tolist(), chosen, strict=True)):
             count = frames.stop - frames.start if isinstance(frames, slice) else len(frames)
@@ -255,11 +254,11 @@ def invented_videos(case: Case) -> InventedVideos:
     return InventedVideos(np.random.default_rng(3).integers(120, 301, CONTEXT_BATCHES * case.batch))
 
 
-# ------------------------------------------------------------------------------------------------------ a way at work
+# ------------------------------------------------------------------------------------------------------- measurement
 
 
 def _sizes(values: Any) -> list[tuple[int, int]]:
-    """Elements of each tensor among some values, repeated ones once, and the bytes of one."""
+    """Elements of each tensor among some values, broadcast ones counted once, and bytes per element."""
     tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     return [
         (int(np.prod([n for n, stride in zip(t.shape, t.stride(), strict=True) if stride], dtype=np.int64)), t.itemsize)
@@ -268,7 +267,7 @@ def _sizes(values: Any) -> list[tuple[int, int]]:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what operations move if each of them reads its inputs from memory and writes its outputs there."""
+    """Counts the bytes that operations move if each reads its inputs from memory and writes its outputs there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +289,7 @@ class Traffic(TorchDispatchMode):
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch every dropout of a model off."""
+    """Turn off every dropout of a model."""
     layers = [layer for layer in model.modules() if "Dropout" in type(layer).__name__]
     shares = [layer.p for layer in layers]
     for layer in layers:
@@ -301,12 +300,12 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 class Trained:
-    """A model in training, one way, in this process.
+    """A model in training in this process.
 
     Args:
-        case: What.
-        way: How.
-        device: Where.
+        case: The model and its batches.
+        way: The way to compute it.
+        device: The device.
     """
 
     def __init__(self, case: Case, way: Way, device: str) -> None:
@@ -339,10 +338,10 @@ class Trained:
             started = time.perf_counter()
             contexts.append(ContextVectors(fabric, model, videos, np.arange(len(videos))))
             self._wait()
-            self.facts["context_seconds_a_video"] = (time.perf_counter() - started) / len(videos)
+            self.facts["context_seconds_per_video"] = (time.perf_counter() - started) / len(videos)
 
         def loss_of(network: nn.Module, batch: Any) -> Tensor:
-            """As the tasks of `yt8m.training.tasks` have it."""
+            """The loss of the tasks in `yt8m.training.tasks`."""
             logits = network(batch.frames, batch.lengths, *(context.lookup(batch.rows) for context in contexts))
             if case.kind == "video":
                 return video_loss(logits, batch.labels)
@@ -375,7 +374,7 @@ class Trained:
                 parts = zip(*(tensor.split(32) for tensor in given), strict=True)
                 given = torch.cat([model.encode_context(*part) for part in parts])
             contexts[number] = given
-        # Its data are frames as they are wanted, without the headers of a shard's rows.
+        # Frames without the headers of a shard's rows.
         self.batches = [
             (
                 batch.frames.to(self.device),
@@ -413,7 +412,7 @@ class Trained:
         return loss
 
     def warm_up(self, steps: int) -> dict[str, float]:
-        """The first loss without dropout, then some steps, one of them counted; peak memory on a CPU starts after."""
+        """Compute the first loss without dropout, then run some steps, counting one; on a CPU, reset peak memory."""
         with without_dropout(self.model), torch.no_grad():
             self.facts["first_loss"] = float(self.first_loss(self.batches[0]))
         flops, traffic = FlopCounterMode(display=False), Traffic()
@@ -426,13 +425,13 @@ class Trained:
         for _ in range(steps):
             self._next()
         self._wait()
-        # On CUDA the peak is that of all steps: replaying a recorded one asks for no memory.
+        # On CUDA the peak is that of all steps: replaying a graph allocates no memory.
         if self.device.type == "cpu" and Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")
         return self.facts
 
     def round(self, steps: int) -> dict[str, Any]:
-        """Some steps: seconds by the clock and of the processor for each, peak memory in MiB, and the mean loss."""
+        """Run some steps: wall time and CPU time of each, peak memory in MiB, and the mean loss."""
         walls, processor, losses = [], [], []
         events = []
         self._wait()
@@ -461,22 +460,22 @@ class Trained:
 
 @cache
 def trained(case: Case, way: Way, device: str) -> Trained:
-    """The model of this process, which stays between the rounds."""
+    """The model of this process, shared by all rounds."""
     return Trained(case, way, device)
 
 
 def warm_up(case: Case, way: Way, device: str, steps: int) -> dict[str, float]:
-    """Prepare in a worker."""
+    """Warm up in a worker process."""
     return trained(case, way, device).warm_up(steps)
 
 
 def one_round(case: Case, way: Way, device: str, steps: int) -> dict[str, Any]:
-    """Train in a worker."""
+    """Run one round in a worker process."""
     return trained(case, way, device).round(steps)
 
 
 def all_rounds(case: Case, way: Way, device: str, rounds: int, steps: int, warm: int) -> tuple[Any, Any]:
-    """Prepare, train all rounds and forget, for workers that do one way after the other."""
+    """Warm up and run all rounds, then free the memory, for worker processes that measure several ways."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model = Trained(case, way, device)
@@ -490,18 +489,18 @@ def all_rounds(case: Case, way: Way, device: str, rounds: int, steps: int, warm:
     return facts, found
 
 
-# ----------------------------------------------------------------------------------------------------------- the floor
+# -------------------------------------------------------------------------------------------------------- lower bounds
 
 
 def needed_flops(case: Case, frames: int) -> float:
     """Multiplications and additions of the matrix products of a step, in their cheapest order.
 
-    A product costs 2 forward and 4 backward a weight and row, 2 backward where its input needs no gradient (frames).
-    NeXtVLAD's products come in three orders (see `ModalityVLAD._cheapest_order`), of which the cheapest counts.
+    A product costs 2 forward and 4 backward per weight and row, and 2 backward if its input needs no gradient (frames).
+    NeXtVLAD's products have three possible orders (see `ModalityVLAD._cheapest_order`), of which the cheapest counts.
 
     Args:
-        case: What is trained.
-        frames: Frames that exist in a batch.
+        case: The training case.
+        frames: Valid frames in a batch.
     """
     videos = case.batch
 
@@ -531,18 +530,18 @@ def needed_flops(case: Case, frames: int) -> float:
         described = clusters * expansion * RGB_SIZE // groups + clusters // 2 * expansion * AUDIO_SIZE // groups
         total = vlad(RGB_SIZE, clusters, groups, expansion) + vlad(AUDIO_SIZE, clusters // 2, groups, expansion)
         total += product(videos, described, OUTPUT) + gate(videos, OUTPUT, config.se_reduction)
-    if case.kind == "aware":  # its gate stands after the fusion instead
+    if case.kind == "aware":  # its gate is after the fusion instead
         total += product(videos, 2 * OUTPUT, OUTPUT)
     return total + product(videos, OUTPUT, EXPERTS * CLASSES) + product(videos, OUTPUT, EXPERTS + 1)
 
 
 def needed_bytes(case: Case, frames: int, parameters: float, precision: str) -> float:
-    """Bytes that a step moves at least: weights, inputs, and what the backward pass needs of each frame.
+    """Bytes that a step has to move: weights, inputs, and the activations that the backward pass needs.
 
-    28 a trained parameter (AdamW reads weight, gradient and both moments and writes all but the gradient), the bytes of
-    the frames once, and these activations written once and read once, 4 bytes each or 2 in bfloat16. DBoF: hidden
-    channels, inside of the gate, logits of the gate (2 H + H/8 a frame). NeXtVLAD: logits of the assignment, attention
-    and expanded features (3 K G/2 + 2 G + 2 D a frame). What there is of videos is left out: it is little.
+    28 per trained parameter (AdamW reads weight, gradient and both moments and writes all but the gradient), the bytes of
+    the frames once, and these activations written once and read once, 4 bytes each or 2 in bfloat16. DBoF: hidden channels,
+    hidden units of the gate, logits of the gate (2 H + H/8 per frame). NeXtVLAD: logits of the assignment, attention and
+    expanded features (3 K G/2 + 2 G + 2 D per frame). Activations per video are neglected.
     """
     if case.encoder == "dbof":
         dbof = DBoFConfig()
@@ -555,7 +554,7 @@ def needed_bytes(case: Case, frames: int, parameters: float, precision: str) -> 
 
 
 def device_speeds(device: str, precisions: list[str]) -> dict[str, float]:
-    """FLOP/s of a large matrix product in each precision, and bytes a second of a large copy (read and written)."""
+    """FLOP/s of a large matrix product in each precision, and bytes per second of a large copy (read and written)."""
     elements = 1 << 29 if device == "cuda" else 1 << 27
 
     def best(work: Callable[[], object]) -> float:
@@ -574,7 +573,7 @@ def device_speeds(device: str, precisions: list[str]) -> dict[str, float]:
     speeds = {}
     for precision in precisions:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        # Many CPUs have no bfloat16 and take minutes for a large product of it.
+        # CPUs without bfloat16 instructions take minutes for a large product.
         size = 8192 if device == "cuda" else 4096 if precision == "32-true" else 512
         dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
         a, b, c = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
@@ -589,7 +588,7 @@ def device_speeds(device: str, precisions: list[str]) -> dict[str, float]:
 
 @dataclass
 class Row:
-    """What was found about a way of a case."""
+    """Measurements of one way of a case."""
 
     case: Case
     way: Way
@@ -598,17 +597,17 @@ class Row:
     error: str = ""
 
     def each(self, what: str) -> list[float]:
-        """The median step of each round, or its memory."""
+        """Median over the steps of each round, or its memory."""
         values = [found[what] for found in self.rounds]
         return [statistics.median(value) if isinstance(value, list) else value for value in values]
 
     def median(self, what: str) -> float:
-        """The median of the rounds."""
+        """Median over the rounds."""
         return statistics.median(self.each(what))
 
 
 def available_mib() -> float:
-    """Memory that can be had, in MiB, as Linux and the control group say."""
+    """Available memory in MiB, as reported by Linux."""
     info = Path("/proc/meminfo")
     if not info.is_file():
         return float("inf")
@@ -617,11 +616,11 @@ def available_mib() -> float:
 
 
 def fitting(case: Case, device: str) -> Case:
-    """The case, with fewer videos where the plain formulas would not fit in this machine's memory."""
+    """The case, with a smaller batch if the baseline would not fit in this machine's memory."""
     if case.encoder != "nextvlad" or device != "cpu":
         return case
     config = NeXtVLADConfig()
-    # Three tensors (B, T, G, K, J) of rgb are alive at once; those of audio have a sixteenth of the size.
+    # Three tensors (B, T, G, K, J) of rgb are allocated at once; those of audio have a sixteenth of the size.
     tensor = 4 * case.frames * config.num_clusters * config.expansion * RGB_SIZE / 2**20
     batch = case.batch
     while batch > 8 and 3.2 * tensor * batch * MARGIN_OF_MEMORY + 2000 > available_mib():
@@ -630,7 +629,7 @@ def fitting(case: Case, device: str) -> Case:
 
 
 def measure(case: Case, ways: list[Way], device: str, rounds: int, steps: int, warm: int) -> list[Row]:
-    """Run the ways in turns. A way that fails keeps its error and leaves the others alone."""
+    """Alternate between the ways. The error of a way that fails is recorded, and the others continue."""
     rows = [Row(case, way) for way in ways]
     pools: dict[str, ProcessPoolExecutor] = {way.name: new_process() for way in ways}
 
@@ -640,13 +639,13 @@ def measure(case: Case, ways: list[Way], device: str, rounds: int, steps: int, w
     def outcome(row: Row, running: Future[Any]) -> Any:
         try:
             return running.result()
-        except Exception as error:  # whatever it is, the other ways go on
+        except Exception as error:  # any error: the other ways continue
             row.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             print(f"{case.name}, {row.way.name}: {row.error}", flush=True)
             pools[row.way.name].shutdown()
             return None
 
-    if device == "cuda":  # nothing is timed yet, and starting takes longer than training
+    if device == "cuda":  # in parallel: nothing is timed yet, and starting takes longer than training
         for row, running in [(row, start(row, warm_up, warm)) for row in rows]:
             row.facts = outcome(row, running) or {}
     else:
@@ -664,13 +663,13 @@ def measure(case: Case, ways: list[Way], device: str, rounds: int, steps: int, w
 
 
 def measure_in_one_process(case: Case, ways: list[Way], device: str, rounds: int, steps: int, warm: int) -> list[Row]:
-    """Run the ways one after the other in one process, which saves starting it each time."""
+    """Run the ways one after the other in one process, which avoids its start-up time."""
     rows = [Row(case, way) for way in ways]
     pool = new_process()
     for row in rows:
         try:
             row.facts, row.rounds = pool.submit(all_rounds, case, row.way, device, rounds, steps, warm).result()
-        except Exception as error:  # whatever it is, the other ways go on
+        except Exception as error:  # any error: the other ways continue
             row.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             print(f"{case.name}, {row.way.name}: {row.error}", flush=True)
             pool.shutdown()
@@ -681,7 +680,7 @@ def measure_in_one_process(case: Case, ways: list[Way], device: str, rounds: int
 
 
 def compare_first_losses(rows: list[Row]) -> None:
-    """Let no way be timed whose first loss is not that of the first way that has one."""
+    """Record an error for every way whose first loss differs from that of the first way."""
     good = [row for row in rows if not row.error]
     for row in good:
         expected, found = good[0].facts["first_loss"], row.facts["first_loss"]
@@ -692,17 +691,17 @@ def compare_first_losses(rows: list[Row]) -> None:
 
 
 HEAD = (
-    "| case | way | seconds a step | of the processor | videos/s | peak MiB (in all) | TFLOP/s | time / ours "
+    "| case | way | seconds per step | CPU seconds | videos/s | peak MiB (total) | TFLOP/s | time / ours "
     "| memory / ours |\n|---|---|---|---|---|---|---|---|---|"
 )
 FLOOR_HEAD = (
-    "| case | way | needed TFLOP | matrix TFLOP | other Gelements | needed GB | GB moved | floor seconds | bound by "
-    "| way / floor |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| case | way | needed TFLOP | matrix TFLOP | other Gelements | needed GB | GB moved | bound, seconds | limited by "
+    "| step / bound |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def table_lines(rows: list[Row], ours: Row | None) -> list[str]:
-    """The lines of a case in the table of times."""
+    """Rows of a case in the table of times."""
     formulas = next((row.facts["matrix_flops"] for row in rows if row.facts and not row.way.encodes_context), None)
     lines = []
     for row in rows:
@@ -727,7 +726,7 @@ def table_lines(rows: list[Row], ours: Row | None) -> list[str]:
 
 
 def floor_lines(rows: list[Row], speeds: dict[str, float]) -> list[str]:
-    """The lines of a case in the table of floors."""
+    """Rows of a case in the table of lower bounds."""
     lines = []
     for row in rows:
         if row.error or not row.rounds:
@@ -766,17 +765,21 @@ def main() -> None:
     """Parse, measure, print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
-    parser.add_argument("--case", nargs="+", choices=names, default=names, help="what to train")
+    parser.add_argument("--case", nargs="+", choices=names, default=names, help="cases to measure")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="steps of a round; 3, on CUDA 30")
+    parser.add_argument("--steps", type=int, help="steps per round; default 3, on CUDA 30")
     parser.add_argument("--batch-scale", type=float, default=1.0, help="multiplies the batches")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="ours; on CUDA bf16-mixed")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="also ours compiled; on CUDA yes")
-    parser.add_argument("--in-process", action="store_true", help="one process a case, its ways one after the other")
-    parser.add_argument("--json", type=Path, help="file that gets a line for each way of each case")
+    parser.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], help="precision of ours; on CUDA bf16-mixed by default"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="also measure ours compiled; default on CUDA"
+    )
+    parser.add_argument("--in-process", action="store_true", help="one process per case, its ways one after the other")
+    parser.add_argument("--json", type=Path, help="file to append one line per case and way to")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the processes that measure load OpenMP after this
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by OpenMP in the measuring processes
     on_cuda = options.device == "cuda"
     precision = options.precision or ("bf16-mixed" if on_cuda else "32-true")
     compiled = on_cuda if options.compile is None else options.compile
@@ -799,19 +802,21 @@ def main() -> None:
         work = measure_in_one_process if options.in_process else measure
         rows = work(sized, ways, options.device, options.rounds, steps, 10 if on_cuda else 0)
         good = [row for row in rows if row.way.ours and row.rounds and not row.error]
-        # What the training loop does by itself: compiled on CUDA, eager elsewhere.
+        # The default of the training loop: compiled on CUDA, eager elsewhere.
         ours = good[-1 if on_cuda else 0] if good else None
         times += table_lines(rows, ours)
         floors += floor_lines(rows, speeds)
         print("\n".join(["", HEAD, *table_lines(rows, ours), "", FLOOR_HEAD, *floor_lines(rows, speeds)]), flush=True)
         for row in rows:
-            if "context_seconds_a_video" in row.facts:
-                print(f"{row.way.name}: {row.facts['context_seconds_a_video'] * 1e3:.1f} ms a video's context, once")
+            if "context_seconds_per_video" in row.facts:
+                print(
+                    f"{row.way.name}: {row.facts['context_seconds_per_video'] * 1e3:.1f} ms per video for the context, once"
+                )
             if options.json:
                 with options.json.open("a") as file:
                     file.write(json.dumps({**asdict(row), "device": options.device, "speeds": speeds}) + "\n")
-    print("\n".join(["", "All of it:", "", *times, "", *floors]))
-    print(f"\n{time.monotonic() - started:.0f} seconds in all")
+    print("\n".join(["", "All tables:", "", *times, "", *floors]))
+    print(f"\n{time.monotonic() - started:.0f} seconds in total")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Imports go backward along the road only, and what a command does not need is not imported."""
+"""Imports go backward along the pipeline only, files and classes stay small, and heavy libraries load when needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PIPELINE = (
     "locate",
     "cli",
 )
-"""Leaves and packages in order: each may import itself and what stands before it."""
+"""Leaves and packages in order: each may import itself and those before it."""
 
 ONLY = {
     "errors": set[str](),
@@ -47,9 +47,18 @@ ONLY = {
     "inference": {"errors", "files", "settings", "models"},
     "import_2019": {"errors", "files", "settings", "models"},
 }
-"""Those that may import nothing else of the package."""
+"""Those that may import nothing else of yt8m."""
 
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+TESTS = Path(__file__).parent
+TEST_FILES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py"))
+
+MAX_LINES_PER_FILE = 450
+MAX_LINES_PER_CLASS = 250
+
+LEAVES = {"errors.py", "files.py", "settings.py", "vocabulary.py"}
+"""Modules at the top of the package: those that import no package of yt8m."""
 
 
 def place(part: str) -> int:
@@ -57,7 +66,7 @@ def place(part: str) -> int:
 
 
 def imported_modules(source: str, module: tuple[str, ...], is_package: bool = False) -> Iterator[str]:
-    """Full names of the modules that a module's source imports, wherever in it the import stands."""
+    """Full names of the modules that a module's source imports, inside functions too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,9 +79,9 @@ def imported_modules(source: str, module: tuple[str, ...], is_package: bool = Fa
 
 
 def parts_imported(source: str, module: tuple[str, ...], is_package: bool = False) -> set[str]:
-    """Parts of the road that a module's source imports."""
+    """Parts of the pipeline that a module's source imports."""
     names = (name.split(".") for name in imported_modules(source, module, is_package))
-    # `__version__`, the one name of the package itself, is no part of the road.
+    # `__version__`, the only name of the package itself, is no part of the pipeline.
     return {name[1] for name in names if name[0] == "yt8m" and len(name) > 1 and not name[1].startswith("_")}
 
 
@@ -83,7 +92,7 @@ def forbidden(part: str, imported: set[str]) -> set[str]:
     return {other for other in imported - {part} if place(other) >= place(part)}
 
 
-def test_the_check_itself_sees_every_way_to_import() -> None:
+def test_the_check_finds_every_kind_of_import() -> None:
     source = """
 import os, yt8m.runs.run
 from yt8m import locate
@@ -107,10 +116,10 @@ def later():
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in ("__init__.py", "__main__.py")])
-def test_imports_go_backward_along_the_road(module: str) -> None:
+def test_imports_go_backward_along_the_pipeline(module: str) -> None:
     name = ("yt8m", *module.removesuffix(".py").removesuffix("/__init__").split("/"))
     part = name[1]
-    assert part in PIPELINE, f"give {part} its place in PIPELINE"
+    assert part in PIPELINE, f"add {part} to PIPELINE"
     imported = parts_imported((PACKAGE / module).read_text(), name, module.endswith("__init__.py"))
     assert forbidden(part, imported) == set()
 
@@ -120,8 +129,73 @@ def test_the_package_itself_imports_nothing() -> None:
     assert list(imported_modules(source, ("yt8m",), is_package=True)) == []
 
 
+# ---------------------------------------------------------------------------------------------------------------- size
+
+
+def class_lengths(source: str) -> dict[str, int]:
+    """Lines of each class of a module, decorators excluded."""
+    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    return {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in classes}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_classes_stay_small(module: str) -> None:
+    source = (PACKAGE / module).read_text()
+    assert len(source.splitlines()) <= MAX_LINES_PER_FILE
+    assert {name: lines for name, lines in class_lengths(source).items() if lines > MAX_LINES_PER_CLASS} == {}
+
+
+def test_the_top_of_the_package_contains_only_leaves() -> None:
+    """A module that needs a package belongs into one."""
+    top = {module for module in MODULES if "/" not in module}
+    assert top == LEAVES | {"__init__.py", "__main__.py"}
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert packages | {leaf.removesuffix(".py") for leaf in LEAVES} == set(PIPELINE)
+    for leaf in LEAVES:
+        name = ("yt8m", leaf.removesuffix(".py"))
+        assert parts_imported((PACKAGE / leaf).read_text(), name) & packages == set(), leaf
+
+
+# --------------------------------------------------------------------------------------------------------------- tests
+
+
+def imported_test_modules(source: str, path: str) -> set[str]:
+    """Names that a file in tests/ imports from test modules and from conftest.py."""
+    module = ("tests", *path.removesuffix(".py").removesuffix("/__init__").split("/"))
+    names = imported_modules(source, module, path.endswith("__init__.py"))
+    return {
+        name
+        for name in names
+        if name.startswith("tests.") and any(part == "conftest" or part.startswith("test_") for part in name.split("."))
+    }
+
+
+def test_the_check_finds_imports_from_test_modules() -> None:
+    source = """
+from tests.conftest import FinishedRun
+from tests.support.command import yt8m
+from ..models.test_layers import plain_gate
+from . import test_run
+import pytest, tests.test_settings
+"""
+    assert imported_test_modules(source, "runs/test_stages.py") == {
+        "tests.conftest.FinishedRun",
+        "tests.models.test_layers.plain_gate",
+        "tests.runs.test_run",
+        "tests.test_settings",
+    }
+
+
+@pytest.mark.parametrize("path", TEST_FILES)
+def test_tests_share_code_in_support_only(path: str) -> None:
+    assert imported_test_modules((TESTS / path).read_text(), path) == set()
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
 def modules_after(code: str) -> set[str]:
-    """Names of all modules that a fresh interpreter holds after some code."""
+    """Names of all modules that a new interpreter has loaded after some code."""
     shown = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
         capture_output=True,
@@ -146,7 +220,7 @@ def test_indexing_needs_no_network_library() -> None:
     assert "torch" not in found
 
 
-def test_a_model_loads_without_what_trained_it() -> None:
+def test_a_model_loads_without_training_code() -> None:
     found = modules_after("import yt8m.models.saved")
     assert "torch" in found
     assert not [

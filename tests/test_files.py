@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FullDisk
+from tests.support.full_disk import FullDisk
 from yt8m.errors import Yt8mError
 from yt8m.files import written_atomically
 

@@ -1,6 +1,6 @@
-"""The lists of packages agree: what pyproject.toml asks for, what constraints.txt pins, what requirements.txt installs.
+"""pyproject.toml, constraints.txt and requirements.txt agree.
 
-Which packages a requirement brings along is read from the metadata of what is installed, not from the lists.
+The dependencies of a requirement are read from the metadata of the installed packages, not from the lists.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def constraints() -> dict[str, str]:
     return read_pins("constraints.txt")
 
 
-def brought_along(texts: list[str]) -> set[str]:
-    """Names of installed packages that requirements call for, directly or through others."""
+def dependencies(texts: list[str]) -> set[str]:
+    """Names of the installed packages that requirements need, directly or through others."""
     found: set[str] = set()
     visited: set[tuple[str, str]] = set()
     waiting = [(Requirement(text), "") for text in texts]
@@ -53,21 +53,21 @@ def brought_along(texts: list[str]) -> set[str]:
         try:
             requires = distribution(name).requires or []
         except PackageNotFoundError:
-            pytest.fail(f"{name} is called for but not installed; `make test` installs it")
+            pytest.fail(f"{name} is required but not installed; `make test` installs it")
         found.add(name)
-        for wanted in ["", *requirement.extras]:
-            if (name, wanted) not in visited:
-                visited.add((name, wanted))
-                waiting += [(Requirement(text), wanted) for text in requires]
+        for selected in ["", *requirement.extras]:
+            if (name, selected) not in visited:
+                visited.add((name, selected))
+                waiting += [(Requirement(text), selected) for text in requires]
     return {name for name in found if not name.startswith(CUDA_PREFIXES)}
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "requirements.txt"])
-def test_lists_hold_one_public_version_a_package_in_order(name: str) -> None:
+def test_lists_pin_one_public_version_per_package_in_order(name: str) -> None:
     for line in read_lines(name):
         (specifier,) = Requirement(line).specifier
         assert specifier.operator == "==", line
-        assert not {"*", "+"} & set(specifier.version), f"{line}: a build or a range, not a version"
+        assert not {"*", "+"} & set(specifier.version), f"{line}: expected a version, not a build or a range"
     blocks = (ROOT / name).read_text(encoding="utf-8").split("\n\n")
     for block in blocks:
         packages = [line.split("==")[0] for line in block.splitlines() if line and not line.startswith("#")]
@@ -93,13 +93,13 @@ def test_every_direct_requirement_is_pinned_within_its_range(
             assert requirement.specifier.contains(constraints[name]), f"{requirement}: pinned at {constraints[name]}"
 
 
-def test_requirements_are_exactly_what_running_brings_along(
+def test_requirements_are_the_dependencies_of_the_package(
     pyproject: dict[str, Any], constraints: dict[str, str]
 ) -> None:
     requirements = read_pins("requirements.txt")
-    assert set(requirements) == brought_along(pyproject["project"]["dependencies"]), "run `make requirements`"
+    assert set(requirements) == dependencies(pyproject["project"]["dependencies"]), "run `make requirements`"
     assert requirements == {name: constraints[name] for name in requirements}, "run `make requirements`"
 
 
-def test_all_that_testing_brings_along_is_pinned(pyproject: dict[str, Any], constraints: dict[str, str]) -> None:
-    assert brought_along(pyproject["project"]["optional-dependencies"]["test"]) - set(constraints) == set()
+def test_all_dependencies_of_the_tests_are_pinned(pyproject: dict[str, Any], constraints: dict[str, str]) -> None:
+    assert dependencies(pyproject["project"]["optional-dependencies"]["test"]) - set(constraints) == set()

@@ -1,15 +1,17 @@
-"""Settings: whatever is wrong in a file is named, with the place as the file has it and the key that was meant."""
+"""Settings: errors name the place in the file and the nearest known key."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pytest
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from tests.support.yaml_bomb import YAML_BOMB
 from yt8m.errors import UsageError
 from yt8m.settings import Settings, did_you_mean, parse_yaml, read_yaml, to_yaml, validated
 
@@ -20,6 +22,8 @@ class Round(Settings):
 
 
 class Square(Settings):
+    renamed: ClassVar[Mapping[str, str]] = {"paint": "color"}
+
     type: Literal["square"] = "square"
     side: int = Field(ge=1)
     color: str | None = None
@@ -27,7 +31,7 @@ class Square(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.side == 13:
-            raise ValueError("side 13 brings bad luck")
+            raise ValueError("a side of 13 is not allowed")
         return self
 
 
@@ -62,13 +66,16 @@ def problem_of(text: str) -> str:
         ("frame: {side: 1, colour: red}", "unknown key 'frame.colour' (did you mean 'color'?)"),
         ("shapes: {a: {type: square, sied: 3, side: 3}}", "unknown key 'shapes.a.sied' (did you mean 'side'?)"),
         ("shapes: {a: {type: round, radius: 3, sied: 3}}", "unknown key 'shapes.a.sied' (known: radius, type)"),
-        # Names that people give may be those of kinds and keys.
+        # Names of shapes may equal types and keys.
         ("shapes: {square: {type: square, side: 3, colr: x}}", "unknown key 'shapes.square.colr' (did you mean 'color'?)"),
         ("shapes: {round: {type: square, side: 3, colr: x}}", "unknown key 'shapes.round.colr' (did you mean 'color'?)"),
         ("shapes: {frame: {type: square, side: 3, colr: x}}", "unknown key 'shapes.frame.colr' (did you mean 'color'?)"),
         ("shapes: {round: {type: square, side: 0}}", "'shapes.round.side': expected greater than or equal to 1, found 0"),
         ("frame: {side: 1, square: 2}", "unknown key 'frame.square' (known: color, side, type)"),
         ("rows: [{side: 1}, {side: 2, sdie: 2}]", "unknown key 'rows.1.sdie' (did you mean 'side'?)"),
+        ("frame: {side: 1, paint: red}", "the key 'frame.paint' is now called 'color'"),
+        ("shapes: {a: {type: square, side: 1, paint: red}}", "the key 'shapes.a.paint' is now called 'color'"),
+        ("shapes: {a: {type: round, radius: 1, paint: red}}", "unknown key 'shapes.a.paint' (known: radius, type)"),
         (
             "xyz: 1",
             "unknown key 'xyz' (known: frame, rows, scale, shapes, tags, unit, visible, width)",
@@ -88,7 +95,7 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(text: str, problem: s
         ("shapes: 3", "'shapes': expected keys and values, found 3"),
         ("shapes: {a: {type: round}}", "'shapes.a.radius' is missing"),
         ("shapes: {A: {type: round, radius: 1}}", "'shapes.A': string should match pattern '^[a-z]+$', found 'A'"),
-        ("frame: {side: 13}", "'frame': side 13 brings bad luck"),
+        ("frame: {side: 13}", "'frame': a side of 13 is not allowed"),
         ("unit: mile", "'unit': expected 'cm' or 'inch', found 'mile'"),
         ("width: '3'", "'width': expected a valid integer, found '3'"),
         ("width: 2.5", "'width': expected a valid integer, found 2.5"),
@@ -105,7 +112,7 @@ def test_wrong_values_are_named_with_their_place(text: str, problem: str) -> Non
     assert problem_of(text) == problem
 
 
-def test_every_finding_is_told() -> None:
+def test_every_problem_is_reported() -> None:
     found = problem_of("width: a\nscale: b\nframe: {size: 1}\n")
     assert [part.split(":")[0] for part in found.split("; ")] == [
         "'frame.side' is missing",
@@ -124,52 +131,49 @@ def test_a_file_without_keys_is_refused(text: str) -> None:
     ("text", "number"),
     [("2e-4", 2e-4), ("1E3", 1e3), ("-.5e+2", -50.0), ("3.e2", 300.0), ("2.0e-4", 2e-4), ("7", 7), ("0.25", 0.25)],
 )
-def test_numbers_are_read_as_people_write_them(text: str, number: float) -> None:
+def test_numbers_in_scientific_notation(text: str, number: float) -> None:
     drawing = validated(Drawing, parse_yaml(f"scale: {text}"), "a.yaml")
     assert drawing.scale == number
     assert isinstance(drawing.scale, float | int)
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "2e-4x", "'2e-4'", "e"])
-def test_words_stay_words(text: str) -> None:
+def test_words_that_resemble_numbers(text: str) -> None:
     assert parse_yaml(text) == text.strip("'")
 
 
-def test_other_readers_of_yaml_in_the_process_are_left_as_they_were() -> None:
+def test_other_yaml_loaders_of_the_process_do_not_change() -> None:
     assert yaml.safe_load("2e-4") == "2e-4"
     assert yaml.safe_load("{a: 1, a: 2}") == {"a": 2}
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("frame:\n  side: 1\n  side: 2\n")
-    with pytest.raises(UsageError, match=r"^.*a\.yaml: is not valid YAML: the key 'side' stands twice in .*line 3"):
+    with pytest.raises(UsageError, match=r"^.*a\.yaml: is not valid YAML: the key 'side' occurs twice in .*line 3"):
         read_yaml(path)
-
-
-BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         (
-            BOMB + "side: *a29\n",
-            "it holds more than 100,000 values, counting repeated ones, or one that repeats itself",
+            YAML_BOMB + "side: *a29\n",
+            "it contains more than 100,000 values, counting repeated ones, or one that contains itself",
         ),
         (
             "side: &itself [*itself]",
-            "it holds more than 100,000 values, counting repeated ones, or one that repeats itself",
+            "it contains more than 100,000 values, counting repeated ones, or one that contains itself",
         ),
         ("side: " + 5000 * "[", "it is nested too deeply"),
         ("side: " + 5000 * "{a: ", "it is nested too deeply"),
-        ("side: 2019-02-31", "a value is none (day is out of range for month)"),
-        ("side: !!int words", "a value is none (invalid literal for int() with base 10: 'words')"),
-        ("side: " + 5000 * "1", "a value is none ("),
+        ("side: 2019-02-31", "a value is invalid (day is out of range for month)"),
+        ("side: !!int words", "a value is invalid (invalid literal for int() with base 10: 'words')"),
+        ("side: " + 5000 * "1", "a value is invalid ("),
     ],
     ids=["repeated", "within itself", "lists", "keys", "day", "word", "digits"],
 )
-def test_yaml_that_would_end_in_a_traceback_or_fill_the_memory(tmp_path: Path, text: str, problem: str) -> None:
+def test_yaml_that_would_exhaust_memory_or_raise_other_errors(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UsageError, match=rf"a\.yaml: is not valid YAML: {re.escape(problem)}"):
         read_yaml(tmp_path / "a.yaml")
@@ -189,7 +193,7 @@ def test_merged_keys_may_be_overridden() -> None:
     assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": b, "c": {"x": 4, "y": 3}, "d": b}
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^.*none\.yaml: there is no such file\.$"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match=r": cannot be read as text \(.*[Dd]irectory.*\)\.$"):
@@ -204,17 +208,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_settings_come_back_from_what_is_written() -> None:
+def test_written_settings_read_back() -> None:
     drawing = Drawing(
         shapes={"a": Round(radius=2e-4), "b": Square(side=3, color="é")}, frame=Square(side=2), tags=["1", "yes"]
     )
     text = to_yaml(drawing)
     assert validated(Drawing, parse_yaml(text), "a.yaml") == drawing
-    # Every value is spelled out, those that were left at their defaults as well.
+    # Every value is written, defaults included.
     assert yaml.safe_load(text).keys() == Drawing.model_fields.keys()
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     drawing = Drawing()
     with pytest.raises(ValidationError, match="frozen"):
         drawing.width = 4
@@ -228,5 +232,5 @@ def test_settings_cannot_be_changed() -> None:
         ("zzz", [], ""),
     ],
 )
-def test_nearest(word: str, known: list[str], answer: str) -> None:
+def test_did_you_mean(word: str, known: list[str], answer: str) -> None:
     assert did_you_mean(word, known) == answer

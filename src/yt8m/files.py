@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from yt8m.errors import UsageError, Yt8mError
@@ -102,6 +104,12 @@ def writing_error(
     if error.errno in _CANNOT_WRITE:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
+    """Write a CSV file in UTF-8; the write is atomic (see `written_atomically`)."""
+    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(chain([header], rows))
 
 
 def read_names(path: Path, what: str) -> list[str]:

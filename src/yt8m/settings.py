@@ -169,7 +169,9 @@ def _problem(kind: type[BaseModel], detail: ErrorDetails) -> str:
     place, found, message = ".".join(keys) or "settings", f"found {_shown(detail['input'])}", detail["msg"]
     match detail["type"]:
         case "extra_forbidden":
-            renamed = {old: new for model in models if issubclass(model, Settings) for old, new in model.renamed.items()}
+            renamed = {
+                old: new for model in models if issubclass(model, Settings) for old, new in model.renamed.items()
+            }
             known = {name for model in models for name in model.model_fields}
             if keys[-1] in renamed:
                 problem = f"the key {place!r} is now called {renamed[keys[-1]]!r}"

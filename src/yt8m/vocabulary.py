@@ -1,7 +1,7 @@
 """The vocabulary of segment classes: class position <-> dataset id <-> name.
 
-A model's column `c` is the class in row `c` of `segment_vocabulary.csv`; the file is not sorted by id, and its row
-order is what counts (SPEC: the data). Submissions and shards name a class by its id in the 3,862-label vocabulary.
+Column `c` of a model's output is the class in row `c` of `segment_vocabulary.csv`, which is not sorted by id. Submissions
+and shards name a class by its id in the vocabulary of 3,862 labels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from yt8m.errors import UsageError
 FILE_NAME = "segment_vocabulary.csv"
 
 OFFICIAL_DIGEST = "783376a6a3b8fc23"
-"""`Vocabulary.digest` of the `segment_vocabulary.csv` that the challenge of 2019 published."""
+"""`Vocabulary.digest` of the `segment_vocabulary.csv` of the 2019 challenge."""
 OFFICIAL_SIZE = 1000
-"""Classes in it."""
+"""Number of its classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Vocabulary:
 
     Args:
         label_ids: Dataset ids, int64 (C,), without repeats.
-        names: A name a class, for people; need not be unique.
+        names: A name per class, for people; not necessarily unique.
     """
 
     label_ids: NDArray[np.int64]
@@ -45,7 +45,7 @@ class Vocabulary:
         """Read `segment_vocabulary.csv` (columns `Index` and `Name`, others ignored).
 
         Args:
-            path: The file, or the dataset folder that holds it.
+            path: The file, or the dataset folder that contains it.
 
         Raises:
             UsageError: The file is missing, empty, without these columns, or repeats an id.
@@ -57,12 +57,12 @@ class Vocabulary:
                 rows = list(csv.DictReader(file))
         except FileNotFoundError:
             raise UsageError(
-                f"{path}: there is no such file; it lists the segment classes, one a row (columns Index, Name)."
+                f"{path}: there is no such file; it lists the segment classes, one per row (columns Index, Name)."
             ) from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{path}: cannot be read as a CSV file ({error}).") from None
         if not rows or "Index" not in rows[0] or "Name" not in rows[0]:
-            raise UsageError(f"{path}: expected a header with the columns Index and Name, and a row a class.")
+            raise UsageError(f"{path}: expected a header with the columns Index and Name, and one row per class.")
         label_ids: list[int] = []
         for line, row in enumerate(rows, start=2):
             if not (row["Index"] or "").isdecimal():
@@ -94,5 +94,5 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """A fingerprint of ids and their order: two models can be merged only where it is the same."""
+        """Hash of the ids and their order; only models with the same digest can be merged."""
         return hashlib.sha256(",".join(map(str, self.label_ids.tolist())).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.models.test_layers import randomize
+from tests.support.tiny_models import randomize
 from yt8m.models.classifier import (
     ContextAgnosticClassifier,
     ContextAgnosticClassifierConfig,

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
 from yt8m.dataset.batches import (
-    ALONE,
+    SINGLE_PROCESS,
     Batches,
-    FrameChoice,
+    FrameSampling,
+    ProcessSlice,
     SegmentBatches,
-    Share,
     VideoBatches,
     context_frames,
     stream_items,
@@ -59,11 +59,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     return TinyData(folder, videos, FrameReader(index_folder(folder)))
 
 
-def video_batches(data: TinyData, seed: int = 0, share: Share = ALONE, batch_size: int = 4) -> VideoBatches:
-    return VideoBatches(data.reader, VOCABULARY, FrameChoice(9), batch_size, seed, share)
+def video_batches(
+    data: TinyData, seed: int = 0, share: ProcessSlice = SINGLE_PROCESS, batch_size: int = 4
+) -> VideoBatches:
+    return VideoBatches(data.reader, VOCABULARY, FrameSampling(9), batch_size, seed, share)
 
 
-def segment_batches(data: TinyData, seed: int = 0, share: Share = ALONE, batch_size: int = 4) -> SegmentBatches:
+def segment_batches(
+    data: TinyData, seed: int = 0, share: ProcessSlice = SINGLE_PROCESS, batch_size: int = 4
+) -> SegmentBatches:
     ratings = rated_segments(data.reader.catalog, VOCABULARY)
     return SegmentBatches(data.reader, VOCABULARY, ratings, 3, batch_size, seed, share)
 
@@ -124,7 +128,7 @@ def test_videos_without_a_class_are_left_out(data: TinyData) -> None:
     assert not {4, 9} & set(wanted)
     elsewhere = Vocabulary(np.array([1000]), ("other",))
     with pytest.raises(UsageError, match="none of its 13 videos carries a label of the segment vocabulary"):
-        VideoBatches(data.reader, elsewhere, FrameChoice(9), 4, 0)
+        VideoBatches(data.reader, elsewhere, FrameSampling(9), 4, 0)
 
 
 def row_of_frame(data: TinyData) -> dict[bytes, tuple[int, int]]:
@@ -165,7 +169,7 @@ def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: T
 
 def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
     lengths, positions = np.full(2000, 300), np.arange(2000)
-    chosen = FrameChoice(9, clip_probability=0.25).of_videos(lengths, 0, positions)
+    chosen = FrameSampling(9, clip_probability=0.25).of_videos(lengths, 0, positions)
     clips = [frames for frames in chosen if isinstance(frames, slice)]
     assert {clip.stop - clip.start for clip in clips} == {9}
     assert {len(frames) for frames in chosen if not isinstance(frames, slice)} == {9}
@@ -176,7 +180,7 @@ def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
     assert max(starts) == pytest.approx(281, abs=5)
     assert all(clip.start >= 30 and clip.stop <= 290 for clip in clips)
     # Visits that see no clip see what they would see if there were none.
-    without = FrameChoice(9).of_videos(lengths, 0, positions)
+    without = FrameSampling(9).of_videos(lengths, 0, positions)
     assert not any(isinstance(frames, slice) for frames in without)
     for ours, theirs in zip(chosen, without, strict=True):
         if not isinstance(ours, slice):
@@ -207,7 +211,7 @@ def test_a_batch_of_segments_holds_windows_and_ratings(data: TinyData) -> None:
 @STREAMS
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_shares_of_processes_put_together_are_the_batch_of_one(data: TinyData, stream: Stream, world_size: int) -> None:
-    whole, shares = stream(data), [stream(data, share=Share(rank, world_size)) for rank in range(world_size)]
+    whole, shares = stream(data), [stream(data, share=ProcessSlice(rank, world_size)) for rank in range(world_size)]
     for step in range(9):
         batch = whole[step]
         parts = [share[step] for share in shares]
@@ -247,7 +251,7 @@ def test_another_seed_gives_other_batches(data: TinyData, stream: Stream) -> Non
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused(data: TinyData) -> None:
     with pytest.raises(UsageError, match=r"^batch_size 4 cannot be divided among 3 processes; use a multiple\.$"):
-        video_batches(data, share=Share(0, 3))
+        video_batches(data, share=ProcessSlice(0, 3))
 
 
 # --- Labels, ratings, folds ------------------------------------------------------------------------------------------

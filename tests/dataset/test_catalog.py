@@ -57,7 +57,7 @@ def rated(*ratings: Rating, video_id: str = "abcd") -> TinyVideo:
 
 
 def ratings_in(catalog: Catalog, row: int = 0) -> list[tuple[int, int, int]]:
-    return list(zip(*(column.tolist() for column in catalog.ratings_of(row)), strict=True))
+    return list(zip(*(column.tolist() for column in ratings_of(catalog, row)), strict=True))
 
 
 def test_rows_are_the_videos_in_order(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_rows_are_the_videos_in_order(tmp_path: Path) -> None:
     ]
     assert (catalog.oddities, catalog.problems, catalog.num_problems) == ({}, (), 0)
     for row, video in enumerate(videos):
-        assert catalog.labels_of(row).tolist() == list(video.labels)
+        assert labels_of(catalog, row).tolist() == list(video.labels)
         in_order = sorted(video.ratings, key=lambda rating: (rating[1], rating[0]))
         assert ratings_in(catalog, row) == [(label, start, int(value)) for label, start, value in in_order]
         data = catalog.shard_path(row).read_bytes()
@@ -208,11 +208,11 @@ def test_labels_are_of_the_vocabulary_once_each(tmp_path: Path) -> None:
         tmp_path / "a.tfrecord", [TinyVideo("a", FRAMES, (9, 3, 3862, 9, -1, 9, 3861)), TinyVideo("b", FRAMES, (4000,))]
     )
     catalog = index_folder(tmp_path)
-    assert catalog.labels_of(0).tolist() == [3, 9, 3861]
-    assert catalog.labels_of(1).tolist() == []
+    assert labels_of(catalog, 0).tolist() == [3, 9, 3861]
+    assert labels_of(catalog, 1).tolist() == []
     assert catalog.oddities == {Oddity.LABELS_UNKNOWN: 3, Oddity.LABELS_REPEATED: 2, Oddity.NO_LABELS: 1}
-    assert index_folder(tmp_path, vocabulary_size=5).labels_of(1).tolist() == []
-    assert index_folder(tmp_path, vocabulary_size=5).labels_of(0).tolist() == [3]
+    assert labels_of(index_folder(tmp_path, vocabulary_size=5), 1).tolist() == []
+    assert labels_of(index_folder(tmp_path, vocabulary_size=5), 0).tolist() == [3]
 
 
 def test_first_of_repeated_ids_is_kept(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_first_of_repeated_ids_is_kept(tmp_path: Path) -> None:
     catalog = index_folder(tmp_path)
     assert [catalog.id_of(row) for row in range(len(catalog))] == ["same", "other"]
     assert catalog.num_frames.tolist() == [20, 25]
-    assert [catalog.labels_of(row).tolist() for row in (0, 1)] == [[1, 2], [4]]
+    assert [labels_of(catalog, row).tolist() for row in (0, 1)] == [[1, 2], [4]]
     assert [ratings_in(catalog, row) for row in (0, 1)] == [[(1, 5, 1), (2, 5, 0)], [(4, 15, 1)]]
     assert catalog.oddities == {Oddity.IDS_REPEATED: 2}
 
@@ -553,7 +553,7 @@ def test_real_video(shared_data: Path) -> None:
     catalog = index_folder(shared_data / "yt8m_frame_level")
     assert [catalog.id_of(row) for row in range(len(catalog))] == ["SjJ3"]
     assert catalog.num_frames.tolist() == [170]
-    assert catalog.labels_of(0).tolist() == [11]
+    assert labels_of(catalog, 0).tolist() == [11]
     assert (catalog.oddities, catalog.problems) == ({}, ())
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shard, write_shards
 from yt8m.dataset.catalog import Oddity
-from yt8m.dataset.describe import Spread, describe
+from yt8m.dataset.describe import Summary, describe
 from yt8m.dataset.indexing import index_folder
 from yt8m.vocabulary import Vocabulary
 
@@ -26,7 +28,7 @@ def test_description_counts_what_was_written(tmp_path: Path) -> None:
     assert found.num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert found.num_frames == sum(lengths)
     assert found.hours == pytest.approx(sum(lengths) / 3600)
-    assert found.frames_per_video == Spread(min(lengths), float(np.median(lengths)), max(lengths))
+    assert found.frames_per_video == Summary(min(lengths), float(np.median(lengths)), max(lengths))
     assert found.labels_per_video == pytest.approx(sum(len(video.labels) for video in videos) / 8)
     assert found.videos_without_labels == 1
     assert found.videos_with_classes == sum(bool({3, 13} & set(video.labels)) for video in videos)
@@ -39,15 +41,19 @@ def test_description_counts_what_was_written(tmp_path: Path) -> None:
         len([start for start in range(30, length, 5) if start + 10 < length]) for length in lengths
     )
     of_class = [sum(label == wanted for _, label, *_ in ratings) for wanted in (13, 3, 99)]
-    assert found.ratings_per_class == Spread(0, float(np.median(of_class)), max(of_class))
+    assert found.ratings_per_class == Summary(0, float(np.median(of_class)), max(of_class))
     assert found.classes_rated == 2
     assert found.oddities == {Oddity.NO_LABELS: 1}
     assert (found.problems, found.num_problems) == ((), 0)
 
     without = describe(catalog)
     of_label = [sum(label == wanted for _, label, *_ in ratings) for wanted in (3, 5, 8, 13)]
-    assert without.ratings_per_class == Spread(min(of_label), float(np.median(of_label)), max(of_label))
+    assert without.ratings_per_class == Summary(min(of_label), float(np.median(of_label)), max(of_label))
     assert (without.classes_rated, without.videos_with_classes) == (4, None)
+    # Plain data for JSON: no numpy types.
+    for description in (found, without):
+        plain = asdict(description) | {"folder": str(tmp_path)}
+        assert json.loads(json.dumps(plain)) == plain | {"problems": []}
 
 
 def test_description_without_ratings(tmp_path: Path) -> None:

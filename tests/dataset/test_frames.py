@@ -16,7 +16,7 @@ from tests.support.wire import bytes_feature, delimited, entry, frame_list, reco
 from yt8m.dataset import frames as frames_module
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.indexing import index_folder
-from yt8m.dataset.sampling import Chosen
+from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
 
 
@@ -117,7 +117,7 @@ def test_a_process_out_of_addresses_lets_older_maps_go(
 
 def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, videos: list[TinyVideo]) -> None:
     rows = np.array([4, 0, 4, 5, 1])
-    chosen: list[Chosen] = [
+    chosen: list[FrameIndices] = [
         slice(2, 9), np.array([0, 3, 4, 11]), np.array([5]), np.arange(1, 8), slice(0, len(videos[1].frames)),
     ]  # fmt: skip
     rgb, audio = np.full((5, 21, RGB_ROW), 77, np.uint8), np.full((5, 21, AUDIO_ROW), 77, np.uint8)
@@ -132,7 +132,7 @@ def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, video
 
 
 @pytest.mark.parametrize("frames", [slice(-1, 3), slice(4, 4), slice(0, 21), np.array([-1, 3]), np.array([0, 20])])
-def test_a_batch_of_frames_that_do_not_exist_is_refused(reader: FrameReader, frames: Chosen) -> None:
+def test_a_batch_of_frames_that_do_not_exist_is_refused(reader: FrameReader, frames: FrameIndices) -> None:
     with pytest.raises(IndexError, match="of row 0, which has"):
         reader.fill(*(np.zeros((1, 30, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)), np.array([0]), [frames])
 

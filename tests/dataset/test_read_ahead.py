@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset import read_ahead
-from yt8m.dataset.batches import Batches, FrameChoice, SegmentBatches, VideoBatches
+from yt8m.dataset.batches import Batches, FrameSampling, SegmentBatches, VideoBatches
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.labels import rated_segments
@@ -37,7 +37,7 @@ def reader(tmp_path: Path) -> FrameReader:
 
 def stream_of(kind: str, reader: FrameReader, batch_size: int = 4) -> Batches:
     if kind == "videos":
-        return VideoBatches(reader, VOCABULARY, FrameChoice(9, clip_probability=0.3), batch_size, 0)
+        return VideoBatches(reader, VOCABULARY, FrameSampling(9, clip_probability=0.3), batch_size, 0)
     return SegmentBatches(reader, VOCABULARY, rated_segments(reader.catalog, VOCABULARY), 3, batch_size, 0)
 
 
@@ -83,7 +83,7 @@ def test_memory_is_used_again(reader: FrameReader) -> None:
 
 def test_longest_batches_fit_their_slots(reader: FrameReader) -> None:
     """Every visit sees all that a video has, so each batch is as large as one can be."""
-    stream = VideoBatches(reader, VOCABULARY, FrameChoice(10_000), 13, 0)
+    stream = VideoBatches(reader, VOCABULARY, FrameSampling(10_000), 13, 0)
     for step, batch in enumerate(step_loader(stream, 0, 4, 1)):
         assert_same(batch, stream[step])
         assert batch[0].shape[1] == max(n - 40 if n > 40 else n for n in reader.catalog.num_frames.tolist())
@@ -193,12 +193,12 @@ from pathlib import Path
 import numpy as np
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.batches import FrameChoice, VideoBatches
+from yt8m.dataset.batches import FrameSampling, VideoBatches
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import Yt8mError
 from yt8m.vocabulary import Vocabulary
 reader = FrameReader(index_folder(Path(sys.argv[1])))
-stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameChoice(20), 64, 0)
+stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameSampling(20), 64, 0)
 try:
     print(len(list(step_loader(stream, 0, 9, 1))))
 except Yt8mError as error:
@@ -229,11 +229,11 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 import numpy as np
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.batches import FrameChoice, VideoBatches
+from yt8m.dataset.batches import FrameSampling, VideoBatches
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.vocabulary import Vocabulary
 reader = FrameReader(index_folder(Path(sys.argv[1])))
-stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameChoice(20), 50, 0)
+stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameSampling(20), 50, 0)
 print(sum(len(batch.lengths) for batch in step_loader(stream, 0, 24, 4)))
 for row in range(len(reader.catalog)):
     reader.read(row)

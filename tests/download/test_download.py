@@ -26,9 +26,9 @@ import pytest
 import urllib3
 
 import yt8m
-from tests.conftest import FullDisk
 from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
+from tests.support.full_disk import FullDisk
 from tests.support.hostile_server import Fault, Holdings, HostileServer
 from tests.support.progress import RecordedProgress
 from tests.support.tiny_shards import random_videos, write_shards
@@ -589,7 +589,10 @@ def test_a_damaged_plan_is_fetched_again(server: HostileServer, data: Path) -> N
 def test_two_downloads_do_not_meet(server: HostileServer, data: Path) -> None:
     first = download(data, [PARTITION], other_server(server.url), policy=QUICK)
     next(first)
-    assert failed(server, data) == f"{data / FOLDER}: another process is downloading into this folder; wait for it to finish."
+    assert (
+        failed(server, data)
+        == f"{data / FOLDER}: another process is downloading into this folder; wait for it to finish."
+    )
     assert list(first) == []
     assert fetch(server, data)[0].num_before == 6
 

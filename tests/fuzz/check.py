@@ -26,6 +26,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from tests.fuzz.fields import Field, every_field, tree
+from tests.support.rows import labels_of, ratings_of
 from tests.support.wire import delimited
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
@@ -499,8 +500,8 @@ def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
     _same("id", catalog.id_of(row), _protobuf_id(context))
     _same("num_frames", int(catalog.num_frames[row]), len(frames))
     labels = sorted({label for label in _protobuf_integers(context, "labels") if 0 <= label < 3862})
-    _same("labels", catalog.labels_of(row).tolist(), labels)
-    ratings = catalog.ratings_of(row)
+    _same("labels", labels_of(catalog, row).tolist(), labels)
+    ratings = ratings_of(catalog, row)
     columns = (ratings.start_seconds.tolist(), ratings.label_ids.tolist(), ratings.values.tolist())
     _same("ratings", list(zip(*columns, strict=True)), plain_ratings(context, len(frames)))
     try:

@@ -1,7 +1,8 @@
-"""What an ensemble says of one video: the same as each model says of each segment by itself, and as a submission ranks."""
+"""Probabilities of one video: those of each model on each segment alone, ranked as in a submission."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import FinishedRun
+from tests.support.tiny_run import FinishedRun
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import load_or_index
 from yt8m.errors import UsageError
+from yt8m.locate import locate
 from yt8m.locate.locate import (
     find_video,
     load_ensemble,
@@ -24,18 +26,18 @@ from yt8m.locate.locate import (
 )
 from yt8m.models.classifier import ContextAwareClassifier
 from yt8m.models.saved import load_model
-from yt8m.submission.submission import read_submission
+from yt8m.submission.format import read_submission
 from yt8m.vocabulary import Vocabulary
 
 
 def of_one_segment(folder: Path, frames: np.ndarray, start: int) -> np.ndarray:
-    """A saved model's probabilities for one segment of one video, in so many words."""
+    """A saved model's probabilities for one segment of one video, computed without batches."""
     model = load_model(folder)
     window = torch.from_numpy(frames[max(0, start - 3) : start + 8])
     inputs = [window[None], torch.tensor([len(window)])]
     with torch.inference_mode():
         if isinstance(model, ContextAwareClassifier):
-            # 20 frames at most: the middles of as many equal parts of what lies between second 30 and 10 from the end.
+            # At most 20 frames: the middles of 20 equal parts of the frames from 30 to 10 before the end.
             cropped = frames[30:-10] if len(frames) > 40 else frames
             middles = [int((k + 0.5) * len(cropped) / 20) for k in range(20)] if len(cropped) > 20 else slice(None)
             seen = torch.from_numpy(cropped[middles])
@@ -75,7 +77,7 @@ def test_a_video_is_ranked_as_in_the_submission(
         assert (np.diff(falling) <= 1e-6).all()
 
 
-def test_weights_of_a_run_are_those_of_its_recipe(
+def test_the_weights_of_a_run_are_those_of_its_recipe(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -101,7 +103,7 @@ def test_weights_of_a_run_are_those_of_its_recipe(
     np.testing.assert_array_equal(found, alone["aware"])
 
 
-def test_timelines_name_their_classes(
+def test_timelines_have_the_names_and_ids_of_their_classes(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary
 ) -> None:
     reader = FrameReader(load_or_index(tiny_dataset / "segment/test"))
@@ -114,12 +116,29 @@ def test_timelines_name_their_classes(
     expected = {str(tiny_vocabulary.label_ids[0]), *tiny_vocabulary.names[1:]}
     assert set(first.names) == expected
     _, probabilities = segment_probabilities(reader, ensemble, 5)
-    for name, column in zip(first.names, first.probabilities.T, strict=True):
+    for name, label_id, column in zip(first.names, first.label_ids, first.probabilities.T, strict=True):
         place = nameless.names.index(name if name in nameless.names else "")
+        assert label_id == tiny_vocabulary.label_ids[place]
         np.testing.assert_array_equal(column, probabilities[:, place])
+    json.dumps(first.as_dict())
 
 
-def test_videos_are_found_by_their_id(tmp_path: Path) -> None:
+def test_the_concepts_of_a_timeline_are_those_with_the_highest_peaks(
+    finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = FrameReader(load_or_index(tiny_dataset / "segment/test"))
+    ensemble = load_ensemble_of_run(finished_run.out, tiny_vocabulary, "cpu")
+    probabilities = np.array([[0.1, 0.9, 0.3, 0.5], [0.2, 0.0, 0.3, 0.9]], np.float32)
+    starts = np.array([0, 5], np.int32)
+    monkeypatch.setattr(locate, "segment_probabilities", lambda *_: (starts, probabilities))
+    (found,) = timelines(reader, ensemble, [0], tiny_vocabulary, top=3)
+    assert found.label_ids == tuple(tiny_vocabulary.label_ids[[1, 3, 2]].tolist())
+    np.testing.assert_array_equal(found.probabilities, probabilities[:, [1, 3, 2]])
+    (found,) = timelines(reader, ensemble, [0], tiny_vocabulary)
+    assert found.label_ids == tuple(tiny_vocabulary.label_ids[[1, 3, 2, 0]].tolist())
+
+
+def test_a_video_is_found_by_its_id(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(30, num_frames=(5, 9)))
     catalog = load_or_index(tmp_path)
     assert [find_video(catalog, f"{row:04d}") for row in (0, 17, 29)] == [0, 17, 29]

@@ -1,10 +1,12 @@
-"""One video in the terminal: what a line says is what the probabilities say, at any width, with and without colors."""
+"""Timelines at any width, with and without colors, in any encoding, as JSON and as SVG."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from yt8m.locate.timeline import Timeline, block, clock, color, spans, strongest, write_svg
+from yt8m.locate.timeline import BLOCKS, Timeline, block, clock, color, find_spans, write_svg
 
 
 def printed(timeline: Timeline, width: int = 80, **options: object) -> str:
@@ -23,14 +25,24 @@ def printed(timeline: Timeline, width: int = 80, **options: object) -> str:
     return file.getvalue()
 
 
+def printed_encoded(timeline: Timeline, encoding: str) -> str:
+    """The timeline as a pipe of this encoding receives it; an error if it cannot be encoded."""
+    written = io.BytesIO()
+    file = io.TextIOWrapper(written, encoding=encoding)
+    Console(file=file, width=80, highlight=False).print(timeline)
+    file.flush()
+    return written.getvalue().decode(encoding)
+
+
 def make_timeline(num_frames: int, *rows: tuple[str, list[float]], threshold: float = 0.5) -> Timeline:
     starts = np.arange(0, num_frames, 5, dtype=np.int32)
     columns = np.array([probabilities for _, probabilities in rows], np.float32).T
-    return Timeline("SjJ3", num_frames, tuple(name for name, _ in rows), starts, columns, threshold)
+    names, label_ids = tuple(name for name, _ in rows), tuple(range(7, 7 + len(rows)))
+    return Timeline("SjJ3", num_frames, label_ids, names, starts, columns, threshold)
 
 
-def test_a_timeline_worked_out_by_hand() -> None:
-    # 12 segments, of which the challenge rates numbers 6 to 9; the last one has 3 seconds.
+def test_a_timeline_written_by_hand() -> None:
+    # 12 segments, of which the challenge rates numbers 6 to 9; the last one is 3 seconds long.
     surfing = [0.0, 0.06, 0.07, 0.5, 0.49, 0.0, 0.8, 0.95, 1.0, 0.2, 0.7, 0.9]
     tennis = [0.1] * 11 + [0.3]
     shown = printed(make_timeline(58, ("Surfing", surfing), ("Ski, Alpine [x]", tennis)))
@@ -47,8 +59,8 @@ def test_a_timeline_worked_out_by_hand() -> None:
     ]
 
 
-def test_several_segments_a_column_where_the_line_is_short() -> None:
-    # 40 segments and 25 columns left for them: two a column, of which the higher one counts.
+def test_several_segments_per_column_on_a_short_line() -> None:
+    # 40 segments in 25 columns: two per column, of which the maximum is shown.
     high = [0.0] * 40
     high[0] = high[7] = high[38] = 1.0
     assert printed(make_timeline(200, ("Surfing", high)), width=63).splitlines()[3:] == [
@@ -67,38 +79,24 @@ def test_clock(seconds: int, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_blocks_and_colors_go_up_with_the_probability() -> None:
+def test_blocks_and_colors_by_probability() -> None:
     levels = [block(number / 16) for number in range(17)]
     assert "".join(levels) == " ▁▁▂▂▃▃▄▄▅▅▆▆▇▇██"
+    assert "".join(block(number / 8) for number in range(9)) == BLOCKS
     assert [color(p) for p in (0, 0.24, 0.25, 0.5, 0.74, 0.75, 1)] == [
         *("bright_black", "bright_black", "blue", "cyan", "cyan", "green", "green")
     ]
 
 
-def test_the_strongest_are_those_of_the_highest_peaks() -> None:
-    starts = np.array([0, 5], np.int32)
-    probabilities = np.array([[0.1, 0.9, 0.3, 0.5], [0.2, 0.0, 0.3, 0.9]], np.float32)
-    names = ["a", "b", "c", "d"]
-    found = strongest("v", 10, names, starts, probabilities, top=3, threshold=0.25)
-    assert found.names == ("b", "d", "c")
-    np.testing.assert_array_equal(found.probabilities, probabilities[:, [1, 3, 2]])
-    assert (found.video_id, found.num_frames, found.threshold) == ("v", 10, 0.25)
-    assert strongest("v", 10, names, starts, probabilities).names == ("b", "d", "c", "a")
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 5))
-def test_spans_cover_what_is_on_and_nothing_else(is_on: list[bool], last: int) -> None:
+def test_spans_cover_exactly_the_seconds_on_screen(is_on: list[bool], last: int) -> None:
     num_frames = 5 * (len(is_on) - 1) + last
     starts = np.arange(0, num_frames, 5, dtype=np.int32)
     expected = [second for second in range(num_frames) if is_on[second // 5]]
-    covered: list[int] = []
-    listed = spans(starts, np.array(is_on), num_frames)
-    for span in listed:
-        first, end = (60 * int(time[:-3]) + int(time[-2:]) for time in span.split("-"))
-        covered += range(first, end)
-    assert covered == expected
-    # As few as possible.
-    assert len(listed) == sum(now and not before for before, now in zip([False, *is_on], is_on, strict=False))
+    spans = find_spans(starts, np.array(is_on), num_frames)
+    assert [second for start, end in spans for second in range(start, end)] == expected
+    # Their number is minimal.
+    assert len(spans) == sum(now and not before for before, now in zip([False, *is_on], is_on, strict=False))
 
 
 NAMES = st.lists(st.text("ab [/]é日本", min_size=1, max_size=40), min_size=1, max_size=4)
@@ -106,7 +104,7 @@ NAMES = st.lists(st.text("ab [/]é日本", min_size=1, max_size=40), min_size=1,
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4000), st.integers(60, 200), NAMES, st.integers(0, 2**32 - 1))
-def test_at_any_width_bars_are_the_highest_of_their_columns(
+def test_at_any_width_a_bar_shows_the_maximum_of_each_column(
     num_frames: int, width: int, names: list[str], seed: int
 ) -> None:
     count = -(-num_frames // 5)
@@ -120,7 +118,7 @@ def test_at_any_width_bars_are_the_highest_of_their_columns(
     per_column = seconds // 5
     num_columns = -(-count // per_column)
     assert seconds % 5 == 0
-    # With a segment a column less, the bar would not fit: names and times have 20 and 22 columns, peaks and gaps 10.
+    # With one segment less per column, the bar would not fit: names and times have 20 and 22 columns, peaks and gaps 10.
     assert per_column == 1 or -(-count // (per_column - 1)) > max(8, width - 52)
     for line, of_concept in zip(lines[3:], probabilities, strict=False):
         cells = [character for character in line for _ in range(cell_len(character))]
@@ -128,7 +126,7 @@ def test_at_any_width_bars_are_the_highest_of_their_columns(
         expected = [max(of_concept[k : k + per_column].tolist()) for k in range(0, count, per_column)]
         assert bar == "".join(" ▁▂▃▄▅▆▇█"[int(p * 8 + 0.5)] for p in expected)
         assert f"{of_concept.max():.2f}" in line[at - len(cells) + num_columns :]
-    # Each tick is in the column of the time below it, and unrated columns are dashed.
+    # Each tick is above its time, and columns that are never rated are dashed.
     ticks = [column for column, sign in enumerate(lines[-4][at:]) if sign == "┬"]
     times = lines[-3].split()
     assert [lines[-3].index(time, at + tick) - at for tick, time in zip(ticks, times, strict=True)] == ticks
@@ -147,14 +145,66 @@ def test_colors_add_nothing_but_color() -> None:
     assert "\x1b[32m" in colored
     assert "\x1b[34m" in colored
     assert printed(timeline, force_terminal=True, color_system="standard", no_color=True).count("\x1b[3") == 0
-    # What is never rated is dim, and only there.
+    # Only segments that are never rated are dim.
     dim, bright = r"(\x1b\[2;32m▇\x1b\[0m)", r"(\x1b\[32m▇\x1b\[0m)"
     assert re.search(rf"Surfing\x1b\[0m  {dim}{{6}}{bright}{{4}}{dim}{{2}}  ", colored)
     assert "\x1b" not in plain
     assert re.sub(r"\x1b\[[\d;]*m", "", colored) == plain
 
 
-def test_a_picture_holds_what_the_terminal_shows_and_fetches_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
+def test_an_encoding_without_blocks_gets_ascii_bars(encoding: str) -> None:
+    surfing = [0.0, 0.06, 0.07, 0.5, 0.49, 0.0, 0.8, 0.95, 1.0, 0.2, 0.7, 0.9]
+    timeline = make_timeline(58, ("Surfing", surfing), ("Café 日本", [0.1] * 12))
+    cafe = "Café" if encoding != "ascii" else "Caf?"
+    assert printed_encoded(timeline, encoding).splitlines() == [
+        "SjJ3, 0:58",
+        "",
+        "concept                peak  on screen",
+        "Surfing    .== *@@:*#  1.00  0:15-0:20, 0:30-0:45, 0:50-0:58",
+        f"{cafe} ??  ............  0.10  -",
+        "         +.....+---..",
+        "         0:00  0:30",
+        "",
+        "a column is 5 s, on screen: 0.5 or more, . never rated",
+    ]
+
+
+def test_a_long_name_and_id_in_ascii() -> None:
+    timeline = replace(make_timeline(58, ("A concept with a long name", [0.1] * 12)), video_id="日本")
+    lines = printed_encoded(timeline, "ascii").splitlines()
+    assert lines[0] == "??, 0:58"
+    assert lines[3] == "A concept with a lo.  ............  0.10  -"
+
+
+def test_utf_8_gets_blocks() -> None:
+    timeline = make_timeline(58, ("A concept with a long name", [0.9] * 12))
+    shown = printed_encoded(timeline, "utf-8")
+    assert shown == printed(timeline)
+    assert shown.splitlines()[3].startswith("A concept with a lo…  ▇▇▇▇▇▇▇▇▇▇▇▇  0.90")
+
+
+def test_the_dictionary_is_plain_data_for_json() -> None:
+    timeline = make_timeline(13, ("Surfing", [0.5, 0.123456, 1.0]), ("Tennis", [0.0, 0.1, 0.30009]))
+    assert json.loads(json.dumps(timeline.as_dict())) == {
+        "video_id": "SjJ3",
+        "seconds": 13,
+        "threshold": 0.5,
+        "starts": [0, 5, 10],
+        "concepts": [
+            {
+                "label_id": 7,
+                "name": "Surfing",
+                "peak": 1.0,
+                "spans": [[0, 5], [10, 13]],
+                "probabilities": [0.5, 0.1235, 1.0],
+            },
+            {"label_id": 8, "name": "Tennis", "peak": 0.3001, "spans": [], "probabilities": [0.0, 0.1, 0.3001]},
+        ],
+    }
+
+
+def test_a_picture_shows_the_terminal_and_refers_to_no_other_file(tmp_path: Path) -> None:
     timeline = make_timeline(58, ("Surfing & co", [0.9] * 12), ("Tennis", [0.3] * 12))
     path = tmp_path / "new" / "timeline.svg"
     write_svg(path, [timeline, timeline], "yt8m locate SjJ3")
@@ -170,3 +220,11 @@ def test_a_picture_holds_what_the_terminal_shows_and_fetches_nothing(tmp_path: P
     before = path.read_bytes()
     write_svg(path, [timeline, timeline], "yt8m locate SjJ3")
     assert path.read_bytes() == before
+
+
+def test_a_picture_keeps_its_colors_under_no_color(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = make_timeline(58, ("Surfing", [0.9] * 12))
+    write_svg(tmp_path / "expected.svg", [timeline], "title")
+    monkeypatch.setenv("NO_COLOR", "1")
+    write_svg(tmp_path / "found.svg", [timeline], "title")
+    assert (tmp_path / "found.svg").read_bytes() == (tmp_path / "expected.svg").read_bytes()

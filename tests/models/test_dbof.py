@@ -1,4 +1,4 @@
-"""Gated DBoF against the formula of the paper, one video after the other."""
+"""Gated DBoF against the formula of the paper, video by video."""
 
 from __future__ import annotations
 
@@ -6,34 +6,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.test_layers import plain_gate, randomize
+from tests.support.plain_layers import plain_batch_norm, plain_gate
+from tests.support.tiny_models import random_frames, randomize
 from yt8m.models.dbof import DBoFConfig, DBoFEncoder
 
 LENGTHS = torch.tensor([6, 1, 4])
 
 
 def plain_dbof(encoder: DBoFEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
-    """The paper's formula: only the frames that exist, in lists, and no dropout."""
+    """The paper's formula, on lists of the existing frames, without dropout."""
     values = [f[:n].double() for f, n in zip(frames, lengths.tolist(), strict=True)]
     if encoder.config.input == "dequantized":
         values = [v * 4 / 255 + 4 / 512 - 2 for v in values]
     if encoder.config.input_batch_norm:
-        pool, norm = torch.cat(values), encoder.frame_input.norm
-        mean, var = norm.running_mean, norm.running_var
-        if encoder.training:
-            mean, var = pool.mean(0), pool.var(0, correction=0)
-        values = [(v - mean) / torch.sqrt(var + 1e-5) for v in values]
+        values = plain_batch_norm(encoder.frame_input.norm, torch.cat(values)).split(lengths.tolist())
     hidden = (torch.cat(values) @ encoder.frame_projection.weight.T + encoder.frame_projection.bias).clamp(min=0)
     if encoder.frame_gate is not None:
         hidden = plain_gate(encoder.frame_gate, hidden)
     videos = hidden.split(lengths.tolist())
     pooled = torch.stack([torch.cat([v.max(0).values, v.mean(0)]) for v in videos])
-    norm = encoder.pooled_norm
-    mean, var = norm.running_mean, norm.running_var
-    if encoder.training:
-        mean, var = pooled.mean(0), pooled.var(0, correction=0)
-    pooled = (pooled - mean) / torch.sqrt(var + 1e-5) * norm.weight + norm.bias
-    encoded = (pooled @ encoder.video_projection.weight.T).clamp(min=0)
+    encoded = (plain_batch_norm(encoder.pooled_norm, pooled) @ encoder.video_projection.weight.T).clamp(min=0)
     return encoded if encoder.video_gate is None else plain_gate(encoder.video_gate, encoded)
 
 
@@ -59,9 +51,9 @@ def tiny(**settings: object) -> DBoFEncoder:
     ids=str,
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_dbof_and_its_gradients_are_the_papers(settings: dict[str, object], training: bool) -> None:
+def test_dbof_and_its_gradients_equal_the_formula(settings: dict[str, object], training: bool) -> None:
     encoder = tiny(**settings).train(training)
-    frames = torch.randint(0, 256, (3, 6, 1152), dtype=torch.uint8)
+    frames = random_frames(3, 6)
     upstream = torch.randn(3, 8, dtype=torch.float64)
     results = []
     for run in (plain_dbof, lambda e, f, n: e(f, n)):
@@ -86,18 +78,18 @@ def test_defaults_are_dbof_3_and_the_last_linear_has_no_bias() -> None:
 
 def test_pooled_channels_are_dropped_in_training() -> None:
     encoder = tiny(dropout=0.5)
-    seen: list[Tensor] = []
-    encoder.video_projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    frames = torch.randint(0, 256, (8, 6, 1152), dtype=torch.uint8)
+    inputs: list[Tensor] = []
+    encoder.video_projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    frames = random_frames(8, 6)
     encoder.train()(frames, torch.full((8,), 6))
     encoder.eval()(frames, torch.full((8,), 6))
-    assert 0.3 < (seen[0] == 0).double().mean() < 0.7
-    assert (seen[1] == 0).sum() == 0
+    assert 0.3 < (inputs[0] == 0).double().mean() < 0.7
+    assert (inputs[1] == 0).sum() == 0
 
 
-def test_running_statistics_leave_padding_out() -> None:
+def test_running_statistics_exclude_padding() -> None:
     encoders = [tiny().train() for _ in range(2)]
-    frames = torch.randint(0, 256, (3, 6, 1152), dtype=torch.uint8)
+    frames = random_frames(3, 6)
     padded = torch.nn.functional.pad(frames, (0, 0, 0, 5), value=255)
     encoders[0](frames, LENGTHS)
     encoders[1](padded, LENGTHS)

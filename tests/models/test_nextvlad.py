@@ -1,4 +1,4 @@
-"""NeXtVLAD against the formula of the paper, with the (B, T, K, G, J) tensor that ours never makes."""
+"""NeXtVLAD against the formula of the paper, which computes the (B, T, K, G, J) tensor of residuals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.test_layers import plain_gate, randomize
+from tests.support.plain_layers import plain_batch_norm, plain_gate
+from tests.support.tiny_models import random_frames, randomize
 from yt8m.errors import UsageError
-from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig, NeXtVLADEncoder
 from yt8m.settings import validated
 from yt8m.training.optimization import decaying_parameters
@@ -17,15 +17,8 @@ LENGTHS = torch.tensor([6, 1, 4])
 ORDERS = [(False, False), (True, False), (True, True)]
 
 
-def normalized(norm: MaskedBatchNorm, rows: Tensor) -> Tensor:
-    mean, var = norm.running_mean, norm.running_var
-    if norm.training:
-        mean, var = rows.mean(0), rows.var(0, correction=0)
-    return (rows - mean) / torch.sqrt(var + 1e-5) * norm.weight + norm.bias
-
-
 def plain_vlad(vlad: ModalityVLAD, features: Tensor, mask: Tensor) -> Tensor:
-    """Lin, Xiao, Fan 2018, equations 3 to 6, and SPEC: every residual of every frame, group and cluster."""
+    """Lin, Xiao, Fan 2018, equations 3 to 6, with the residual of every frame, group and cluster."""
     batch, frames, _ = features.shape
     groups, clusters, size = vlad.num_groups, vlad.num_clusters, vlad.group_size
     x = features / features.norm(dim=-1, keepdim=True)
@@ -35,14 +28,16 @@ def plain_vlad(vlad: ModalityVLAD, features: Tensor, mask: Tensor) -> Tensor:
     filled = torch.zeros_like(logits)
     filled[mask] = logits[mask]
     if vlad.assignment_norm is not None:
-        filled[mask] = normalized(vlad.assignment_norm, logits[mask].reshape(-1, clusters)).view(-1, groups, clusters)
+        filled[mask] = plain_batch_norm(vlad.assignment_norm, logits[mask].reshape(-1, clusters)).view(
+            -1, groups, clusters
+        )
     assignment = torch.exp(filled) / torch.exp(filled).sum(-1, keepdim=True)
     x = expanded.view(batch, frames, 1, groups, size)
     residuals = x - vlad.centroids.view(1, 1, clusters, 1, size)
     weights = assignment.transpose(2, 3) * attention.unsqueeze(2) * mask.view(batch, frames, 1, 1)
     descriptor = (residuals * weights.unsqueeze(-1)).sum((1, 3))
     descriptor = descriptor / descriptor.norm(dim=-1, keepdim=True)
-    return normalized(vlad.descriptor_norm, descriptor.reshape(batch, -1))
+    return plain_batch_norm(vlad.descriptor_norm, descriptor.reshape(batch, -1))
 
 
 def plain_nextvlad(encoder: NeXtVLADEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -51,11 +46,9 @@ def plain_nextvlad(encoder: NeXtVLADEncoder, frames: Tensor, lengths: Tensor) ->
     if encoder.config.input == "dequantized":
         features = features * 4 / 255 + 4 / 512 - 2
     if encoder.config.input_batch_norm:
-        norm = encoder.frame_input.norm
-        mean, var = norm.running_mean, norm.running_var
-        if encoder.training:
-            mean, var = features[mask].mean(0), features[mask].var(0, correction=0)
-        features = (features - mean) / torch.sqrt(var + 1e-5)
+        normalized = features.clone()
+        normalized[mask] = plain_batch_norm(encoder.frame_input.norm, features[mask])
+        features = normalized
     parts = [plain_vlad(encoder.rgb, features[..., :1024], mask), plain_vlad(encoder.audio, features[..., 1024:], mask)]
     encoded = torch.cat(parts, 1) @ encoder.projection.weight.T + encoder.projection.bias
     if encoder.config.cut_after_linear:
@@ -89,12 +82,12 @@ def tiny(**settings: object) -> NeXtVLADEncoder:
 )
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("order", ORDERS, ids=["expanded", "assignment folded", "expanded last"])
-def test_nextvlad_and_its_gradients_are_the_papers(
+def test_nextvlad_and_its_gradients_equal_the_formula(
     settings: dict[str, object], training: bool, order: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = tiny(**settings).train(training)
     monkeypatch.setattr(ModalityVLAD, "_cheapest_order", lambda *_: order)
-    frames = torch.randint(0, 256, (3, 6, 1152), dtype=torch.uint8)
+    frames = random_frames(3, 6)
     upstream = torch.randn(3, 6, dtype=torch.float64)
     results = []
     for run in (plain_nextvlad, lambda e, f, n: e(f, n)):
@@ -114,16 +107,16 @@ def test_order_of_products_follows_the_sizes() -> None:
     assert small._cheapest_order(1, 1) == (False, False)
 
 
-def test_whole_clusters_are_dropped_and_the_others_scaled() -> None:
+def test_complete_clusters_are_dropped_and_the_others_scaled() -> None:
     torch.manual_seed(0)
     vlad = ModalityVLAD(128, 8, 4, 2, 0.25)
     features, mask = torch.randn(50, 3, 128), torch.ones(50, 3, dtype=torch.bool)
     dropped = vlad.train()(features, mask).view(50, 8, 64)
     vlad.cluster_dropout.p = 0.0
-    whole = vlad(features, mask).view(50, 8, 64)
-    gone = dropped.abs().amax(2) == 0
-    assert 0.15 < gone.float().mean() < 0.35
-    torch.testing.assert_close(dropped[~gone], whole[~gone] / 0.75)
+    complete = vlad(features, mask).view(50, 8, 64)
+    is_dropped = dropped.abs().amax(2) == 0
+    assert 0.15 < is_dropped.float().mean() < 0.35
+    torch.testing.assert_close(dropped[~is_dropped], complete[~is_dropped] / 0.75)
     vlad.cluster_dropout.p = 0.25
     assert (vlad.eval()(features, mask).view(50, 8, 64).abs().amax(2) > 0).all()
 
@@ -142,17 +135,17 @@ def test_audio_has_half_the_clusters() -> None:
     assert encoder.config.assignment_batch_norm
 
 
-def test_cut_encoder_is_the_whole_one_before_relu_and_gate() -> None:
-    whole, cut = tiny().eval(), tiny(cut_after_linear=True).eval()
+def test_cut_encoder_ends_before_relu_and_gate() -> None:
+    complete, cut = tiny().eval(), tiny(cut_after_linear=True).eval()
     assert cut.gate is None
-    cut.load_state_dict({name: whole.state_dict()[name] for name in cut.state_dict()})
-    frames = torch.randint(0, 256, (3, 6, 1152), dtype=torch.uint8)
+    cut.load_state_dict({name: complete.state_dict()[name] for name in cut.state_dict()})
+    frames = random_frames(3, 6)
     features = cut(frames, LENGTHS)
     assert features.min() < 0
-    torch.testing.assert_close(whole.gate(features.clamp(min=0)), whole(frames, LENGTHS))
+    torch.testing.assert_close(complete.gate(features.clamp(min=0)), complete(frames, LENGTHS))
 
 
-def test_centroids_start_at_the_scale_of_the_expanded_features() -> None:
+def test_centroids_are_initialized_at_the_scale_of_the_expanded_features() -> None:
     torch.manual_seed(0)
     vlad = ModalityVLAD(1024, 64, 16, 2, 0.25)
     unit = torch.nn.functional.normalize(torch.randn(500, 1024), dim=-1)
@@ -171,7 +164,7 @@ def test_centroids_do_not_decay() -> None:
     )
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(UsageError, match="num_groups 48 must divide the expanded audio features, 256"):
         validated(NeXtVLADConfig, {"num_groups": 48}, "recipe")
     with pytest.raises(UsageError, match="'num_clusters'"):

@@ -1,7 +1,8 @@
-"""Model folders: the same logits come back, and anything else is refused in one sentence."""
+"""Model folders: saving and loading preserves logits; invalid folders are rejected with one sentence."""
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import safetensors.torch
 import torch
 import yaml
 
-from tests.models.test_classifier import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
+from tests.support.hostile_pickle import HostilePickle
+from tests.support.tiny_models import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.saved import load_model, read_description, save_model
@@ -44,7 +46,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_same_model_comes_back(kind: str, tmp_path: Path) -> None:
+def test_saving_and_loading_preserves_the_model(kind: str, tmp_path: Path) -> None:
     model = MODELS[kind]().eval()
     save_model(tmp_path / "model", model, vocabulary_digest="abc")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.yaml", "model.safetensors"]
@@ -59,7 +61,7 @@ def test_the_same_model_comes_back(kind: str, tmp_path: Path) -> None:
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
-def test_a_loaded_model_trains_on(folder: Path) -> None:
+def test_a_loaded_model_can_be_trained(folder: Path) -> None:
     model = load_model(folder).train()
     logits_before = model(random_frames(4, 6), torch.tensor([6, 5, 4, 3]))
     logits_before.sum().backward()
@@ -67,7 +69,7 @@ def test_a_loaded_model_trains_on(folder: Path) -> None:
     assert model.mixture.gate_norm.num_batches_tracked == 1
 
 
-def test_a_folder_from_before_these_settings_means_the_same(folder: Path) -> None:
+def test_folders_without_newer_settings_load_with_their_defaults(folder: Path) -> None:
     expected = logits(load_model(folder))
     values = yaml.safe_load((folder / "config.yaml").read_text())
     del values["config"]["encoder"]["input"], values["config"]["mixture"]["average"]
@@ -75,7 +77,7 @@ def test_a_folder_from_before_these_settings_means_the_same(folder: Path) -> Non
     assert torch.equal(logits(load_model(folder)), expected)
 
 
-def test_config_says_what_the_model_is(folder: Path) -> None:
+def test_content_of_the_config_file(folder: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     assert list(values) == [
         "format_version",
@@ -99,12 +101,14 @@ def test_config_says_what_the_model_is(folder: Path) -> None:
     assert read_description(folder).provenance == {"name": "n", "step": 7}
 
 
-def test_saving_again_replaces_and_a_failed_save_leaves_the_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_again_replaces_the_folder_and_a_failed_save_preserves_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("yt8m.models.saved.os.fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(Yt8mError, match="no space left"):
             save_model(folder, MODELS["video"](), vocabulary_digest="abc")
     assert read_description(folder).kind == "agnostic"
@@ -114,10 +118,10 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old(folder: Path, mo
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
-# ---------------------------------------------------------------------------------------------------------- refusals
+# --- Invalid folders --------------------------------------------------------------------------------------------------
 
 
-def sentence(folder: Path, kind: type[Yt8mError], **arguments: str) -> str:
+def loading_error(folder: Path, kind: type[Yt8mError], **arguments: str) -> str:
     with pytest.raises(kind) as caught:
         load_model(folder, **arguments)
     assert type(caught.value) is kind
@@ -126,32 +130,34 @@ def sentence(folder: Path, kind: type[Yt8mError], **arguments: str) -> str:
 
 
 def test_missing_folder_or_file(folder: Path) -> None:
-    assert sentence(folder / "no", UsageError) == f"{folder / 'no'}: there is no such model folder."
+    assert loading_error(folder / "no", UsageError) == f"{folder / 'no'}: there is no such model folder."
     (folder / "model.safetensors").unlink()
-    assert sentence(folder, UsageError) == f"{folder}: is not a complete model folder, it has no model.safetensors."
+    assert (
+        loading_error(folder, UsageError) == f"{folder}: is not a complete model folder, model.safetensors is missing."
+    )
     (folder / "config.yaml").unlink()
-    assert sentence(folder, UsageError) == f"{folder}: is not a complete model folder, it has no config.yaml."
+    assert loading_error(folder, UsageError) == f"{folder}: is not a complete model folder, config.yaml is missing."
 
 
 def test_another_vocabulary(folder: Path) -> None:
-    said = sentence(folder, UsageError, vocabulary_digest="xyz")
-    assert "5 classes are those of another vocabulary (digest abc) than the one in use (xyz)" in said
+    message = loading_error(folder, UsageError, vocabulary_digest="xyz")
+    assert "5 classes are of another vocabulary (digest abc) than the one in use (xyz)" in message
 
 
 def test_unknown_kind_keys_and_formats(folder: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     edit_config(folder, kind="wise")
-    assert "'kind'" in sentence(folder, UsageError)
-    assert "'wise'" in sentence(folder, UsageError)
+    assert "'kind'" in loading_error(folder, UsageError)
+    assert "'wise'" in loading_error(folder, UsageError)
     edit_config(folder, kind="agnostic", provenence={})
-    assert "unknown key 'provenence' (did you mean 'provenance'?)" in sentence(folder, UsageError)
+    assert "unknown key 'provenence' (did you mean 'provenance'?)" in loading_error(folder, UsageError)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     edit_config(folder, config={**values["config"], "margin": 3})
-    assert "unknown key 'margin' (did you mean 'margin_frames'?)" in sentence(folder, UsageError)
+    assert "unknown key 'margin' (did you mean 'margin_frames'?)" in loading_error(folder, UsageError)
     edit_config(folder, format_version=2, something_new=1, config=values["config"])
-    assert "has format 2, written by yt8m" in sentence(folder, UsageError)
+    assert "has format 2, written by yt8m" in loading_error(folder, UsageError)
     (folder / "config.yaml").write_text("just words")
-    assert "expected settings" in sentence(folder, UsageError)
+    assert "expected settings" in loading_error(folder, UsageError)
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
@@ -161,33 +167,28 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
     tensors["encoder.rgb.centroids"] = tensors["encoder.rgb.centroids"][:, :5].contiguous()
     tensors["encoder.audio.centroids"] = tensors["encoder.audio.centroids"].half()
     safetensors.torch.save_file(tensors, path)
-    said = sentence(folder, Yt8mError)
-    assert "missing mixture.gate.bias;" in said
-    assert "unknown mixture.gates.bias;" in said
-    assert "encoder.rgb.centroids (float32 4x5 instead of float32 4x256)" in said
-    assert "encoder.audio.centroids (float16 2x32 instead of float32 2x32)" in said
+    message = loading_error(folder, Yt8mError)
+    assert "missing mixture.gate.bias;" in message
+    assert "unknown mixture.gates.bias;" in message
+    assert "encoder.rgb.centroids (float32 4x5 instead of float32 4x256)" in message
+    assert "encoder.audio.centroids (float16 2x32 instead of float32 2x32)" in message
 
 
 def test_weights_of_another_network(folder: Path) -> None:
     save_model(folder.parent / "other", video_classifier(DBOF), vocabulary_digest="abc")
     (folder / "model.safetensors").write_bytes((folder.parent / "other" / "model.safetensors").read_bytes())
-    said = sentence(folder, Yt8mError)
-    assert "missing encoder.rgb.centroids" in said
-    assert " more; unknown encoder.frame_" in said
+    message = loading_error(folder, Yt8mError)
+    assert "missing encoder.rgb.centroids" in message
+    assert " more; unknown encoder.frame_" in message
 
 
-class Hostile:
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (Path("ran"),)
-
-
-def test_a_pickle_or_a_torn_file_is_refused_and_never_run(
+def test_a_pickle_or_a_truncated_file_is_rejected_and_never_executed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for content in (pickle.dumps(Hostile()), whole[: len(whole) // 2], b""):
+    complete = path.read_bytes()
+    for content in (pickle.dumps(HostilePickle()), complete[: len(complete) // 2], b""):
         path.write_bytes(content)
-        assert "cannot be read as a safetensors file" in sentence(folder, Yt8mError)
+        assert "cannot be read as a safetensors file" in loading_error(folder, Yt8mError)
     assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
@@ -95,9 +96,9 @@ def test_we_read_every_field_that_tensorflow_writes(tmp_path: Path) -> None:
     assert (catalog.audio_stride == 137).all()
     for row, video in enumerate(videos):
         assert catalog.id_of(row) == video.id
-        assert catalog.labels_of(row).tolist() == list(video.labels)
+        assert labels_of(catalog, row).tolist() == list(video.labels)
         theirs = sorted((start, label, int(score)) for label, start, score in video.ratings)
-        ours = catalog.ratings_of(row)
+        ours = ratings_of(catalog, row)
         assert list(zip(ours.start_seconds, ours.label_ids, ours.values, strict=True)) == theirs
         np.testing.assert_array_equal(reader.read(row), video.frames)
 
@@ -144,5 +145,5 @@ def test_real_video_is_read_as_tensorflow_reads_it(shared_data: Path) -> None:
     (theirs,) = as_tensorflow_reads(folder / "SjJ3.tfrecord")
     catalog = index_folder(folder)
     assert theirs["frames"].shape == (170, 1152)
-    assert (catalog.id_of(0), catalog.labels_of(0).tolist()) == (theirs["id"], theirs["labels"]) == ("SjJ3", [11])
+    assert (catalog.id_of(0), labels_of(catalog, 0).tolist()) == (theirs["id"], theirs["labels"]) == ("SjJ3", [11])
     np.testing.assert_array_equal(FrameReader(catalog).read(0), theirs["frames"])

@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support.codes import MAX_LOGIT_ERROR, codes_of, sigmoid
 from yt8m.prediction.quantization import (
-    MAX_LOGIT_ERROR,
     NUM_CODES,
     encode,
     logits_of_codes,
-    look_up,
+    lookup,
     mean_logits,
     probabilities_of_codes,
 )
@@ -20,27 +20,17 @@ from yt8m.prediction.quantization import (
 SWEEP = np.linspace(-24, 16, 1_000_003).astype(np.float32)
 
 
-def codes_of(logits: NDArray[np.floating] | list[float]) -> NDArray[np.uint16]:
-    codes: NDArray[np.uint16] = encode(torch.from_numpy(np.asarray(logits, np.float32))).numpy()
-    return codes
-
-
-def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    probabilities: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
-    return probabilities
-
-
-def test_a_decoded_logit_is_off_by_half_a_step() -> None:
+def test_a_decoded_logit_is_off_by_at_most_half_a_step() -> None:
     decoded = logits_of_codes()[codes_of(SWEEP)]
     error = np.abs(decoded - SWEEP.astype(np.float64))
     # Rounding is done in single precision, so a logit in the middle of two codes may take the farther one.
     assert error.max() <= 1.02 * MAX_LOGIT_ERROR
-    assert error.max() <= 3.1e-4, "as the module says"
-    assert error.max() > 0.99 * MAX_LOGIT_ERROR, "the bound is no looser than it has to be"
-    assert pytest.approx(20 / 65534, rel=1e-12) == MAX_LOGIT_ERROR
+    assert error.max() <= 3.1e-4, "the documented bound"
+    assert error.max() > 0.99 * MAX_LOGIT_ERROR, "the bound is tight"
+    np.testing.assert_allclose(np.diff(logits_of_codes()[1:]) / 2, MAX_LOGIT_ERROR, rtol=1e-9)
 
 
-def test_probabilities_are_as_close_as_the_module_says() -> None:
+def test_errors_of_probabilities_are_within_the_documented_bounds() -> None:
     logits, decoded = SWEEP.astype(np.float64), logits_of_codes()[codes_of(SWEEP)]
     for sign in (1, -1):  # p, and 1 - p
         exact, found = sigmoid(sign * logits), sigmoid(sign * decoded)
@@ -50,24 +40,24 @@ def test_probabilities_are_as_close_as_the_module_says() -> None:
     assert abs(logits[absolute.argmax()]) < 0.1, "largest at a half"
 
 
-def test_codes_rise_with_the_logit_and_all_of_them_are_used() -> None:
+def test_codes_increase_with_the_logit_and_all_are_used() -> None:
     codes = codes_of(SWEEP)
     assert codes.dtype == np.uint16
     assert (np.diff(codes.astype(np.int64)) >= 0).all()
     assert np.array_equal(np.unique(codes), np.arange(1, NUM_CODES))
     assert np.array_equal(codes_of(logits_of_codes()[1:]), np.arange(1, NUM_CODES))
     assert (np.diff(logits_of_codes()[1:]) > 0).all()
-    # Single precision tells fewer numbers near 1 apart.
+    # Near 1, single precision has fewer numbers than there are codes.
     assert (np.diff(probabilities_of_codes()[1:]) >= 0).all()
 
 
-def test_logits_beyond_the_ends_count_as_the_ends() -> None:
+def test_logits_are_clamped_to_the_grid() -> None:
     assert codes_of([-24.0, -24.001, -25, -1e4, -1e38, -np.inf]).tolist() == [1] * 6
     assert codes_of([16.0, 16.001, 17, 1e4, 1e38, np.inf]).tolist() == [NUM_CODES - 1] * 6
     assert logits_of_codes()[[1, -1]].tolist() == pytest.approx([-24, 16], abs=1e-9)
 
 
-def test_what_is_no_number_is_no_probability() -> None:
+def test_nan_has_the_code_of_no_probability() -> None:
     codes = codes_of([[np.nan, 0.0], [-np.nan, -50.0]])
     assert codes[:, 0].tolist() == [0, 0]
     assert (codes[:, 1] > 0).all()
@@ -84,26 +74,26 @@ def test_the_table_of_probabilities_is_rounded_from_double_precision() -> None:
     assert table[1:].max() < 1
 
 
-def test_encoding_leaves_its_input_as_it_is() -> None:
+def test_encoding_does_not_change_its_input() -> None:
     logits = torch.tensor([[1.0, -3.0]])
     encode(logits)
     assert logits.tolist() == [[1.0, -3.0]]
     assert encode(torch.empty(0, 5)).shape == (0, 5)
 
 
-def test_look_up_is_indexing() -> None:
+def test_lookup_equals_indexing() -> None:
     generator = np.random.default_rng(0)
     table = generator.random(NUM_CODES, np.float32)
     codes = generator.integers(0, NUM_CODES, (40, 6), np.uint16)
     codes[0, :2] = 0, NUM_CODES - 1
     for part in (codes, codes[::3, 1], codes.T, codes[:0]):
-        found = look_up(table, part)
+        found = lookup(table, part)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, table[part.astype(np.int64)])
 
 
 def slow_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The logit of the mean probability, in double precision, from both ends."""
+    """The logit of the mean probability in double precision, accurate near 0 and 1."""
     wide = logits.astype(np.float64)
     with np.errstate(over="ignore", divide="ignore"):
         mean: NDArray[np.float64] = np.log(sigmoid(wide).mean(0)) - np.log(sigmoid(-wide).mean(0))
@@ -111,7 +101,7 @@ def slow_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_the_mean_of_probabilities_keeps_both_ends(count: int) -> None:
+def test_the_mean_of_probabilities_is_accurate_near_0_and_1(count: int) -> None:
     generator = np.random.default_rng(count)
     logits = (generator.normal(size=(count, 5000)) * generator.choice([0.1, 1, 8], 5000)).astype(np.float32)
     logits = np.concatenate([logits, logits - 18, logits + 14], axis=1)
@@ -121,11 +111,11 @@ def test_the_mean_of_probabilities_keeps_both_ends(count: int) -> None:
     assert expected.max() > 16
     inside = np.abs(expected) < 40
     np.testing.assert_allclose(found[inside], expected[inside], rtol=2e-6, atol=5e-6)
-    # The mean of the logits is something else.
+    # The mean of the logits is a different quantity.
     assert np.abs(logits.mean(0) - expected).max() > 1
 
 
-def test_the_mean_of_logits_that_no_float_can_hold_the_probability_of() -> None:
+def test_means_of_probabilities_that_round_to_0_or_1() -> None:
     infinity = float("inf")
     first = [100.0, 200, -200, -200, infinity, infinity, -infinity, -104, 0]
     second = [-100.0, 200, -200, -20, infinity, -infinity, -infinity, 200, -300]
@@ -141,12 +131,12 @@ def test_the_mean_of_logits_that_no_float_can_hold_the_probability_of() -> None:
     assert encode(found).tolist()[6] == 1
 
 
-def test_the_mean_with_what_is_no_number_is_none() -> None:
+def test_a_mean_with_nan_is_nan() -> None:
     mean = mean_logits([torch.tensor([torch.nan, 3.0]), torch.tensor([1.0, 3.0])])
     assert encode(mean)[0].item() == 0
     assert mean[1].item() == pytest.approx(3, abs=1e-5)
 
 
-def test_the_mean_of_one_is_itself_to_the_last_bit() -> None:
+def test_the_mean_of_one_is_bit_identical_to_it() -> None:
     logits = torch.from_numpy(SWEEP)
     assert torch.equal(mean_logits([logits]), logits)

@@ -1,4 +1,4 @@
-"""Merges of models: against plain formulas in double precision, and better than without where they must help."""
+"""Merges of models against formulas in double precision, and on data where each option must improve the ranking."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
+from tests.support.codes import codes_of
+from tests.support.codes import exact_probabilities as exact
 from yt8m.errors import UsageError
-from yt8m.prediction.quantization import NUM_CODES, encode, probabilities_of_codes
+from yt8m.prediction.quantization import NUM_CODES, probabilities_of_codes
 from yt8m.ranking.ensemble import CandidatesConfig, MergeConfig, Merger, VideoPriorConfig, model_weights, rank_scores
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.settings import validated
@@ -24,15 +25,9 @@ SINGLE = 2.0**-23
 
 
 def random_codes(names: str, shape: tuple[int, ...] = (60, 4), seed: int = 0) -> Codes:
-    """Codes of models named by one letter each, from both ends of the grid and all between."""
+    """Random codes of models named by one letter each."""
     generator = np.random.default_rng(seed)
     return {name: generator.integers(1, NUM_CODES, shape, np.uint16) for name in names}
-
-
-def exact(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """Probabilities of codes in double precision, written anew: logits from -24 to 16 in even steps from code 1 on."""
-    probabilities: NDArray[np.float64] = 1 / (1 + np.exp(24 - 40 * (codes.astype(np.float64) - 1) / 65534))
-    return probabilities
 
 
 def merged(codes: Mapping[str, NDArray[np.uint16]], names: str = "", **settings: Any) -> NDArray[np.float32]:
@@ -43,15 +38,15 @@ def merged(codes: Mapping[str, NDArray[np.uint16]], names: str = "", **settings:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------- means
+# --- Means -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_mean_worked_by_hand() -> None:
+def test_means_of_known_values() -> None:
     half, low = np.array([39322], np.uint16), np.array([1], np.uint16)
     # The logit of code 39322 is -24 + 40 * 39321 / 65534 = 0.00037.
     assert merged({"a": half, "b": low})[0] == pytest.approx(0.25, abs=1e-4)
     assert merged({"a": half, "b": low}, weights={"a": 3.0})[0] == pytest.approx(0.375, abs=1e-4)
-    # The root of a half is 0.70711, that of e to the -24th e to the -12th.
+    # The root of 1/2 is 0.70711, that of exp(-24) is exp(-12).
     assert merged({"a": half, "b": low}, method="geometric")[0] == pytest.approx(0.70711 * np.exp(-12), rel=1e-3)
     assert merged({"a": half, "b": low}, method="geometric", weights={"b": 0.0})[0] == pytest.approx(0.5, abs=1e-4)
 
@@ -61,8 +56,8 @@ def test_a_mean_worked_by_hand() -> None:
 def test_the_arithmetic_mean(names: str, weighted: bool) -> None:
     codes = random_codes(names)
     weights = dict(zip(names, np.random.default_rng(1).random(len(names)), strict=True)) if weighted else {}
-    shares = np.array([weights.get(name, 1.0) for name in names])
-    expected = np.tensordot(shares, np.stack([exact(codes[name]) for name in names]), 1) / shares.sum()
+    of_models = np.array([weights.get(name, 1.0) for name in names])
+    expected = np.tensordot(of_models, np.stack([exact(codes[name]) for name in names]), 1) / of_models.sum()
     np.testing.assert_allclose(merged(codes, weights=weights), expected, rtol=(len(names) + 3) * SINGLE, atol=0)
 
 
@@ -71,9 +66,9 @@ def test_the_arithmetic_mean(names: str, weighted: bool) -> None:
 def test_the_geometric_mean(names: str, weighted: bool) -> None:
     codes = random_codes(names)
     weights = dict(zip(names, np.random.default_rng(2).random(len(names)), strict=True)) if weighted else {}
-    shares = np.array([weights.get(name, 1.0) for name in names])
-    logarithms = np.tensordot(shares, np.log(np.stack([exact(codes[name]) for name in names])), 1) / shares.sum()
-    # A logarithm of -24 is known to 24 times as much.
+    of_models = np.array([weights.get(name, 1.0) for name in names])
+    logarithms = np.tensordot(of_models, np.log(np.stack([exact(codes[name]) for name in names])), 1) / of_models.sum()
+    # The rounding error of a logarithm of -24 is 24 times as large.
     tolerance = 24 * (len(names) + 4) * SINGLE
     np.testing.assert_allclose(
         merged(codes, method="geometric", weights=weights), np.exp(logarithms), rtol=tolerance, atol=0
@@ -81,7 +76,7 @@ def test_the_geometric_mean(names: str, weighted: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
-def test_the_order_of_models_changes_no_bit(method: str) -> None:
+def test_the_order_of_models_does_not_change_the_result(method: str) -> None:
     codes = random_codes("abcd", (500,))
     weights = {"a": 0.1, "b": 0.7, "d": 3.0}
     expected = merged(codes, method=method, weights=weights)
@@ -92,23 +87,23 @@ def test_the_order_of_models_changes_no_bit(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_batches_change_no_bit(method: str) -> None:
+def test_merges_are_batch_invariant(method: str) -> None:
     codes = random_codes("abc", (203, 5))
     prior = VideoPriorConfig(models=["c"])
     settings = MergeConfig(method=method, weights={"b": 0.3}, video_prior=prior)
     merger = Merger(settings, "ab")
-    whole = merger(codes)
+    everything = merger(codes)
     for size in (1, 7, 64):
         rows = [
             merger({name: part[start : start + size] for name, part in codes.items()}) for start in range(0, 203, size)
         ]
-        assert np.concatenate(rows).tobytes() == whole.tobytes()
+        assert np.concatenate(rows).tobytes() == everything.tobytes()
     columns = [merger({name: part[:, column] for name, part in codes.items()}) for column in range(5)]
-    assert np.stack(columns, axis=1).tobytes() == whole.tobytes()
+    assert np.stack(columns, axis=1).tobytes() == everything.tobytes()
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_models_that_agree_are_taken_at_their_word(method: str) -> None:
+def test_the_mean_of_equal_probabilities_is_the_same_probability(method: str) -> None:
     generator = np.random.default_rng(1)
     agreed = np.arange(1, NUM_CODES, dtype=np.uint16)
     table = probabilities_of_codes()[1:]
@@ -123,13 +118,13 @@ def test_models_that_agree_are_taken_at_their_word(method: str) -> None:
             np.testing.assert_allclose(found, table, rtol=tolerance, atol=0)
 
 
-def test_one_model_alone_is_its_table_to_the_last_bit() -> None:
+def test_a_single_model_is_not_changed() -> None:
     codes = np.arange(1, NUM_CODES, dtype=np.uint16)
     assert merged({"a": codes}).tobytes() == probabilities_of_codes()[1:].tobytes()
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
-def test_models_without_weight_are_not_looked_at(method: str) -> None:
+def test_models_of_weight_zero_are_not_used(method: str) -> None:
     codes = random_codes("ab", (80,))
     expected = merged(codes, method=method)
     codes["c"] = np.zeros(80, np.uint16)
@@ -142,30 +137,30 @@ def test_models_without_weight_are_not_looked_at(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
-def test_what_any_model_does_not_say_nobody_says(method: str) -> None:
+def test_a_missing_probability_of_any_model_gives_nan(method: str) -> None:
     codes = random_codes("abv", (50,))
     for name, place in (("a", 3), ("b", 40), ("v", 17)):
         codes[name][place] = 0
     settings = {"method": method, "video_prior": VideoPriorConfig(models=["v"])}
     assert np.flatnonzero(np.isnan(merged(codes, "ab", **settings))).tolist() == [3, 17, 40]
     settings = {"method": method, "candidates": CandidatesConfig(models=["v"], min_video_probability=1.0)}
-    # Even where the video's classifier rules everything out.
+    # Also where the video classifier excludes all segments.
     found = merged(codes, "ab", **settings)
     assert np.isnan(found[17])
     assert (np.delete(found, [3, 17, 40]) == 0).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------- ranks
+# --- Ranks -----------------------------------------------------------------------------------------------------------
 
 
 def slow_rank_scores(codes: NDArray[np.uint16]) -> list[float]:
-    """1 - place / (S + 1), a tie's place the mean of the places it takes up."""
+    """1 - rank / (S + 1), with the mean rank for ties."""
     scores = []
     for code in codes.tolist():
         better = sum(other > code for other in codes.tolist())
-        alike = sum(other == code for other in codes.tolist())
-        places = range(better + 1, better + alike + 1)
-        scores.append(1 - sum(places) / len(places) / (len(codes) + 1))
+        equal = sum(other == code for other in codes.tolist())
+        ranks = range(better + 1, better + equal + 1)
+        scores.append(1 - sum(ranks) / len(ranks) / (len(codes) + 1))
     return scores
 
 
@@ -184,22 +179,22 @@ def test_ranks_against_a_slow_loop(levels: int, count: int) -> None:
 
 def test_ranks_depend_on_all_segments_of_a_class() -> None:
     merger = Merger(MergeConfig(method="rank"), "ab")
-    assert merger.needs_whole_classes
-    assert not Merger(MergeConfig(method="geometric"), "ab").needs_whole_classes
+    assert merger.needs_all_segments
+    assert not Merger(MergeConfig(method="geometric"), "ab").needs_all_segments
     codes = random_codes("ab", (60,))
-    whole = merger(codes)
+    everything = merger(codes)
     parts = [merger({name: part[half] for name, part in codes.items()}) for half in (slice(0, 30), slice(30, 60))]
-    assert not np.allclose(np.concatenate(parts), whole)
+    assert not np.allclose(np.concatenate(parts), everything)
 
 
-# ------------------------------------------------------------------------------------------------ classifiers of videos
+# --- Video classifiers -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 @pytest.mark.parametrize(("a", "b"), [(0.2, 0.8), (0.0, 1.0), (1.0, 0.5), (2.5, 3.0)])
 def test_the_video_prior(method: str, a: float, b: float) -> None:
     codes = random_codes("stuv")
-    # The least that single precision tells from nothing is far below.
+    # Far above the smallest number of single precision.
     codes = {name: np.maximum(part, 40_000 if a + b > 4 else 1).astype(np.uint16) for name, part in codes.items()}
     prior = VideoPriorConfig(models=["v", "u"], video_exponent=a, segment_exponent=b)
     segment = merged(codes, "st", method=method).astype(np.float64)
@@ -207,7 +202,7 @@ def test_the_video_prior(method: str, a: float, b: float) -> None:
     np.testing.assert_allclose(merged(codes, "st", method=method, video_prior=prior), expected, rtol=1e-5, atol=0)
 
 
-def test_the_order_and_repeats_of_the_priors_models_change_nothing() -> None:
+def test_the_order_and_repeats_of_the_prior_models_do_not_matter() -> None:
     codes = random_codes("suvw")
     expected = merged(codes, "s", video_prior=VideoPriorConfig(models=["u", "v", "w"]))
     for order in (["w", "v", "u"], ["v", "v", "u", "w", "v"]):
@@ -219,12 +214,12 @@ def test_candidates() -> None:
     threshold = 0.3
     of_video = (exact(codes["u"]) + exact(codes["v"])) / 2
     assert (np.abs(of_video - threshold) > 1e-6).all()
-    ruled_out = of_video < threshold
-    assert 0.2 < ruled_out.mean() < 0.8
+    excluded = of_video < threshold
+    assert 0.2 < excluded.mean() < 0.8
     plain = merged(codes, "st")
     found = merged(codes, "st", candidates=CandidatesConfig(models=["u", "v"], min_video_probability=threshold))
-    assert (found[ruled_out] == 0).all()
-    assert found[~ruled_out].tobytes() == plain[~ruled_out].tobytes()
+    assert (found[excluded] == 0).all()
+    assert found[~excluded].tobytes() == plain[~excluded].tobytes()
     both = merged(
         codes,
         "st",
@@ -232,7 +227,7 @@ def test_candidates() -> None:
         candidates=CandidatesConfig(models=["u", "v"], min_video_probability=threshold),
     )
     prior = merged(codes, "st", video_prior=VideoPriorConfig(models=["v"]))
-    assert both.tobytes() == np.where(ruled_out, np.float32(0), prior).tobytes()
+    assert both.tobytes() == np.where(excluded, np.float32(0), prior).tobytes()
 
 
 def test_a_probability_at_the_threshold_is_a_candidate() -> None:
@@ -243,7 +238,7 @@ def test_a_probability_at_the_threshold_is_a_candidate() -> None:
     assert merged(codes, "s", candidates=CandidatesConfig(models=["v"], min_video_probability=above))[0] == 0
 
 
-def test_a_merge_names_the_models_it_looks_at() -> None:
+def test_a_merger_lists_the_models_it_uses() -> None:
     settings = MergeConfig(
         weights={"b": 0.0},
         video_prior=VideoPriorConfig(models=["w", "v"]),
@@ -254,15 +249,10 @@ def test_a_merge_names_the_models_it_looks_at() -> None:
     assert MergeConfig().video_models == []
 
 
-# ------------------------------------------------------------------------------------------- data where each must help
+# --- Data on which each option must improve the ranking ---------------------------------------------------------------
 
 
 NUM_VIDEOS, PER_VIDEO, NUM_CLASSES = 120, 20, 8
-
-
-def codes_of(logits: NDArray[np.float64]) -> NDArray[np.uint16]:
-    codes: NDArray[np.uint16] = encode(torch.from_numpy(logits.astype(np.float32))).numpy()
-    return codes
 
 
 def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) -> NDArray[np.float64]:
@@ -270,7 +260,7 @@ def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) 
     merger = Merger(MergeConfig(**settings), names)
     found = []
     for column in range(truth.shape[1]):
-        # A class at a time, as ranks need it.
+        # One class at a time, as the mean of ranks requires.
         probabilities = merger({name: part[:, column] for name, part in codes.items()})
         hits = truth[np.argsort(-probabilities, kind="stable"), column]
         found.append(average_precision(hits, int(hits.sum())))
@@ -278,7 +268,7 @@ def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) 
 
 
 class World:
-    """Videos of which some show a class, and then in some of their segments; all (S, C)."""
+    """Random truth of segments, (S, C): each class is in some videos, and in some of their segments."""
 
     def __init__(self, seed: int) -> None:
         self.generator = np.random.default_rng(seed)
@@ -286,87 +276,87 @@ class World:
         self.in_video = np.repeat(in_video, PER_VIDEO, axis=0)
         self.truth = self.in_video & (self.generator.random(self.in_video.shape) < 0.4)
 
-    def noise(self, scale: float, a_video: bool = False) -> NDArray[np.float64]:
-        """Normal noise for each segment, or for each video."""
-        if a_video:
+    def noise(self, scale: float, per_video: bool = False) -> NDArray[np.float64]:
+        """Normal noise per segment, or per video."""
+        if per_video:
             return np.repeat(self.generator.normal(size=(NUM_VIDEOS, NUM_CLASSES)) * scale, PER_VIDEO, axis=0)
         return self.generator.normal(size=self.truth.shape) * scale
 
 
-def must_help(
+def assert_improves(
     make: Callable[[World], Codes], names: str, without: dict[str, Any], option: dict[str, Any], margin: float
 ) -> None:
-    """Better by the margin in the mean over classes, in each of five worlds."""
+    """The option improves the mean over classes by the margin, in each of five worlds."""
     for seed in range(5):
         world = World(seed)
         codes = make(world)
         before = scores(codes, world.truth, names, **without)
         after = scores(codes, world.truth, names, **without, **option)
         assert after.mean() > before.mean() + margin, (seed, before.mean(), after.mean())
-        assert before.mean() > 1.5 * world.truth.mean(), "what it is compared with is no straw man"
+        assert before.mean() > 1.5 * world.truth.mean(), "the baseline is better than chance"
 
 
-def test_weights_help_where_a_model_is_noise() -> None:
+def test_weights_improve_the_ranking_if_a_model_is_noise() -> None:
     def make(world: World) -> Codes:
         logits = {"g": 3.0 * world.truth - 4 + world.noise(1), "n": -2 + world.noise(2)}
         return {name: codes_of(values) for name, values in logits.items()}
 
-    must_help(make, "gn", {}, {"weights": {"n": 0.1}}, 0.1)
-    must_help(make, "gn", {"method": "geometric"}, {"weights": {"n": 0.1}}, 0.1)
+    assert_improves(make, "gn", {}, {"weights": {"n": 0.1}}, 0.1)
+    assert_improves(make, "gn", {"method": "geometric"}, {"weights": {"n": 0.1}}, 0.1)
 
 
-def test_a_geometric_mean_helps_where_a_model_is_wildly_overconfident() -> None:
+def test_a_geometric_mean_improves_the_ranking_if_a_model_is_overconfident() -> None:
     def make(world: World) -> Codes:
         logits = {name: 2.0 * world.truth - 4 + world.noise(1) for name in "abc"}
         wild = world.generator.random(world.truth.shape) < 0.05
         logits["c"] = np.where(wild, 9.0, logits["c"])
         return {name: codes_of(values) for name, values in logits.items()}
 
-    must_help(make, "abc", {}, {"method": "geometric"}, 0.1)
+    assert_improves(make, "abc", {}, {"method": "geometric"}, 0.1)
 
 
-def test_a_mean_of_ranks_helps_where_a_model_has_another_scale() -> None:
+def test_a_mean_of_ranks_improves_the_ranking_if_a_model_has_another_scale() -> None:
     def make(world: World) -> Codes:
-        # Equally good, but what the second says are numbers below a thousandth.
+        # Equally good, but the probabilities of the second are below a thousandth.
         logits = {
             "a": 2 * (world.truth + world.noise(0.6)),
             "b": 2 * (world.truth + world.noise(0.6)) - 12,
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
-    must_help(make, "ab", {}, {"method": "rank"}, 0.05)
+    assert_improves(make, "ab", {}, {"method": "rank"}, 0.05)
 
 
-def test_the_video_prior_helps_where_the_classifier_of_videos_knows_more() -> None:
+def test_the_video_prior_improves_the_ranking_if_the_video_classifier_is_better() -> None:
     def make(world: World) -> Codes:
         logits = {
-            "s": 2.0 * world.truth - 4 + world.noise(0.5) + world.noise(2, a_video=True),
-            "v": 5.0 * world.in_video - 4 + world.noise(1, a_video=True),
+            "s": 2.0 * world.truth - 4 + world.noise(0.5) + world.noise(2, per_video=True),
+            "v": 5.0 * world.in_video - 4 + world.noise(1, per_video=True),
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
     prior = VideoPriorConfig(models=["v"], video_exponent=1.0, segment_exponent=1.0)
-    must_help(make, "s", {}, {"video_prior": prior}, 0.1)
-    # The exponents of those who came third help as well.
-    must_help(make, "s", {}, {"video_prior": VideoPriorConfig(models=["v"])}, 0.03)
+    assert_improves(make, "s", {}, {"video_prior": prior}, 0.1)
+    # The exponents of the 3rd place help as well.
+    assert_improves(make, "s", {}, {"video_prior": VideoPriorConfig(models=["v"])}, 0.03)
 
 
-def test_candidates_help_where_segments_look_alike() -> None:
+def test_candidates_improve_the_ranking_if_segments_look_alike() -> None:
     def make(world: World) -> Codes:
         alike = ~world.in_video & np.repeat(world.generator.random((NUM_VIDEOS, NUM_CLASSES)) < 0.1, PER_VIDEO, axis=0)
         logits = {
             "s": np.where(alike, 6.0, 4.0 * world.truth - 4) + world.noise(1),
-            "v": 5.0 * world.in_video - 4 + world.noise(0.7, a_video=True),
+            "v": 5.0 * world.in_video - 4 + world.noise(0.7, per_video=True),
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
-    must_help(make, "s", {}, {"candidates": CandidatesConfig(models=["v"], min_video_probability=0.15)}, 0.2)
+    assert_improves(make, "s", {}, {"candidates": CandidatesConfig(models=["v"], min_video_probability=0.15)}, 0.2)
 
 
-# ------------------------------------------------------------------------------------------------------------- settings
+# --- Settings --------------------------------------------------------------------------------------------------------
 
 
-def test_weights_come_by_name_and_default_to_one() -> None:
+def test_weights_are_by_name_and_default_to_one() -> None:
     settings = validated(MergeConfig, {"weights": {"aware": 2, "agnostic": 0.5}}, "recipe")
     assert settings.method == "arithmetic"
     assert (settings.video_prior, settings.candidates) == (None, None)
@@ -377,13 +367,13 @@ def test_weights_come_by_name_and_default_to_one() -> None:
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        ({"awear": 1.0}, r"a weight to 'awear', which is not one of its models \(did you mean 'aware'\?\)"),
+        ({"awear": 1.0}, r"a weight for 'awear', which is not one of its models \(did you mean 'aware'\?\)"),
         ({"aware": 0.0, "agnostic": 0.0}, "sum above 0"),
-        ({"aware": 1e39}, "sum above 0 that single precision can hold"),
+        ({"aware": 1e39}, "sum above 0 that fits in single precision"),
         ({"aware": 1e-60, "agnostic": 0.0}, "sum above 0"),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(weights: dict[str, float], sentence: str) -> None:
+def test_invalid_weights_are_refused(weights: dict[str, float], sentence: str) -> None:
     settings = MergeConfig(weights=weights)
     with pytest.raises(UsageError, match=sentence):
         model_weights(settings, ["aware", "agnostic"])

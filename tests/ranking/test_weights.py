@@ -1,4 +1,4 @@
-"""Weights found on out-of-fold predictions: the optimum, and predictions of what no model was trained on."""
+"""Weights found on out-of-fold predictions: against the optimum of a grid, and predictions against a slow loop."""
 
 from __future__ import annotations
 
@@ -9,51 +9,52 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from tests.prediction.test_predict import DBOF, NEXTVLAD, NUM_CLASSES, agnostic, aware, one, videos_of
+from tests.support.codes import MAX_LOGIT_ERROR, codes_of, sigmoid
+from tests.support.tiny_models import (
+    DBOF,
+    NEXTVLAD,
+    NUM_CLASSES,
+    SegmentClassifier,
+    agnostic,
+    aware,
+    fold_classifiers,
+    slow_logits,
+    videos_of,
+)
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shards
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
-from yt8m.inference.classifier import fold_classifiers
-from yt8m.models.classifier import ContextAwareClassifier
-from yt8m.prediction.predict import SegmentClassifier
-from yt8m.prediction.quantization import MAX_LOGIT_ERROR
 from yt8m.ranking.ensemble import MergeConfig, Merger
-from yt8m.ranking.weights import PENALTY, FoldPredictions, FoundWeights, find_weights, out_of_fold
+from yt8m.ranking.weights import PENALTY, FoldPredictions, FoundWeights, find_weights, predict_out_of_fold
 from yt8m.scoring.map_at_k import average_precision
 from yt8m.vocabulary import Vocabulary
 
 Method = Literal["arithmetic", "geometric"]
 
 
-def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    probabilities: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
-    return probabilities
-
-
 def fold_of(seed: int, quality: Mapping[str, float], num_ratings: int = 800) -> FoldPredictions:
-    """Models that know so much of the ratings, 0 being noise; each is calibrated but for its confidence."""
+    """Predictions of models of some quality, 0 being noise; each is calibrated up to its confidence."""
     generator = np.random.default_rng(seed)
     values = generator.random(num_ratings) < 0.3
     signed = np.where(values, 1.0, -1.0)
     logits = [
-        2 * known * signed + generator.normal(size=num_ratings) * (1.5 if known else 2) - 0.8
-        for known in quality.values()
+        2 * of_model * signed + generator.normal(size=num_ratings) * (1.5 if of_model else 2) - 0.8
+        for of_model in quality.values()
     ]
     return FoldPredictions(list(quality), np.stack([sigmoid(each) for each in logits]).astype(np.float32), values)
 
 
 def slow_loss(fold: FoldPredictions, weights: Sequence[float], method: Method) -> float:
-    """Cross-entropy in nats a rating, written anew."""
+    """Cross-entropy in nats per rating, by a loop."""
     total = sum(weights)
     losses = []
     for rating, value in enumerate(fold.values.tolist()):
-        said = [float(p) for p in fold.probabilities[:, rating]]
+        predicted = [float(p) for p in fold.probabilities[:, rating]]
         if method == "arithmetic":
-            merged = sum(w * p for w, p in zip(weights, said, strict=True)) / total
+            merged = sum(w * p for w, p in zip(weights, predicted, strict=True)) / total
         else:
-            merged = float(np.exp(sum(w * np.log(p) for w, p in zip(weights, said, strict=True)) / total))
+            merged = float(np.exp(sum(w * np.log(p) for w, p in zip(weights, predicted, strict=True)) / total))
         losses.append(-np.log(merged if value else 1 - merged))
     return float(np.mean(losses))
 
@@ -62,7 +63,7 @@ def mean_weight(found: FoundWeights) -> float:
     return float(np.mean(list(found.weights.values())))
 
 
-# ------------------------------------------------------------------------------------------------------------- finding
+# --- Finding weights -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
@@ -80,20 +81,20 @@ def test_noise_gets_little_weight_and_the_cross_entropy_falls(method: Method) ->
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 @pytest.mark.parametrize("quality", [(1.0, 0.4), (0.7, 0.7), (0.2, 1.2)])
-def test_the_optimum_is_that_of_a_grid(method: Method, quality: tuple[float, float]) -> None:
+def test_the_optimum_equals_that_of_a_grid(method: Method, quality: tuple[float, float]) -> None:
     fold = fold_of(3, {"one": quality[0], "two": quality[1]}, 300)
     found = find_weights([fold], {"one": "a", "two": "b"}, method)
-    said = fold.probabilities.astype(np.float64)
+    predicted = fold.probabilities.astype(np.float64)
     best = (np.inf, 0.0)
     for logarithm in np.linspace(-8, 8, 16_001):
-        share = 1 / (1 + np.exp(-logarithm))
+        weight = 1 / (1 + np.exp(-logarithm))
         merged = (
-            share * said[0] + (1 - share) * said[1]
+            weight * predicted[0] + (1 - weight) * predicted[1]
             if method == "arithmetic"
-            else said[0] ** share * said[1] ** (1 - share)
+            else predicted[0] ** weight * predicted[1] ** (1 - weight)
         )
         loss = -np.mean(np.log(np.where(fold.values, merged, 1 - merged)))
-        # Both logarithms, of opposite sign: that is where the penalty is least.
+        # The penalty is least if the two logarithms have opposite signs.
         best = min(best, (loss + PENALTY * 2 * (logarithm / 2) ** 2, logarithm))
     ratio = found.weights["one"] / found.weights["two"]
     assert np.log(ratio) == pytest.approx(best[1], abs=5e-3)
@@ -118,26 +119,26 @@ def test_families_share_a_weight_across_folds() -> None:
     assert found.loss == pytest.approx(np.mean(losses), abs=1e-4)
 
 
-def test_a_fold_of_one_family_tells_nothing() -> None:
-    telling = fold_of(1, {"a0": 1.0, "b0": 0.3})
+def test_a_fold_of_one_family_does_not_count() -> None:
+    informative = fold_of(1, {"a0": 1.0, "b0": 0.3})
     alone = fold_of(2, {"b1": 0.0, "b2": 3.0}, 5000)
     families = {"a0": "a", "b0": "b", "b1": "b", "b2": "b"}
-    found = find_weights([alone, telling], families, "arithmetic")
+    found = find_weights([alone, informative], families, "arithmetic")
     assert found.num_ratings == 800
-    expected = find_weights([telling], families, "arithmetic")
+    expected = find_weights([informative], families, "arithmetic")
     assert found == expected
     assert found.weights["b1"] == found.weights["b0"]
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_without_a_fold_that_tells_all_weights_are_one(method: Method) -> None:
+def test_without_a_fold_of_two_families_all_weights_are_one(method: Method) -> None:
     folds = [fold_of(1, {"a0": 1.0}), fold_of(2, {"b0": 0.2, "b1": 1.0})]
     found = find_weights(folds, {"a0": "a", "b0": "b", "b1": "b"}, method)
     assert found == FoundWeights({"a0": 1.0, "b0": 1.0, "b1": 1.0}, 0.0, 0.0, 0)
     assert find_weights([], {"a": "a"}, method).weights == {"a": 1.0}
 
 
-def test_what_no_rating_speaks_for_stays_one() -> None:
+def test_weights_without_evidence_stay_one() -> None:
     same = fold_of(1, {"a": 0.8}).probabilities
     fold = FoldPredictions(["a", "b"], np.concatenate([same, same]), fold_of(1, {"a": 0.8}).values)
     found = find_weights([fold], {"a": "a", "b": "b", "of a fold without ratings": "c"}, "geometric")
@@ -145,7 +146,7 @@ def test_what_no_rating_speaks_for_stays_one() -> None:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_certainty_that_is_wrong_leaves_numbers(method: Method) -> None:
+def test_wrong_predictions_of_0_and_1_give_finite_weights(method: Method) -> None:
     probabilities = np.array([[0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5]], np.float32)
     fold = FoldPredictions(["sure", "unsure"], probabilities, np.array([True, False, False, True]))
     found = find_weights([fold], {"sure": "a", "unsure": "b"}, method)
@@ -154,17 +155,14 @@ def test_certainty_that_is_wrong_leaves_numbers(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_found_weights_rank_better_what_nobody_saw(method: Method) -> None:
+def test_found_weights_improve_the_ranking_of_unseen_ratings(method: Method) -> None:
     quality = {"good": 0.7, "fair": 0.4, "noise": 0.0}
     families = {name: name for name in quality}
     for seed in range(5):
         held_out, unseen = fold_of(seed, quality), fold_of(100 + seed, quality, 4000)
         found = find_weights([held_out], families, method)
         logits = np.log(unseen.probabilities / (1 - unseen.probabilities))
-        codes = {
-            name: np.round((each + 24) * (65534 / 40) + 1).astype(np.uint16)
-            for name, each in zip(quality, logits, strict=True)
-        }
+        codes = {name: codes_of(of_model) for name, of_model in zip(quality, logits, strict=True)}
 
         def score(weights: dict[str, float]) -> float:
             merged = Merger(MergeConfig(method=method, weights=weights), quality)(codes)  # noqa: B023
@@ -174,7 +172,7 @@ def test_found_weights_rank_better_what_nobody_saw(method: Method) -> None:
         assert score(found.weights) > score({}) + 0.03
 
 
-# --------------------------------------------------------------------------------------------------------- out of fold
+# --- Out-of-fold predictions -----------------------------------------------------------------------------------------
 
 LABEL_IDS = [7, 3, 11, 5, 19]
 
@@ -185,10 +183,10 @@ def vocabulary() -> Vocabulary:
 
 
 def rated_videos() -> list[TinyVideo]:
-    """Videos rated anywhere, some at their very start and end, one not at all, one too short for a test set."""
+    """Rated videos: some at their start and end, one without ratings, one too short for a test set."""
     rated = random_videos(4, num_frames=(45, 80), label_ids=[*LABEL_IDS, 2], ratings_per_video=9)
     by_hand = [
-        # The last segments: whole, of four frames and of one.
+        # The last segments have five, four and one frames.
         ((7, 0, 1.0), (3, 0, 0.0), (11, 5, 1.0), (5, 65, 1.0), (19, 60, 0.0)),
         ((3, 0, 1.0), (3, 60, 1.0), (7, 35, 0.0)),
         ((19, 0, 1.0), (5, 60, 0.0), (5, 55, 1.0)),
@@ -211,19 +209,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> FrameReader:
 
 
 def slow_probability(model: SegmentClassifier, video: TinyVideo, start: int, class_index: int, shift: int) -> float:
-    """A call of the whole model on the segment and its margins."""
-    margin, num_frames = model.config.margin_frames, len(video.frames)
-    window = video.frames[max(0, start + shift - margin) : start + shift + 5 + margin]
-    with torch.no_grad():
-        if isinstance(model, ContextAwareClassifier):
-            inside = video.frames[30 : num_frames - 10] if num_frames > 40 else video.frames
-            wanted = model.config.context_encoder.max_frames
-            if len(inside) > wanted:
-                inside = inside[[int((i + 0.5) * len(inside) / wanted) for i in range(wanted)]]
-            logits = model(*one(window), model.encode_context(*one(inside)))
-        else:
-            logits = model(*one(window))
-    return float(torch.sigmoid(logits.double())[0, class_index])
+    """Probability by a call of the complete model."""
+    return float(torch.sigmoid(slow_logits(model, video.frames, start, shift).double())[class_index])
 
 
 MODELS = {
@@ -234,17 +221,19 @@ MODELS = {
 
 
 @pytest.mark.parametrize("shifts", [(0,), (-2, 0, 1)])
-def test_ratings_are_predicted_like_a_slow_call_of_the_model(
+def test_predictions_of_ratings_equal_a_slow_loop(
     reader: FrameReader, vocabulary: Vocabulary, shifts: tuple[int, ...]
 ) -> None:
     held_out = np.array([True, True, True, True, False, True, False, True, True])
-    folded = fold_classifiers(MODELS, torch.device("cpu"))
-    found = out_of_fold(reader, vocabulary, folded, held_out, shifts)
+    folded = fold_classifiers(MODELS)
+    found = predict_out_of_fold(reader, vocabulary, folded, held_out, shifts)
     expected: list[list[float]] = []
     values = []
-    for video, counts in zip(rated_videos(), held_out.tolist(), strict=True):
-        # A catalog has a video's ratings by start, then label.
-        for label, start, value in sorted(video.ratings, key=lambda rating: (rating[1], rating[0])) if counts else ():
+    for video, is_held_out in zip(rated_videos(), held_out.tolist(), strict=True):
+        # A catalog sorts the ratings of a video by start, then label.
+        for label, start, value in (
+            sorted(video.ratings, key=lambda rating: (rating[1], rating[0])) if is_held_out else ()
+        ):
             if label not in LABEL_IDS:
                 continue
             values.append(value > 0)
@@ -259,41 +248,41 @@ def test_ratings_are_predicted_like_a_slow_call_of_the_model(
     assert found.values.tolist() == values
     assert found.probabilities.shape == (len(MODELS), len(values))
     assert len(values) > 20
-    wanted = np.array(expected).T
-    assert (np.abs(found.probabilities - wanted) <= 1e-5 + 1.02 * MAX_LOGIT_ERROR * wanted * (1 - wanted)).all()
-    assert wanted.std(axis=1).min() > 0.01
+    exact = np.array(expected).T
+    assert (np.abs(found.probabilities - exact) <= 1e-5 + 1.02 * MAX_LOGIT_ERROR * exact * (1 - exact)).all()
+    assert exact.std(axis=1).min() > 0.01
     assert len(LABEL_IDS) == NUM_CLASSES
 
 
 @pytest.mark.parametrize("margin", [0, 3])
 @pytest.mark.parametrize("shift", [-5, 5])
-def test_a_shift_beyond_the_end_of_a_video_leaves_a_probability(
+def test_a_shift_beyond_the_ends_of_a_video_gives_probabilities(
     reader: FrameReader, vocabulary: Vocabulary, margin: int, shift: int
 ) -> None:
-    """The first and the last segment of a video are rated, and moved out of it; what is left must be a number."""
-    folded = fold_classifiers({"model": agnostic(margin=margin)}, torch.device("cpu"))
+    """The first and the last segment of a video are rated, and shifted out of it."""
+    folded = fold_classifiers({"model": agnostic(margin=margin)})
     everything = np.ones(len(reader.catalog), np.bool_)
-    found = out_of_fold(reader, vocabulary, folded, everything, (shift, 0))
+    found = predict_out_of_fold(reader, vocabulary, folded, everything, (shift, 0))
     assert np.isfinite(found.probabilities).all()
 
 
-def test_ratings_of_a_segment_are_kept_apart(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_ratings_of_one_segment_are_distinguished(tmp_path: Path, vocabulary: Vocabulary) -> None:
     """Several classes of one segment, and one class of several."""
     [frames] = videos_of([60])
     ratings = ((19, 25, 1.0), (7, 30, 0.0), (11, 30, 1.0), (19, 30, 0.0))
     write_shards(tmp_path, [TinyVideo("aaaa", frames.frames, (), ratings)], num_shards=1)
     rated = FrameReader(index_folder(tmp_path))
     model = agnostic(seed=1)
-    found = out_of_fold(rated, vocabulary, fold_classifiers({"m": model}, torch.device("cpu")), np.array([True]))
+    found = predict_out_of_fold(rated, vocabulary, fold_classifiers({"m": model}), np.array([True]))
     assert found.values.tolist() == [True, False, True, False]
     assert len(set(found.probabilities[0].tolist())) == 4
-    wanted = [slow_probability(model, frames, start, LABEL_IDS.index(label), 0) for label, start, _ in ratings]
-    assert found.probabilities[0].tolist() == pytest.approx(wanted, abs=1e-4)
+    expected = [slow_probability(model, frames, start, LABEL_IDS.index(label), 0) for label, start, _ in ratings]
+    assert found.probabilities[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_fold_without_ratings(reader: FrameReader, vocabulary: Vocabulary) -> None:
-    folded = fold_classifiers({"agnostic": MODELS["agnostic"]}, torch.device("cpu"))
-    nobody = np.zeros(len(reader.catalog), np.bool_)
-    found = out_of_fold(reader, vocabulary, folded, nobody)
+    folded = fold_classifiers({"agnostic": MODELS["agnostic"]})
+    no_videos = np.zeros(len(reader.catalog), np.bool_)
+    found = predict_out_of_fold(reader, vocabulary, folded, no_videos)
     assert found.probabilities.shape == (1, 0)
     assert find_weights([found], {"agnostic": "a"}, "arithmetic").weights == {"agnostic": 1.0}

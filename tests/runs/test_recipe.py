@@ -1,3 +1,5 @@
+"""Recipes: shipped ones, overrides, and errors that name the place in the file."""
+
 from __future__ import annotations
 
 import re
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import TINY_RECIPE
+from tests.support.tiny_run import TINY_RECIPE
 from yt8m.errors import UsageError
 from yt8m.models.dbof import DBoFConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
@@ -18,7 +20,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 def values() -> dict[str, Any]:
-    """The tiny recipe, no part of it shared with another."""
+    """The tiny recipe as independent values, without YAML anchors."""
     content = yaml.safe_load(TINY_RECIPE.replace("2e-3", "0.002"))
     independent: dict[str, Any] = yaml.safe_load(yaml.dump(content, Dumper=_NoAliases))
     return independent
@@ -45,7 +47,7 @@ def refusal(path: Path, *overrides: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- shipped
 
 
-def test_recipes_are_shipped() -> None:
+def test_a_demo_recipe_is_shipped() -> None:
     assert "demo" in [path.stem for path in SHIPPED]
 
 
@@ -56,13 +58,13 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
     used = set()
     for model in recipe.segment_models.values():
         used |= {model.base} if isinstance(model, AgnosticModelConfig) else {model.context, model.segment}
-    assert used == set(recipe.base_models), "a base model is trained for nothing"
+    assert used == set(recipe.base_models), "a base model is not used"
     assert shipped_recipe(path.stem) == path
     assert find_recipe(path.stem) == path
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_recipe_spelled_out_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
+def test_a_saved_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     (tmp_path / "kept.yaml").write_text(to_yaml(recipe))
     assert read_recipe(tmp_path / "kept.yaml") == recipe
@@ -71,7 +73,7 @@ def test_a_recipe_spelled_out_is_the_same_recipe(path: Path, tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------------------------------- finding
 
 
-def test_a_file_comes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_takes_precedence_over_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("demo") == shipped_recipe("demo")
     (tmp_path / "demo").write_text("")
@@ -86,7 +88,7 @@ def test_a_file_comes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytes
         ("recipes/demo", "recipes/demo: there is no such recipe."),
     ],
 )
-def test_recipes_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
+def test_missing_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=f"^{re.escape(expected)}$"):
         find_recipe(name)
@@ -127,8 +129,8 @@ def test_overrides(tiny_recipe: Path) -> None:
     assert recipe.description == "a = b"
 
 
-def test_an_override_changes_one_place_of_what_yaml_shares(tiny_recipe: Path) -> None:
-    """All trainings of the tiny recipe are one anchor in the file."""
+def test_an_override_changes_one_place_of_a_yaml_anchor(tiny_recipe: Path) -> None:
+    """All `training` settings of the tiny recipe are one anchor in the file."""
     before = read_recipe(tiny_recipe)
     after = read_recipe(tiny_recipe, ["base_models.dbof.training.steps=40", "segment_models.bare.training.steps=50"])
     assert after.base_models["dbof"].training.steps == 40
@@ -138,10 +140,10 @@ def test_an_override_changes_one_place_of_what_yaml_shares(tiny_recipe: Path) ->
     assert read_recipe(tiny_recipe) == before
 
 
-def test_a_later_override_wins(tiny_recipe: Path) -> None:
+def test_the_last_override_wins(tiny_recipe: Path) -> None:
     assert read_recipe(tiny_recipe, ["seed=1", "seed=2"]).seed == 2
-    whole = ["base_models.dbof.training={steps: 9, batch_size: 4, peak_lr: 0.1, weight_decay: 0}"]
-    changed = read_recipe(tiny_recipe, [*whole, "base_models.dbof.training.steps=8"]).base_models["dbof"].training
+    complete = ["base_models.dbof.training={steps: 9, batch_size: 4, peak_lr: 0.1, weight_decay: 0}"]
+    changed = read_recipe(tiny_recipe, [*complete, "base_models.dbof.training.steps=8"]).base_models["dbof"].training
     assert (changed.steps, changed.batch_size) == (8, 4)
 
 
@@ -159,11 +161,11 @@ def test_a_later_override_wins(tiny_recipe: Path) -> None:
         ("base_models.new.seed=4", "'base_models.new.classifier' is missing; 'base_models.new.training' is missing."),
     ],
 )
-def test_overrides_that_cannot_be(tiny_recipe: Path, override: str, expected: str) -> None:
+def test_invalid_overrides(tiny_recipe: Path, override: str, expected: str) -> None:
     assert expected in refusal(tiny_recipe, override)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusing
+# ---------------------------------------------------------------------------------------------------- invalid recipes
 
 TRAINING = ("base_models", "dbof", "training")
 ENCODER = ("base_models", "dbof", "classifier", "encoder")
@@ -184,7 +186,7 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("ensemble",), {"models": ["bear"]}, "ensemble: there is no segment model 'bear' (did you mean 'bare'?)"),
         (("ensemble",), {"models": ["bare", "bare"]}, "ensemble.models: 'bare' is named more than once"),
         (("ensemble",), {"weights": {"bear": 1}}, "ensemble: there is no segment model 'bear' (did you mean 'bare'?)"),
-        (("ensemble",), {"models": ["bare"], "weights": {"aware": 1}}, "ensemble.weights: The ensemble gives a weight to 'aware', which is not one of its models"),
+        (("ensemble",), {"models": ["bare"], "weights": {"aware": 1}}, "ensemble.weights: The ensemble has a weight for 'aware', which is not one of its models"),
         (("ensemble",), {"weights": {"bare": 0, "aware": 0}}, "ensemble.weights: The ensemble's weights must have a sum above 0"),
         (("ensemble",), {"weights": {"bare": -1}}, "'ensemble.weights.bare': expected greater than or equal to 0, found -1"),
         (("ensemble",), {"video_prior": {"models": ["dobf"]}}, "ensemble: there is no base model 'dobf' (did you mean 'dbof'?)"),
@@ -196,8 +198,8 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("ensemble",), {"candidates": {"models": ["dbof"]}}, "'ensemble.candidates.min_video_probability' is missing"),
         (("ensemble",), {"candidates": {"models": ["dbof"], "min_video_probability": 0}}, "'ensemble.candidates.min_video_probability': expected greater than 0, found 0"),
         (("ensemble",), {"method": "median"}, "'ensemble.method': expected 'arithmetic', 'geometric' or 'rank', found 'median'"),
-        (("ensemble",), {"find_weights": True, "weights": {"bare": 2}}, "'ensemble': find_weights: there are weights already; leave one of the two out"),
-        (("ensemble",), {"find_weights": True, "method": "rank"}, "'ensemble': find_weights: ranks have no likelihood to find weights by; use another method"),
+        (("ensemble",), {"find_weights": True, "weights": {"bare": 2}}, "'ensemble': find_weights: weights are given too; leave one of the two out"),
+        (("ensemble",), {"find_weights": True, "method": "rank"}, "'ensemble': find_weights: ranks have no likelihood to maximize; use another method"),
         (("ensemble",), {"shifts": [0, 6]}, "'ensemble.shifts.1': expected less than or equal to 5, found 6"),
         (("ensemble",), {"shifts": [-6]}, "'ensemble.shifts.0': expected greater than or equal to -5, found -6"),
         (("ensemble",), {"shifts": [0.5]}, "'ensemble.shifts.0': expected a valid integer, found 0.5"),
@@ -223,7 +225,7 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("machine", "accelerator"), "gpu9", "'machine.accelerator': expected 'auto', 'cpu', 'cuda' or 'mps', found 'gpu9'"),
     ],
 )  # fmt: skip
-def test_impossible_recipes(tmp_path: Path, place: tuple[str, ...], value: object, expected: str) -> None:
+def test_invalid_recipes(tmp_path: Path, place: tuple[str, ...], value: object, expected: str) -> None:
     content = values()
     group = content
     for key in place[:-1]:
@@ -237,9 +239,36 @@ def test_impossible_recipes(tmp_path: Path, place: tuple[str, ...], value: objec
     assert not sentence.endswith("..")
 
 
+RENAMED = [
+    ((*TRAINING, "peak_rate"), "peak_lr"),
+    ((*TRAINING, "accumulate"), "gradient_accumulation"),
+    ((*TRAINING, "choose_by"), "monitor"),
+    ((*TRAINING, "slow_rate_factor"), "encoder_lr_factor"),
+    (("segment_models", "aware", "training", "slow_rate_factor"), "encoder_lr_factor"),
+    (("segment_models", "bare", "training", "peak_rate"), "peak_lr"),
+    (("base_models", "nextvlad", "clip_share"), "clip_probability"),
+]
+"""Keys of earlier versions, and their names today."""
+
+
+@pytest.mark.parametrize(("place", "name"), RENAMED, ids=lambda value: value if isinstance(value, str) else value[-1])
+def test_renamed_keys_are_refused_with_their_new_names(
+    tmp_path: Path, tiny_recipe: Path, place: tuple[str, ...], name: str
+) -> None:
+    content = values()
+    group = content
+    for key in place[:-1]:
+        group = group[key]
+    group[place[-1]] = group.pop(name, 1)
+    path = written(tmp_path / "old.yaml", content)
+    old = ".".join(place)
+    assert f"the key '{old}' is now called '{name}'" in refusal(path)
+    assert refusal(tiny_recipe, f"{old}=1") == f"{tiny_recipe}: the key '{old}' is now called '{name}'."
+
+
 @pytest.mark.parametrize("part", ["video_prior", "candidates"])
-def test_a_classifier_of_videos_needs_a_name_of_its_own(tmp_path: Path, part: str) -> None:
-    """Where it has a say; two models of one name that never meet are no harm."""
+def test_a_video_classifier_of_the_ensemble_needs_a_unique_name(tmp_path: Path, part: str) -> None:
+    """A base model and a segment model may share a name if the ensemble uses only one of them."""
     content = values()
     content["segment_models"]["dbof"] = content["segment_models"].pop("bare")
     read_recipe(written(tmp_path / "apart.yaml", content))
@@ -250,7 +279,7 @@ def test_a_classifier_of_videos_needs_a_name_of_its_own(tmp_path: Path, part: st
     assert "ensemble: 'dbof' is a base model and a segment model; give one of them another name." in sentence
 
 
-def test_ways_to_merge_are_off_unless_asked_for(tiny_recipe: Path) -> None:
+def test_optional_ways_to_merge_are_off_by_default(tiny_recipe: Path) -> None:
     ensemble = read_recipe(tiny_recipe).ensemble
     assert (ensemble.method, ensemble.weights, ensemble.find_weights, ensemble.shifts) == ("arithmetic", {}, False, [0])
     assert (ensemble.video_prior, ensemble.candidates, ensemble.store, ensemble.video_models) == (None, None, False, [])
@@ -278,16 +307,16 @@ def test_ways_to_merge_are_off_unless_asked_for(tiny_recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["base_models", "segment_models"])
-def test_what_a_recipe_needs(tmp_path: Path, missing: str) -> None:
+def test_required_keys(tmp_path: Path, missing: str) -> None:
     content = values()
     del content[missing]
-    said = refusal(written(tmp_path / "wrong.yaml", content))
+    sentence = refusal(written(tmp_path / "wrong.yaml", content))
     # Base models may be trained already.
     expected = "base_models: expected at least one model" if missing == "base_models" else f"'{missing}' is missing"
-    assert expected in said
+    assert expected in sentence
 
 
-def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     content = values()
     content["fodls"] = 4
     content["segment_models"]["bare"]["training"]["steps"] = -2
@@ -303,10 +332,13 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
         ("- a\n- list\n", "expected settings (keys and values), found ['a', 'list']."),
         ("just words", "expected settings (keys and values), found 'just words'."),
         ("a: [1", "is not valid YAML: "),
-        ("a: &a [*a]\n", "is not valid YAML: it holds more than 100,000 values, counting repeated ones, or one that"),
+        (
+            "a: &a [*a]\n",
+            "is not valid YAML: it contains more than 100,000 values, counting repeated ones, or one that contains itself.",
+        ),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path: Path, content: str, expected: str) -> None:
+def test_files_that_are_not_recipes(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(content)
     for overrides in ([], ["seed=3"]):
@@ -315,7 +347,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: str, expected: str) -
         assert expected in sentence
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_a_binary_file(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert "cannot be read as text" in refusal(tmp_path / "wrong.yaml")
 
@@ -328,5 +360,5 @@ def test_trained_models_are_base_models(tmp_path: Path) -> None:
     assert list(recipe.base_models) == ["dbof"]
     assert recipe.trained_models == {"nextvlad": "somewhere/nextvlad"}
     content["trained_models"]["dbof"] = "somewhere/dbof"
-    said = refusal(written(tmp_path / "wrong.yaml", content))
-    assert "trained_models: 'dbof' is a base model to pre-train as well; leave one of the two out" in said
+    sentence = refusal(written(tmp_path / "wrong.yaml", content))
+    assert "trained_models: 'dbof' is a base model to pre-train as well; leave one of the two out" in sentence

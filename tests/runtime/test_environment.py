@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import succeeds
 from yt8m.runtime.environment import prepare_environment
 
 VARIABLES = ("OMP_WAIT_POLICY", "MKL_CBWR")
@@ -44,6 +45,16 @@ def test_values_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "COMPATIBLE")
     prepare_environment(cpu_info)
     assert [os.environ[name] for name in VARIABLES] == ["COMPATIBLE", "COMPATIBLE"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_the_command_lets_waiting_threads_sleep_by_default(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    succeeds("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 PRODUCTS = """

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FinishedRun
 from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
+from tests.support.tiny_run import FinishedRun
 from yt8m.errors import Interrupted, UsageError
 from yt8m.runtime import notifications
 from yt8m.runtime.notifications import notify_when_done

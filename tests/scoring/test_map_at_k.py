@@ -1,31 +1,33 @@
-"""MAP@K against a plain loop, scikit-learn and examples worked by hand."""
+"""MAP@K against a plain loop, scikit-learn and hand-computed examples."""
 
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from tests.support.rankings import make_segments
+from tests.support.truth import write_ratings_csv
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.prediction.segments import Segments, segment_hashes
+from yt8m.prediction.segments import segment_hashes
 from yt8m.ranking.topk import TopK
 from yt8m.scoring.map_at_k import (
-    Truth,
     average_precision,
-    load_positives_csv,
-    load_ratings_csv,
     map_at_k,
     map_from_probabilities,
     write_class_scores,
 )
-from yt8m.submission.submission import ranked_segments, write_submission
+from yt8m.scoring.truth import Truth
+from yt8m.submission.writing import ranked_segments, write_submission
 from yt8m.vocabulary import Vocabulary
 
 
 def slow_map(lists, ratings, k, dense=False):
-    """The metric as one reads it: lists {label: [(video, start)]}, ratings [(video, label, start, value)]."""
+    """The definition of the metric: lists {label: [(video, start)]}, ratings [(video, label, start, value)]."""
     precisions = {}
     for label in {label for _, label, _, _ in ratings}:
         rated = {(video, start) for video, other, start, _ in ratings if other == label}
@@ -53,14 +55,8 @@ def truth_of(ratings, dense=False):
     return Truth.from_arrays(videos, labels, starts, None if dense else values)
 
 
-def write_csv(path, ratings, columns=4):
-    header = ["video", "label", "start", "score"][:columns]
-    path.write_text("\n".join(",".join(map(str, row[:columns])) for row in [header, *ratings]) + "\n")
-    return path
-
-
 def random_case(seed):
-    """Lists and ratings of 12 labels: some absent, unrated or without a positive, some ratings repeated."""
+    """Lists and ratings of 12 labels: some labels absent, unrated or without a positive, some ratings repeated."""
     generator = np.random.default_rng(seed)
     segments = [(f"v{row}", 5 * place) for row in range(9) for place in range(8)]
     lists, ratings = {}, []
@@ -92,24 +88,16 @@ def test_equals_the_plain_loop(tmp_path, seed, dense):
         assert score.num_absent == len(by_class.keys() - lists.keys())
         assert score.num_ignored == len(lists.keys() - by_class.keys())
         assert score.num_listed == {label: len(lists.get(label, [])[:k]) for label in sorted(by_class)}
-    loader, columns = (load_positives_csv, 3) if dense else (load_ratings_csv, 4)
-    loaded = loader(write_csv(tmp_path / "truth.csv", ratings, columns))
+    loaded = Truth.from_csv(write_ratings_csv(tmp_path / "truth.csv", ratings, 3 if dense else 4), dense)
     assert (loaded.ratings, loaded.is_dense) == (truth.ratings, dense)
-    assert (loaded.num_rows, loaded.num_repeated) == (
-        len(ratings),
-        len(ratings) - len({r[:3] for r in ratings}),
-    )
+    assert loaded.num_repeated == len(ratings) - len({r[:3] for r in ratings})
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_scikit_learn_where_all_is_listed_and_rated(tmp_path, seed):
+def test_equals_scikit_learn_if_all_segments_are_listed_and_rated(tmp_path, seed):
     generator = np.random.default_rng(seed)
     n, c = 210, 6
-    segments = Segments(
-        [f"id{row}" for row in range(30)],
-        np.repeat(np.arange(30, dtype=np.int32), 7),
-        np.tile(np.arange(30, 65, 5, dtype=np.int32), 30),
-    )
+    segments = make_segments([f"id{row}" for row in range(30)], 7, first_start=30)
     probabilities = generator.random((n, c), np.float32)
     positive = generator.random((n, c)) < generator.random(c)
     positive[0] = True
@@ -138,12 +126,8 @@ def test_equals_scikit_learn_where_all_is_listed_and_rated(tmp_path, seed):
 def test_from_probabilities_equals_the_score_of_a_full_ranking_with_ties(seed):
     generator = np.random.default_rng(seed)
     n, c, m = 60, 5, 120
-    segments = Segments(
-        [f"id{row}" for row in range(10)],
-        np.repeat(np.arange(10, dtype=np.int32), 6),
-        np.tile(np.arange(30, 60, 5, dtype=np.int32), 10),
-    )
-    # Few values make most places ties; few pairs make repeated and contradictory ratings.
+    segments = make_segments([f"id{row}" for row in range(10)], 6, first_start=30)
+    # Few distinct values give many ties; few pairs give repeated and contradictory ratings.
     probabilities = generator.integers(0, 4, (n, c)).astype(np.float32) / 3
     rows, classes = generator.integers(0, n, m), generator.integers(0, c - 1, m)
     values = generator.random(m) < 0.5
@@ -158,7 +142,7 @@ def test_from_probabilities_equals_the_score_of_a_full_ranking_with_ties(seed):
     order = generator.permutation(m)
     direct = map_from_probabilities(probabilities, hashes, rows[order], classes[order], values[order])
     assert direct == pytest.approx(expected, abs=1e-12)
-    # One row a rating instead of one a segment changes nothing.
+    # One row per rating gives the same result as one row per segment.
     repeated = map_from_probabilities(probabilities[rows], hashes[rows], np.arange(m), classes, values)
     assert repeated == pytest.approx(expected, abs=1e-12)
 
@@ -174,12 +158,12 @@ def test_average_precision_by_hand():
 def test_the_cut_comes_before_unrated_segments_are_dropped():
     truth = truth_of([("a", 1, 0, 1), ("a", 1, 5, 0), ("a", 1, 10, 1)])
     listed = [("x", 0), ("a", 0), ("x", 5), ("a", 5), ("a", 10)]
-    # Cut to 4: x:0 and x:5 use up two places but are no false positives; a:10 is cut off.
+    # Cut to 4: x:0 and x:5 use up two places but are not false positives; a:10 is cut off.
     assert map_at_k(as_bytes({1: listed}), truth, 4).mean_average_precision == pytest.approx((1 / 1) / 2)
     assert map_at_k(as_bytes({1: listed}), truth, 5).mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_leaving_a_class_out_does_not_raise_the_score():
+def test_omitting_a_class_does_not_raise_the_score():
     truth = truth_of([("a", 1, 0, 1), ("a", 2, 0, 1), ("a", 2, 5, 0), ("a", 3, 0, 0)])
     both = map_at_k(as_bytes({1: [("a", 0)], 2: [("a", 5), ("a", 0)]}), truth)
     assert both.mean_average_precision == pytest.approx((1 + 0.5) / 2)
@@ -190,7 +174,7 @@ def test_leaving_a_class_out_does_not_raise_the_score():
     assert one.average_precisions == {1: 1.0, 2: 0.0}
 
 
-def test_ratings_given_twice_count_once_and_contradictions_are_positive_and_counted():
+def test_repeated_ratings_count_once_and_contradictory_ones_are_positive():
     ratings = [
         ("a", 1, 0, 1),
         ("a", 1, 0, 1),
@@ -201,21 +185,16 @@ def test_ratings_given_twice_count_once_and_contradictions_are_positive_and_coun
     ]
     truth = truth_of(ratings)
     assert truth.ratings == {1: {b"a:0": True, b"a:5": True, b"a:10": False}}
-    assert (truth.num_rows, truth.num_repeated, truth.num_contradictory) == (6, 3, 1)
+    assert (truth.num_repeated, truth.num_contradictory) == (3, 1)
     score = map_at_k(as_bytes({1: [("a", 10), ("a", 5), ("a", 0)]}), truth)
     assert score.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-def test_dense_truth_takes_every_other_listed_segment_as_a_negative():
+def test_every_other_segment_is_a_negative_of_a_dense_truth():
     ratings = [("a", 1, 0, 1), ("a", 1, 5, 1)]
     lists = as_bytes({1: [("z", 0), ("a", 5), ("z", 5), ("a", 0)]})
     assert map_at_k(lists, truth_of(ratings)).mean_average_precision == 1
     assert map_at_k(lists, truth_of(ratings, dense=True)).mean_average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
-
-
-def test_video_ids_may_be_bytes():
-    truth = Truth.from_arrays(np.array([b"ab", b"cdef"]), [1, 1], [0, 5], [1.0, 0.0])
-    assert truth.ratings == {1: {b"ab:0": True, b"cdef:5": False}}
 
 
 def test_invalid_lists_are_refused(tmp_path):
@@ -233,7 +212,7 @@ def test_invalid_lists_are_refused(tmp_path):
         map_at_k([(1, [b"a:0"])], truth, 0)
     path = tmp_path / "submission.csv"
     path.write_text("Class,Segments\n1,a:0 a:0\n")
-    with pytest.raises(Yt8mError, match=r"line 2: class 1 lists segment 'a:0' more than once"):
+    with pytest.raises(Yt8mError, match=r"line 2: segment 2 of class 1 is 'a:0'; the class lists it more than once"):
         map_at_k(path, truth)
     path.write_text("Class,Segments\n7,a:0\n")
     with pytest.raises(Yt8mError, match="line 2: 7 is not a class of the vocabulary"):
@@ -250,52 +229,6 @@ def test_a_truth_without_positives_is_refused():
         map_from_probabilities(probabilities * np.nan, hashes, [0], [0], [1])
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("", r"line 1: expected a header with the columns video,label,start,score, found ''"),
-        ("video,label,score\na,1,1\n", r"line 1: expected a header .* found 'video,label,score'"),
-        ("video,label,start\na,1,0\n", r"line 1: .* found 'video,label,start' .*dense truth"),
-        ("video,label,start,score\n", r"holds no rows"),
-        ("video,label,start,score\na,1,0,1\n\na,1,0\n", r"line 4: expected 4 values or more, found 3"),
-        ("video,label,start,score\n,1,0,1\n", r"line 2: the video id is empty"),
-        ("video,label,start,score\na,one,0,1\n", r"line 2: expected a whole number as label, found 'one'"),
-        ("video,label,start,score\na,-1,0,1\n", r"line 2: expected a whole number as label, found '-1'"),
-        ("video,label,start,score\na,1,0,1\na,1,2.5,1\n", r"line 3: expected a start .* found '2.5'"),
-        ("video,label,start,score\na,1,7,1\n", r"line 2: expected a start in seconds, a multiple of 5"),
-        ("video,label,start,score\na,1,5,yes\n", r"line 2: expected a number as score, found 'yes'"),
-        ("video,label,start,score\na,1,5,nan\n", r"line 2: expected a number as score, found 'nan'"),
-    ],
-)
-def test_each_invalid_ratings_file_gets_a_sentence(tmp_path, content, sentence):
-    path = tmp_path / "truth.csv"
-    path.write_text(content)
-    with pytest.raises(Yt8mError, match=rf"^{path}.*{sentence}"):
-        load_ratings_csv(path)
-
-
-def test_ratings_are_not_taken_for_a_dense_truth(tmp_path):
-    path = write_csv(tmp_path / "truth.csv", [("a", 1, 0, 0)])
-    with pytest.raises(Yt8mError, match="line 1: has a column 'score', so it holds ratings"):
-        load_positives_csv(path)
-
-
-def test_unreadable_truth_files(tmp_path):
-    with pytest.raises(UsageError, match="there is no such file"):
-        load_ratings_csv(tmp_path / "nothing.csv")
-    with pytest.raises(UsageError, match="cannot be read as a CSV file"):
-        load_ratings_csv(tmp_path)
-    (tmp_path / "binary.csv").write_bytes(b"video,label,start,score\n\xff\xfe,1,5,1\n")
-    with pytest.raises(Yt8mError, match="not a CSV file in UTF-8"):
-        load_ratings_csv(tmp_path / "binary.csv")
-
-
-def test_columns_in_any_order_and_others_passed_over(tmp_path):
-    path = tmp_path / "truth.csv"
-    path.write_text("\ufeffscore,name,start,video,label\r\n0.0,Car,5,a,7\r\n1.0,Car,10,a,7\r\n", encoding="utf-8")
-    assert load_ratings_csv(path).ratings == {7: {b"a:5": False, b"a:10": True}}
-
-
 def test_class_scores_as_a_table(tmp_path):
     truth = truth_of([("a", 30, 0, 1), ("a", 4, 0, 1), ("a", 4, 5, 1), ("a", 5, 0, 0)])
     score = map_at_k(as_bytes({30: [("b", 0), ("a", 0)], 5: [("a", 0)]}), truth)
@@ -310,3 +243,20 @@ def test_class_scores_as_a_table(tmp_path):
         ]
     write_class_scores(path, score)
     assert path.read_text().splitlines()[1] == "4,,0.000000,2,0"
+
+
+def test_the_score_is_plain_data_for_json():
+    truth = truth_of([("a", 30, 0, 1), ("a", 4, 0, 1), ("a", 4, 0, 0), ("a", 5, 0, 0)])
+    score = map_at_k(as_bytes({30: [("b", 0), ("a", 0)], 5: [("a", 0)]}), truth)
+    assert json.loads(json.dumps(asdict(score))) == {
+        "mean_average_precision": 0.5,
+        "average_precisions": {"4": 0.0, "30": 1.0},
+        "num_positives": {"4": 1, "30": 1},
+        "num_listed": {"4": 0, "30": 2},
+        "num_absent": 1,
+        "num_ignored": 1,
+        "num_repeated_ratings": 1,
+        "num_contradictory_ratings": 1,
+        "is_dense": False,
+        "k": 100_000,
+    }

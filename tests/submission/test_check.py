@@ -1,7 +1,9 @@
-"""What is wrong with a submission: each kind of fault named and counted, and accepted just when it can be read."""
+"""Check submissions: every problem is reported and counted, and a file is accepted exactly if it can be read."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +11,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.progress import RecordedProgress
+from tests.support.rankings import make_vocabulary
 from tests.support.tiny_shards import TinyVideo, write_shard
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.submission.check import MAX_LISTED, Checked, Kind, check_submission
-from yt8m.submission.submission import read_submission
-from yt8m.vocabulary import Vocabulary
+from yt8m.submission import check
+from yt8m.submission.check import MAX_MESSAGES, Checked, check_submission
+from yt8m.submission.format import ProblemKind, read_submission
 
 HEADER = b"Class,Segments\n"
 LENGTHS = {"ab": 96, "cd": 45, "SjJ3": 100, "日本": 300, "x": 1}
-"""Frames of some videos. Evaluated: ab from 30 to 85, cd at 30 only, SjJ3 to 85, 日本 to 285, x nowhere."""
-
-
-def make_vocabulary(*label_ids: int) -> Vocabulary:
-    return Vocabulary(np.array(label_ids, np.int64), tuple(f"name {label_id}" for label_id in label_ids))
+"""Frames of some videos. Evaluated starts: ab from 30 to 85, cd at 30 only, SjJ3 to 85, 日本 to 285, x nowhere."""
 
 
 def make_catalog(folder: Path, lengths: dict[str, int]) -> Catalog:
@@ -39,7 +39,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 @pytest.fixture(scope="module")
 def catalog_of_long_ids(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    """Ids of more than 8 bytes, which are not compared as numbers."""
+    """A catalog with ids of more than 8 bytes, which are not compared as numbers."""
     return make_catalog(
         tmp_path_factory.mktemp("long"), LENGTHS | {"longer-id-1": 60, "longer-id-2": 70, "longer-": 80}
     )
@@ -53,47 +53,49 @@ def checked(path: Path, content: bytes, *args: object) -> Checked:
 @pytest.mark.parametrize(
     ("content", "kind", "sentence"),
     [
-        (b"class,segments\n3,ab:30\n", Kind.HEADER, "1: expected the header 'Class,Segments', found 'class,segments'"),
-        (b"3,ab:30\n4,ab:30\n", Kind.HEADER, "1: expected the header 'Class,Segments', found '3,ab:30'"),
-        (HEADER + b"3;ab:30\n4,ab:30\n", Kind.LINE, "2: expected a class id, a comma and segments, found '3;ab:30'"),
-        (HEADER + b"3,ab:30\n\n12,ab:30\n", Kind.CLASS_UNKNOWN, "4: 12 is not a class of the vocabulary; "),
-        (HEADER + b"3,ab:30\n3,cd:30\n", Kind.CLASS_REPEATED, "3: class 3 occurs a second time, after line 2"),
-        (HEADER + b"3,ab:30  cd:30\n", Kind.SPACES, "2: segment 2 of class 3 is ''; expected single spaces"),
-        (HEADER + b"3,ab:30 \n", Kind.SPACES, "2: segment 2 of class 3 is ''; expected single spaces"),
-        (HEADER + b"3,ab:30 cd:-5\n", Kind.NEGATIVE, "2: segment 2 of class 3 is 'cd:-5'; expected a start of 0 or"),
-        (HEADER + b"3,ab:30 cd:33\n", Kind.OFF_GRID, "2: segment 2 of class 3 is 'cd:33'; expected a start that is a"),
-        (HEADER + b"3,ab:30 cd\n", Kind.MALFORMED, "2: segment 2 of class 3 is 'cd'; expected 'video:start'"),
-        (HEADER + b"3,ab:030\n", Kind.MALFORMED, "2: segment 1 of class 3 is 'ab:030'; expected 'video:start'"),
-        (HEADER + b"3,a:b:5\n", Kind.MALFORMED, "2: segment 1 of class 3 is 'a:b:5'; expected 'video:start'"),
-        (HEADER + b"3,ab:30,cd:30\n", Kind.MALFORMED, "2: segment 1 of class 3 is 'ab:30,cd:30'; expected"),
-        (HEADER + b"3,ab:30 c\xff:5\n", Kind.ENCODING, "2: byte 9 of the line is not UTF-8 text"),
-        (HEADER + b"3,ab:30 cd:30 ab:30\n", Kind.REPEATED, "2: segment 3 of class 3 is 'ab:30', which it lists before"),
-        (HEADER + b"3,ab:30 AB:30\n", Kind.VIDEO_UNKNOWN, "2: segment 2 of class 3 is 'AB:30'; there is no such video in"),
-        (HEADER + b"3,ab:30 cd:45\n", Kind.BEYOND_END, "2: segment 2 of class 3 is 'cd:45'; the video has 45 seconds."),
-        (HEADER + b"3,ab:30 cd:1" + b"0" * 5000, Kind.BEYOND_END, "2: segment 2 of class 3 is 'cd:1000"),
+        (b"class,segments\n3,ab:30\n", ProblemKind.HEADER, "1: expected the header 'Class,Segments', found 'class,segments'"),
+        (b"3,ab:30\n4,ab:30\n", ProblemKind.HEADER, "1: expected the header 'Class,Segments', found '3,ab:30'"),
+        (HEADER + b"3;ab:30\n4,ab:30\n", ProblemKind.LINE, "2: expected a class id, a comma and segments, found '3;ab:30'"),
+        (HEADER + b"3,ab:30\n\n12,ab:30\n", ProblemKind.CLASS_UNKNOWN, "4: 12 is not a class of the vocabulary; "),
+        (HEADER + b"3,ab:30\n3,cd:30\n", ProblemKind.CLASS_REPEATED, "3: class 3 occurs a second time, after line 2"),
+        (HEADER + b"3,ab:30  cd:30\n", ProblemKind.SPACES, "2: segment 2 of class 3 is ''; expected single spaces"),
+        (HEADER + b"3,ab:30 \n", ProblemKind.SPACES, "2: segment 2 of class 3 is ''; expected single spaces"),
+        (HEADER + b"3,ab:30 cd:-5\n", ProblemKind.NEGATIVE, "2: segment 2 of class 3 is 'cd:-5'; expected a start of 0 or"),
+        (HEADER + b"3,ab:30 cd:33\n", ProblemKind.OFF_GRID, "2: segment 2 of class 3 is 'cd:33'; expected a start that is a"),
+        (HEADER + b"3,ab:30 cd\n", ProblemKind.MALFORMED, "2: segment 2 of class 3 is 'cd'; expected 'video:start'"),
+        (HEADER + b"3,ab:030\n", ProblemKind.MALFORMED, "2: segment 1 of class 3 is 'ab:030'; expected 'video:start'"),
+        (HEADER + b"3,a:b:5\n", ProblemKind.MALFORMED, "2: segment 1 of class 3 is 'a:b:5'; expected 'video:start'"),
+        (HEADER + b"3,ab:30,cd:30\n", ProblemKind.MALFORMED, "2: segment 1 of class 3 is 'ab:30,cd:30'; expected"),
+        (HEADER + b"3,ab:30 c\xff:5\n", ProblemKind.ENCODING, "2: byte 9 of the line is not UTF-8 text"),
+        (HEADER + b"3,ab:30 cd:30 ab:30\n", ProblemKind.REPEATED, "2: segment 3 of class 3 is 'ab:30'; the class lists it"),
+        (HEADER + b"3,ab:30 AB:30\n", ProblemKind.VIDEO_UNKNOWN, "2: segment 2 of class 3 is 'AB:30'; there is no such video in"),
+        (HEADER + b"3,ab:30 cd:45\n", ProblemKind.BEYOND_END, "2: segment 2 of class 3 is 'cd:45'; the video has 45 seconds."),
+        (HEADER + b"3,ab:30 cd:1" + b"0" * 5000, ProblemKind.BEYOND_END, "2: segment 2 of class 3 is 'cd:1000"),
     ],
 )  # fmt: skip
-def test_each_kind_alone(tmp_path: Path, catalog: Catalog, content: bytes, kind: Kind, sentence: str) -> None:
+def test_each_kind_of_problem_alone(
+    tmp_path: Path, catalog: Catalog, content: bytes, kind: ProblemKind, sentence: str
+) -> None:
     path = tmp_path / "submission.csv"
     found = checked(path, content, make_vocabulary(3, 4), catalog)
-    if kind is Kind.ENCODING:
-        # The broken id is that of no video, either.
-        assert found.problems == {kind: 1, Kind.VIDEO_UNKNOWN: 1}
+    if kind is ProblemKind.ENCODING:
+        # The broken id is not that of a video, either.
+        assert found.problems == {kind: 1, ProblemKind.VIDEO_UNKNOWN: 1}
     else:
         assert found.problems == {kind: 1}
-        assert len(found.listed) == 1
-    assert found.listed[0].startswith(f"{path}, line {sentence}")
-    assert found.listed[0].endswith(".")
+        assert len(found.messages) == 1
+    assert found.messages[0].startswith(f"{path}, line {sentence}")
+    assert found.messages[0].endswith(".")
     assert not found.is_accepted
-    assert found.not_looked_at == ()
+    assert found.not_checked == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a photo\xff\x00"])
-def test_files_that_are_something_else(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_submissions(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "submission.csv"
     found = checked(path, content)
-    assert found.problems == {Kind.HEADER: 1, Kind.NO_CLASS: 1}
-    assert found.listed[1] == f"{path}: holds no class; expected a line a class below the header."
+    assert found.problems == {ProblemKind.HEADER: 1, ProblemKind.NO_CLASS: 1}
+    assert found.messages[1] == f"{path}: contains no class; expected one line per class below the header."
 
 
 def test_too_many_segments(tmp_path: Path) -> None:
@@ -102,79 +104,111 @@ def test_too_many_segments(tmp_path: Path) -> None:
     found = checked(path, HEADER + b"3," + " ".join(listed).encode() + b"\n")
     assert (found.is_accepted, found.num_classes, found.num_segments) == (True, 1, 100_000)
     found = checked(path, HEADER + b"3," + " ".join([*listed, "more:0"]).encode() + b"\n")
-    assert found.problems == {Kind.TOO_MANY: 1}
-    assert found.listed == (f"{path}, line 2: class 3 lists 100,001 segments; at most 100,000 are allowed.",)
+    assert found.problems == {ProblemKind.TOO_MANY: 1}
+    assert found.messages == (f"{path}, line 2: class 3 lists 100,001 segments; at most 100,000 are allowed.",)
 
 
-def test_a_file_without_header_is_checked_from_its_first_line_on(tmp_path: Path) -> None:
+def test_a_file_without_header_is_checked_from_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     found = checked(path, b"3,ab:30 cd:30\n3,ab:30\n")
-    assert found.problems == {Kind.HEADER: 1, Kind.CLASS_REPEATED: 1}
-    assert found.listed[1] == f"{path}, line 2: class 3 occurs a second time, after line 1."
+    assert found.problems == {ProblemKind.HEADER: 1, ProblemKind.CLASS_REPEATED: 1}
+    assert (
+        found.messages[1] == f"{path}, line 2: class 3 occurs a second time, after line 1; expected one line per class."
+    )
     assert (found.num_classes, found.num_segments) == (2, 3)
 
 
-def test_everything_wrong_is_found_at_once(tmp_path: Path, catalog: Catalog) -> None:
+def test_all_problems_are_found_at_once(tmp_path: Path, catalog: Catalog) -> None:
     content = b"Classes\n3,ab:30 ab:30 no:30 cd:33 cd:500\n3,\n77,x:0 x:0 x:0\nnothing\n"
     found = checked(tmp_path / "s.csv", content, make_vocabulary(3, 4, 5), catalog)
     assert found.problems == {
-        Kind.HEADER: 1,
-        Kind.REPEATED: 3,
-        Kind.OFF_GRID: 1,
-        Kind.VIDEO_UNKNOWN: 1,
-        Kind.BEYOND_END: 1,
-        Kind.CLASS_REPEATED: 1,
-        Kind.CLASS_UNKNOWN: 1,
-        Kind.LINE: 1,
+        ProblemKind.HEADER: 1,
+        ProblemKind.REPEATED: 3,
+        ProblemKind.OFF_GRID: 1,
+        ProblemKind.VIDEO_UNKNOWN: 1,
+        ProblemKind.BEYOND_END: 1,
+        ProblemKind.CLASS_REPEATED: 1,
+        ProblemKind.CLASS_UNKNOWN: 1,
+        ProblemKind.LINE: 1,
     }
-    assert found.num_problems == len(found.listed) == 10
+    assert found.num_problems == len(found.messages) == 10
     assert (found.num_classes, found.num_segments) == (3, 8)
-    # Numbers are places in the line, of what is looked up after a malformed item, too.
-    assert "segment 5 of class 3 is 'cd:500'; the video has 45 seconds" in "\n".join(found.listed)
+    # Places are those in the line, also after a malformed item.
+    assert "segment 5 of class 3 is 'cd:500'; the video has 45 seconds" in "\n".join(found.messages)
     assert [remark.split(":")[0] for remark in found.remarks] == [
-        "2 of the 3 classes are missing (4, 5)",
-        "1 classes list no segment",
-        "3 segments are among the first six or last two of their video, which are never rated",
+        "the file omits 2 of the 3 classes (4, 5)",
+        "1 empty list",
+        "3 segments among the first six or last two of a video, which are never rated",
     ]
 
 
 @pytest.mark.parametrize("item", [b"nowhere:%d", b"ab:%d1", b"ab:-%d"])
-def test_the_first_twenty_are_listed_and_all_are_counted(tmp_path: Path, catalog: Catalog, item: bytes) -> None:
+def test_the_first_twenty_problems_get_a_message_and_all_are_counted(
+    tmp_path: Path, catalog: Catalog, item: bytes
+) -> None:
     content = HEADER + b"3," + b" ".join(item % start for start in range(5, 5005, 5)) + b"\n4," + item % 10 + b"\n"
     found = checked(tmp_path / "s.csv", content, None, catalog)
     assert found.num_problems == 1001
     assert len(found.problems) == 1
-    assert len(found.listed) == MAX_LISTED == 20
-    assert all("line 2: segment " in sentence for sentence in found.listed)
+    assert len(found.messages) == MAX_MESSAGES == 20
+    assert all("line 2: segment " in sentence for sentence in found.messages)
 
 
-def test_what_is_allowed_is_remarked(tmp_path: Path, catalog: Catalog) -> None:
+def test_what_is_allowed_but_lowers_the_score_gets_a_remark(tmp_path: Path, catalog: Catalog) -> None:
     # cd has 45 frames, 9 segments: the last two start at 35 and 40.
     content = HEADER + b"3,cd:25 cd:30 cd:35 cd:40 ab:30 ab:85 ab:90 \xe6\x97\xa5\xe6\x9c\xac:290 x:0\r\n4,\n"
     found = checked(tmp_path / "s.csv", content, make_vocabulary(3, 4, *range(10, 17)), catalog)
     assert found.is_accepted
     assert [remark.split(":")[0] for remark in found.remarks] == [
-        "7 of the 9 classes are missing (10, 11, 12, 13, 14, ...)",
-        "1 classes list no segment",
-        "6 segments are among the first six or last two of their video, which are never rated",
+        "the file omits 7 of the 9 classes (10, 11, 12, 13, 14, ...)",
+        "1 empty list",
+        "6 segments among the first six or last two of a video, which are never rated",
     ]
-    assert found.listed == found.not_looked_at == ()
+    assert found.messages == found.not_checked == ()
 
 
-def test_what_could_not_be_looked_at(tmp_path: Path) -> None:
+def test_what_could_not_be_checked(tmp_path: Path) -> None:
     found = checked(tmp_path / "s.csv", HEADER + b"3,nowhere:100000\n")
     assert found.is_accepted
-    assert ["--shards" in what for what in found.not_looked_at] == [True, False]
-    assert ["--vocabulary" in what for what in found.not_looked_at] == [False, True]
+    assert ["--shards" in what for what in found.not_checked] == [True, False]
+    assert ["--vocabulary" in what for what in found.not_checked] == [False, True]
 
 
-def test_progress_ends_where_the_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yt8m.submission.check._BYTES_PER_REPORT", 10)
+def test_progress_ends_at_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "BYTES_PER_REPORT", 10)
     path = tmp_path / "s.csv"
     path.write_bytes(HEADER + b"3,a:0\n4,a:0\n5,a:0 b:0\n")
-    told: list[tuple[int, int]] = []
-    check_submission(path, progress=lambda *given: told.append(given))
-    assert told == [(15, 37), (27, 37), (37, 37)]
+    progress = RecordedProgress()
+    check_submission(path, progress=progress)
+    assert progress.reports == {f"check {path}": [(15, 37, ""), (27, 37, ""), (37, 37, "")]}
+    assert progress.units == {f"check {path}": "bytes"}
+
+
+def test_the_result_is_plain_data_for_json(tmp_path: Path, catalog: Catalog) -> None:
+    found = checked(tmp_path / "s.csv", HEADER + b"3,ab:30 no:5 ab:7 x:0\n", make_vocabulary(3, 4), catalog)
+    as_json = json.loads(json.dumps(asdict(found) | {"path": str(found.path)}))
+    assert as_json == {
+        "path": str(tmp_path / "s.csv"),
+        "num_classes": 1,
+        "num_segments": 4,
+        "problems": {"off_grid": 1, "video_unknown": 1},
+        "messages": list(found.messages),
+        "remarks": list(found.remarks),
+        "not_checked": [],
+    }
+    assert [kind.description for kind in found.problems] == [
+        "segments with a start that is not a multiple of 5 seconds",
+        "segments of videos that the shards do not contain",
+    ]
+
+
+def test_singular_and_plural(tmp_path: Path, catalog: Catalog) -> None:
+    found = checked(tmp_path / "s.csv", HEADER + b"3,ab:0 x:5\n", make_vocabulary(3, 4), catalog)
+    assert found.messages[0].endswith("segment 2 of class 3 is 'x:5'; the video has 1 second.")
+    assert [remark.split(":")[0] for remark in found.remarks] == [
+        "the file omits 1 of the 2 classes (4)",
+        "1 segment among the first six or last two of a video, which are never rated",
+    ]
 
 
 def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path: Path) -> None:
@@ -183,8 +217,6 @@ def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read as a submission"):
         check_submission(tmp_path)
 
-
-# ------------------------------------------------------------------------------------------------- against other code
 
 SYNTAX = [b",", b",", b" ", b" ", b"\n", b"\n", b"\r\n", b":", b"\t", b"\x00", b"\xff", b"\xc2\xa0", HEADER]
 ITEMS = [b"3", b"4", b"12", b"03", b"-3", b"ab:5", b"ab:10", b"cd:5", b"x:0", b"x:00", b"x:7", b"x:-5", b"\xc3\xa9:5"]
@@ -197,7 +229,7 @@ PIECES = st.sampled_from([*SYNTAX, *ITEMS])
 )
 @example(header=HEADER, pieces=[b"3", b",", b"ab:5", b" ", b"cd:5", b"\n", b"4", b",", b"ab:5"])
 @example(header=HEADER, pieces=[b"3", b",", b"ab:5", b" ", b"ab:5"])
-def test_accepted_is_what_can_be_read(
+def test_a_file_is_accepted_exactly_if_it_can_be_read(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, pieces: list[bytes]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.csv"
@@ -206,10 +238,10 @@ def test_accepted_is_what_can_be_read(
         read = list(read_submission(path, make_vocabulary(3, 4)))
     except Yt8mError:
         assert not found.is_accepted
-        assert found.listed
+        assert found.messages
     else:
         assert found.is_accepted
-        assert found.listed == ()
+        assert found.messages == ()
         assert (found.num_classes, found.num_segments) == (len(read), sum(len(segments) for _, segments in read))
 
 
@@ -233,7 +265,7 @@ STARTS = [0, 5, 25, 30, 35, 40, 45, 60, 65, 85, 90, 95, 100, 285, 290, 295, 300,
 @settings(max_examples=300, deadline=None)
 @given(segments=st.lists(st.tuples(st.sampled_from(IDS), st.sampled_from(STARTS)), unique=True, min_size=1))
 @pytest.mark.parametrize("name", ["catalog", "catalog_of_long_ids"])
-def test_looking_up_is_what_a_slow_loop_does(
+def test_the_lookup_equals_a_plain_loop(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
@@ -251,10 +283,10 @@ def test_looking_up_is_what_a_slow_loop_does(
             of_video = list(range(0, lengths[video_id], 5))
             never_rated += start in of_video[:6] or start in of_video[-2:]
     listed = " ".join(f"{video_id}:{start}" for video_id, start in segments)
-    path = tmp_path_factory.getbasetemp() / "looked_up.csv"
+    path = tmp_path_factory.getbasetemp() / "lookup.csv"
     found = checked(path, HEADER + f"3,{listed}\n".encode(), None, catalog)
-    assert found.problems.get(Kind.VIDEO_UNKNOWN, 0) == unknown
-    assert found.problems.get(Kind.BEYOND_END, 0) == beyond
+    assert found.problems.get(ProblemKind.VIDEO_UNKNOWN, 0) == unknown
+    assert found.problems.get(ProblemKind.BEYOND_END, 0) == beyond
     assert found.num_problems == unknown + beyond
     remarked = [remark.split(" ")[0] for remark in found.remarks]
     assert remarked == ([str(never_rated)] if never_rated else [])

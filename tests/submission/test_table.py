@@ -1,4 +1,4 @@
-"""The table of a ranking, read back with pyarrow: every row, in order, and written a few classes at a time."""
+"""Write a ranking as a Parquet table and read it back with pyarrow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import FullDisk
+from tests.support.full_disk import FullDisk
+from tests.support.rankings import make_ranking, make_segments
 from yt8m.errors import Yt8mError
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.topk import Ranking, TopK
-from yt8m.submission import table
-from yt8m.submission.submission import read_submission, write_submission
-from yt8m.submission.table import TableWriter, write_table
+from yt8m.submission.format import read_submission
+from yt8m.submission.table import write_table
+from yt8m.submission.writing import write_submission
 from yt8m.vocabulary import Vocabulary
 
 COLUMNS = {
@@ -27,23 +28,11 @@ COLUMNS = {
 }
 
 
-def make_segments(ids: list[str], per_video: int) -> Segments:
-    rows = np.repeat(np.arange(len(ids), dtype=np.int32), per_video)
-    return Segments(ids, rows, np.tile(np.arange(0, 5 * per_video, 5, dtype=np.int32), len(ids)))
-
-
-def make_ranking(segments: Segments, num_classes: int, k: int) -> tuple[Ranking, np.ndarray]:
-    ranker = TopK(num_classes, k, segments)
-    probabilities = np.random.default_rng(0).random((len(segments), num_classes), np.float32)
-    ranker.update(np.arange(len(segments)), probabilities)
-    return ranker.result(), probabilities
-
-
 def rows_of(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-def test_a_table_worked_out_by_hand(tmp_path: Path) -> None:
+def test_a_table_written_by_hand(tmp_path: Path) -> None:
     segments = Segments(["ab12", "日本"], np.array([0, 0, 1], np.int32), np.array([0, 5, 1005], np.int32))
     ranker = TopK(2, 2, segments)
     ranker.update([0, 1, 2], [[0.25, 0.5], [0.75, 0.125], [0.5, 1.0]])
@@ -62,16 +51,13 @@ def test_a_table_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 100, 10**6])
-def test_rows_are_those_of_a_sort_and_of_the_submission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
-) -> None:
-    monkeypatch.setattr(table, "ROWS_PER_GROUP", rows_per_group)
+def test_rows_are_those_of_a_sort_and_of_the_submission(tmp_path: Path, rows_per_group: int) -> None:
     segments = make_segments(["-_9a", "日本語", "longer-id-of-a-video", "z"], 30)
     ranking, probabilities = make_ranking(segments, 5, 60)
-    # Two classes may have one name, and one may have none.
+    # Two classes have the same name, and one has none.
     vocabulary = Vocabulary(np.array([5, 3861, 0, 9, 8]), ("a", "b", "a", "", "é"))
     path = tmp_path / "table.parquet"
-    write_table(path, ranking, vocabulary)
+    write_table(path, ranking, vocabulary, rows_per_group)
     expected = []
     for label_id, name, column in zip(vocabulary.label_ids.tolist(), vocabulary.names, probabilities.T, strict=True):
         for place in np.argsort(-column)[:60].tolist():
@@ -80,7 +66,7 @@ def test_rows_are_those_of_a_sort_and_of_the_submission(
     assert [tuple(row.values()) for row in rows_of(path)] == expected
     groups = pq.ParquetFile(path)
     assert groups.num_row_groups == {1: 5, 100: 3, 10**6: 1}[rows_per_group]
-    # Row groups read by themselves say the same: each has ids of its own.
+    # Each row group can be read alone: it has its own dictionaries.
     alone = [row for number in range(groups.num_row_groups) for row in groups.read_row_group(number).to_pylist()]
     assert alone == rows_of(path)
 
@@ -91,23 +77,6 @@ def test_rows_are_those_of_a_sort_and_of_the_submission(
     assert listed == dict(read_submission(tmp_path / "submission.csv"))
 
 
-def test_classes_written_one_by_one(tmp_path: Path) -> None:
-    segments = make_segments(["a", "b"], 3)
-    path = tmp_path / "table.parquet"
-    with TableWriter(path, segments, Vocabulary(np.array([4, 2, 6]), ("x", "y", "z"))) as writer:
-        writer.write(2, np.array([5, 0], np.int32), np.array([0.5, 0.25], np.float32))
-        writer.write(0, np.array([], np.int32), np.array([], np.float32))
-        writer.write(1, np.array([3], np.int32), np.array([1.0], np.float32))
-        assert not path.exists()
-        with pytest.raises(ValueError, match="as many probabilities"):
-            writer.write(0, np.array([1, 2], np.int32), np.array([1.0], np.float32))
-    assert [tuple(row.values()) for row in rows_of(path)] == [
-        (6, "z", "b", 10, 0.5),
-        (6, "z", "a", 0, 0.25),
-        (2, "y", "b", 0, 1.0),
-    ]
-
-
 def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
     write_table(tmp_path / "table.parquet", TopK(2, 5, empty).result(), Vocabulary(np.array([4, 2]), ("x", "y")))
@@ -115,25 +84,27 @@ def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     assert {field.name: str(field.type) for field in pq.read_schema(tmp_path / "table.parquet")} == COLUMNS
 
 
-def test_another_number_of_classes(tmp_path: Path) -> None:
+def test_a_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:
     ranking, _ = make_ranking(make_segments(["a"], 3), 2, 3)
     with pytest.raises(ValueError, match="2 classes, the vocabulary 1"):
         write_table(tmp_path / "table.parquet", ranking, Vocabulary(np.array([4]), ("x",)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_breaks_off_leaves_the_former_table_and_nothing_else(tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_previous_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.parquet"
-    path.write_bytes(b"former")
+    path.write_bytes(b"previous")
+    ranking, _ = make_ranking(make_segments(["a"], 3), 2, 3)
 
-    def write_and_break_off() -> None:
-        with TableWriter(path, make_segments(["a"], 3), Vocabulary(np.array([4]), ("x",))) as writer:
-            writer.write(0, np.array([1], np.int32), np.array([1.0], np.float32))
+    def fail_at_the_second_class(self: Ranking, class_index: int) -> np.ndarray:
+        if class_index == 1:
             raise OSError(errno.EIO, "unplugged")
+        return np.array([0.5, 0.5, 0.5], np.float32)
 
+    monkeypatch.setattr(Ranking, "probabilities", fail_at_the_second_class)
     with pytest.raises(OSError, match="unplugged"):
-        write_and_break_off()
-    assert path.read_bytes() == b"former"
+        write_table(path, ranking, Vocabulary(np.array([4, 2]), ("x", "y")), rows_per_group=1)
+    assert path.read_bytes() == b"previous"
     assert [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
 
 
@@ -150,13 +121,8 @@ def test_a_full_disk(full_disk: FullDisk) -> None:
     assert pq.read_metadata(path).num_rows == 32_000
 
 
-def test_many_rows_pass_through_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is never more than a row group and a class."""
-    monkeypatch.setattr(table, "ROWS_PER_GROUP", 100)
-    segments = make_segments([f"{row}" for row in range(60)], 1)
-    positions, probabilities = np.arange(60, dtype=np.int32), np.linspace(1, 0, 60, dtype=np.float32)
-    with TableWriter(tmp_path / "t.parquet", segments, Vocabulary(np.arange(50), ("n",) * 50)) as writer:
-        for class_index in range(50):
-            writer.write(class_index, positions, probabilities)
-            assert sum(len(waiting[1]) for waiting in writer._waiting) < 100
-    assert [pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(n).num_rows for n in range(25)] == [120] * 25
+def test_row_groups_end_with_the_class_that_reaches_their_size(tmp_path: Path) -> None:
+    ranking, _ = make_ranking(make_segments([f"{row}" for row in range(60)], 1), 50, 60)
+    write_table(tmp_path / "t.parquet", ranking, Vocabulary(np.arange(50), ("n",) * 50), rows_per_group=100)
+    groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
+    assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [120] * 25

@@ -13,7 +13,7 @@ from yt8m.cli.main import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit status and what it printed."""
+    """The exit status of a command and its output."""
 
     status: int
     out: str
@@ -21,7 +21,7 @@ class Outcome:
 
 
 def yt8m(*arguments: object) -> Outcome:
-    """Run the command line with these arguments; an exception that `main` lets through is a defect, and passes."""
+    """Run the command line with these arguments; an exception that `main` does not handle is a bug, and propagates."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     argv = ["yt8m", *map(str, arguments)]
@@ -36,14 +36,14 @@ def yt8m(*arguments: object) -> Outcome:
 
 
 def succeeds(*arguments: object) -> Outcome:
-    """Run a command that has to end well."""
+    """Run a command that must succeed."""
     outcome = yt8m(*arguments)
     assert outcome.status == 0, outcome.err
     return outcome
 
 
 def refused(status: int, *arguments: object) -> str:
-    """Run a command that has to end with this status and one sentence on standard error, which is returned."""
+    """Run a command that must fail with this status and one sentence on standard error; return the sentence."""
     outcome = yt8m(*arguments)
     assert outcome.status == status, (outcome.status, outcome.out, outcome.err)
     *before, sentence = outcome.err.splitlines()

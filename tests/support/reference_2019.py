@@ -1,7 +1,7 @@
-"""The networks of 2019 in eval mode, as slow and plain as can be, and random models in their format.
+"""Reference implementation of the 2019 networks in eval mode, and random models in their format.
 
-Everything is computed from the tensors by their names, one formula after the other, with no class of the package.
-Shapes: B videos, T frames, K clusters, G groups, J = 2 D / G, C classes, N experts.
+Everything is computed by plain formulas from the named tensors, independently of the package.
+Shapes: B videos, T frames, D features, K clusters, G groups, J = 2 D / G, C classes, N experts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 
-# ----------------------------------------------------------------------------------------------------------- formulas
+# --- Formulas ---------------------------------------------------------------------------------------------------------
 
 
 def linear(t: Tensors, name: str, x: Tensor) -> Tensor:
     weight = t[f"{name}.weight"]
-    # A convolution of width 1 is a Linear whose weight has a third dimension of 1.
+    # A convolution of width 1 is a Linear with a third dimension of 1 in its weight.
     y = x @ weight.reshape(weight.shape[0], -1).T
     return y + t[f"{name}.bias"] if f"{name}.bias" in t else y
 
@@ -74,13 +74,13 @@ def vlad(t: Tensors, name: str, clusters: int, network: dict[str, Any], x: Tenso
     assignment = softmax(rows.view(batch, frames, clusters, groups), 2)
     attention = sigmoid(linear(t, f"{name}.attention_mapper", x))
     parts = x.view(batch, frames, groups, -1)
-    described = []
+    descriptors = []
     for k in range(clusters):
         residuals = parts - t[f"{name}.centroids"][k]
         weights = assignment[:, :, k] * attention
         total = (residuals * weights.unsqueeze(-1)).sum((1, 2))
-        described.append(total / torch.sqrt((total**2).sum(1, keepdim=True)).clamp(min=1e-12))
-    return batch_norm(t, f"{name}.final_bn", torch.cat(described, 1))
+        descriptors.append(total / torch.sqrt((total**2).sum(1, keepdim=True)).clamp(min=1e-12))
+    return batch_norm(t, f"{name}.final_bn", torch.cat(descriptors, 1))
 
 
 def nextvlad(t: Tensors, prefix: str, network: dict[str, Any], x: Tensor, is_cut: bool) -> Tensor:
@@ -96,10 +96,10 @@ def nextvlad(t: Tensors, prefix: str, network: dict[str, Any], x: Tensor, is_cut
     return gate(t, f"{prefix}se_gating", encoded) if network["se_reduction"] > 0 else encoded
 
 
-def encoded(t: Tensors, prefix: str, network: dict[str, Any], frames: Tensor, is_segment_side: bool = False) -> Tensor:
+def encoded(t: Tensors, prefix: str, network: dict[str, Any], frames: Tensor, is_segment_encoder: bool = False) -> Tensor:
     if network["type"] == "dbof":
         return dbof(t, prefix, network, frames)
-    return nextvlad(t, prefix, network, frames, is_segment_side)
+    return nextvlad(t, prefix, network, frames, is_segment_encoder)
 
 
 def mixed(t: Tensors, prefix: str, num_experts: int, x: Tensor) -> Tensor:
@@ -117,14 +117,14 @@ def num_experts(network: dict[str, Any]) -> int:
 def probabilities(
     config: dict[str, Any], tensors: Tensors, video: Tensor, segment: Tensor, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """What a model of 2019 says of videos and segments (uint8), (B, C)."""
+    """Probabilities (B, C) of a 2019 model for complete videos and segments, uint8 (B, T, D)."""
     t = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     context, frames = video[:, 30:-10].to(dtype), segment.to(dtype)
     if "segment_w_context" in config:
         head = config["segment_w_context"]["model"]
         sides = [
             encoded(t, "context_model.", config["context_base"]["model"], context),
-            encoded(t, "segment_model.", config["segment_base"]["model"], frames, is_segment_side=True),
+            encoded(t, "segment_model.", config["segment_base"]["model"], frames, is_segment_encoder=True),
         ]
         joint = batch_norm(t, "intermediate_fc.0", torch.cat(sides, 1))
         joint = linear(t, "intermediate_fc.2", joint).clamp(min=0)
@@ -136,13 +136,13 @@ def probabilities(
     return mixed(t, prefix, num_experts(network), encoded(t, prefix, network, frames))
 
 
-# ------------------------------------------------------------------------------------------------------ random models
+# --- Random models ----------------------------------------------------------------------------------------------------
 
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Layout:
-    """Random tensors under the names of the format, as a network of 2019 would have them."""
+    """Random tensors with the names and shapes of a 2019 network."""
 
     def __init__(self, seed: int) -> None:
         self.tensors: Tensors = {}
@@ -183,7 +183,7 @@ class Layout:
             self.gate(f"{prefix}intermediate_fc.4", size, network["video_se_reduction"])
 
     def nextvlad(self, prefix: str, network: dict[str, Any], is_cut: bool) -> None:
-        described = 0
+        descriptor_size = 0
         for modality, size, clusters in (
             ("video", 1024, network["n_clusters"]),
             ("audio", 128, network["n_clusters"] // 2),
@@ -199,16 +199,16 @@ class Layout:
             self.linear(f"{name}.attention_mapper", 2 * size, groups, scale=20)
             group_size = 2 * size // groups
             self.batch_norm(f"{name}.final_bn", clusters * group_size, deviation=group_size**-0.5)
-            described += clusters * group_size
-        self.linear(f"{prefix}intermediate_fc.0", described, network["fcn_dim"])
+            descriptor_size += clusters * group_size
+        self.linear(f"{prefix}intermediate_fc.0", descriptor_size, network["fcn_dim"])
         if network["se_reduction"] > 0 and not is_cut:
             self.gate(f"{prefix}se_gating", network["fcn_dim"], network["se_reduction"])
 
-    def encoder(self, prefix: str, network: dict[str, Any], is_segment_side: bool = False) -> None:
+    def encoder(self, prefix: str, network: dict[str, Any], is_segment_encoder: bool = False) -> None:
         if network["type"] == "dbof":
             self.dbof(prefix, network)
         else:
-            self.nextvlad(prefix, network, is_segment_side)
+            self.nextvlad(prefix, network, is_segment_encoder)
 
     def mixture(self, prefix: str, size: int, network: dict[str, Any], classes: int) -> None:
         count = num_experts(network)
@@ -219,30 +219,30 @@ class Layout:
 
 
 def random_tensors(config: dict[str, Any], num_classes: int, seed: int = 0) -> Tensors:
-    """A state dict for the settings of a `config.yaml`."""
-    made = Layout(seed)
+    """A random state dict for a `config.yaml`."""
+    layout = Layout(seed)
     if "segment_w_context" in config:
         context, segment, head = (
             config[name]["model"] for name in ("context_base", "segment_base", "segment_w_context")
         )
-        made.encoder("context_model.", context)
-        made.encoder("segment_model.", segment, is_segment_side=True)
+        layout.encoder("context_model.", context)
+        layout.encoder("segment_model.", segment, is_segment_encoder=True)
         joint = context["fcn_dim"] + segment["fcn_dim"]
-        made.batch_norm("intermediate_fc.0", joint)
-        made.linear("intermediate_fc.2", joint, head["fcn_dim"])
+        layout.batch_norm("intermediate_fc.0", joint)
+        layout.linear("intermediate_fc.2", joint, head["fcn_dim"])
         if head["se_reduction"] > 0:
-            made.gate("intermediate_fc.4", head["fcn_dim"], head["se_reduction"])
-        made.mixture("", head["fcn_dim"], head, num_classes)
-        return made.tensors
+            layout.gate("intermediate_fc.4", head["fcn_dim"], head["se_reduction"])
+        layout.mixture("", head["fcn_dim"], head, num_classes)
+        return layout.tensors
     network = config["video"]["model"]
     prefix = "_model." if "pure_segment" in config else "model."
-    made.encoder(prefix, network)
-    made.mixture(prefix, network["fcn_dim"], network, num_classes)
-    return made.tensors
+    layout.encoder(prefix, network)
+    layout.mixture(prefix, network["fcn_dim"], network, num_classes)
+    return layout.tensors
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: Any) -> Path:
-    """A model's folder as the code of 2019 wrote it."""
+    """Write a model folder in the format of 2019."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(tensors, folder / "model.pth")
@@ -250,16 +250,16 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: Any) -> Path:
 
 
 def random_input(seed: int = 0, batch: int = 3, frames: int = 47, segment_frames: int = 11) -> tuple[Tensor, Tensor]:
-    """Videos and segments (uint8) whose frames are all different, and those of two videos more so than those of one."""
+    """Videos and segments, uint8, whose frames differ, more between videos than within one."""
     generator = torch.Generator().manual_seed(seed)
     videos = 128 + 60 * torch.randn(batch, 1, 1152, generator=generator)
-    made = [videos + 30 * torch.randn(batch, count, 1152, generator=generator) for count in (frames, segment_frames)]
-    video, segment = (values.round().clamp(0, 255).to(torch.uint8) for values in made)
+    values = [videos + 30 * torch.randn(batch, count, 1152, generator=generator) for count in (frames, segment_frames)]
+    video, segment = (v.round().clamp(0, 255).to(torch.uint8) for v in values)
     return video, segment
 
 
 def write_example(path: Path, video: Tensor, segment: Tensor, expected: Tensor) -> Path:
-    """A file of what the original made of some videos."""
+    """Write an example: videos, segments and the original's probabilities."""
     np.savez(path, video=video.numpy(), segment=segment.numpy(), probabilities=expected.float().numpy())
     return path
 
@@ -301,7 +301,7 @@ def nextvlad_settings(**changes: Any) -> dict[str, Any]:
 
 
 def head_settings(**changes: Any) -> dict[str, Any]:
-    """Settings of what joins two tiny encoders."""
+    """Settings of the layers that join two tiny encoders."""
     return {
         "fcn_dim": 9,
         "finetune_context": False,
@@ -314,19 +314,19 @@ def head_settings(**changes: Any) -> dict[str, Any]:
 
 
 def video_config(network: dict[str, Any]) -> dict[str, Any]:
-    """`config.yaml` of a classifier of videos."""
+    """`config.yaml` of a video classifier."""
     return {"video": {"model": network, "training": TRAINING}}
 
 
 def agnostic_config(network: dict[str, Any], offset: int = 3) -> dict[str, Any]:
-    """`config.yaml` of a classifier of segments without context."""
+    """`config.yaml` of a context-agnostic segment classifier."""
     return {"pure_segment": {"training": {**TRAINING, "offset": offset}}, **video_config(network)}
 
 
 def aware_config(
     context: dict[str, Any], segment: dict[str, Any], head: dict[str, Any], offset: int = 3
 ) -> dict[str, Any]:
-    """`config.yaml` of a classifier of segments with context."""
+    """`config.yaml` of a context-aware segment classifier."""
     return {
         "context_base": {"model": context, "training": TRAINING},
         "segment_base": {"model": segment, "training": TRAINING},

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from yt8m.dataset.batches import FrameChoice, Share
+from yt8m.dataset.batches import FrameSampling, ProcessSlice
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import Interrupted
@@ -63,7 +63,7 @@ class Numbers(NamedTuple):
 class NumberBatches(Dataset[Numbers]):
     """Batches of a linear problem, indexed by step."""
 
-    share_size, max_frames = 8, 1
+    local_batch_size, max_frames = 8, 1
 
     def __getitem__(self, step: int) -> Numbers:
         inputs = torch.from_numpy(np.random.default_rng([7, step]).standard_normal((8, 4), dtype=np.float32))
@@ -84,7 +84,7 @@ class LinearTask:
         self.before_loss, self.metrics = before_loss, list(metrics or [])
         self.saved: list[int] = []
 
-    def batches(self, share: Share) -> NumberBatches:
+    def batches(self, share: ProcessSlice) -> NumberBatches:
         return NumberBatches()
 
     def loss(self, model: nn.Module, batch: Numbers) -> Tensor:
@@ -189,7 +189,7 @@ def video_case(data: Path, dropout: float = 0.5) -> tuple[VideoClassifier, Video
     """A video classifier and its task."""
     vocabulary = Vocabulary.load(data)
     readers = [FrameReader(index_folder(data / "video" / part)) for part in ("train", "valid")]
-    task = VideoTask(*readers, vocabulary, DBOF.max_frames, FrameChoice(6), 8, 3, {"name": "tiny"})
+    task = VideoTask(*readers, vocabulary, DBOF.max_frames, FrameSampling(6), 8, 3, {"name": "tiny"})
     return video_classifier(DBOF, vocabulary, dropout), task
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import random_videos, write_shard, write_video_level_shard
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
@@ -227,8 +228,8 @@ def test_labels_and_ratings_in_the_shards_are_those_of_the_sources_in_the_frames
         for row in range(len(catalog)):
             found = owners(reader.read(row), sources)
             labels = sorted({label for owner in found for label in sources.labels[owner].tolist()})
-            assert catalog.labels_of(row).tolist() == ([] if name == "segment/test" else labels)
-            label_ids, starts, values = catalog.ratings_of(row)
+            assert labels_of(catalog, row).tolist() == ([] if name == "segment/test" else labels)
+            label_ids, starts, values = ratings_of(catalog, row)
             if name == "segment/train":
                 assert len(values) == 5 * len({13, 3, 8, 5} & set(labels))
             for label, start, value in zip(label_ids, starts, values, strict=True):
@@ -300,8 +301,8 @@ def test_more_videos_leave_the_first_ones_as_they_were(dataset: tuple[Path, Sour
         readers = FrameReader(small), FrameReader(large)
         for row in range(len(small)):
             np.testing.assert_array_equal(readers[0].read(row), readers[1].read(row))
-            assert small.labels_of(row).tolist() == large.labels_of(row).tolist()
-            for ours, theirs in zip(small.ratings_of(row), large.ratings_of(row), strict=True):
+            assert labels_of(small, row).tolist() == labels_of(large, row).tolist()
+            for ours, theirs in zip(ratings_of(small, row), ratings_of(large, row), strict=True):
                 assert ours.tolist() == theirs.tolist()
 
 
@@ -436,7 +437,7 @@ def test_real_sources_make_a_dataset_of_the_segment_vocabulary(shared_data: Path
     for name in ("video/train", "video/valid", "segment/train"):
         catalog = found[name]
         for row in range(len(catalog)):
-            assert set(map(str, catalog.labels_of(row).tolist())) & set(classes)
+            assert set(map(str, labels_of(catalog, row).tolist())) & set(classes)
     assert set(map(str, found["segment/train"].rating_labels.tolist())) <= set(classes)
     _, positives = read_csv(tmp_path / "data" / "segment" / "test_positives.csv")
     assert positives

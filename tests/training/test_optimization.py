@@ -16,10 +16,12 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.models.dbof import DBoFConfig
+from yt8m.models.layers.gating import SqueezeExcite
 from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.training.optimization import (
     OptimizationConfig,
+    decaying_parameters,
     learning_rate,
     make_optimizer,
     set_learning_rates,
@@ -72,6 +74,24 @@ def test_every_trained_parameter_is_in_one_group_and_vectors_do_not_decay(build)
             expected = 0.0 if parameter.dim() == 1 or name.endswith("centroids") else 0.1
             assert decays[name] == expected, name
     assert {0.0, 0.1} == set(decays.values())
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    gate = SqueezeExcite(8, 2)
+    assert decaying_parameters(nn.Sequential(gate, nn.BatchNorm1d(8), nn.LayerNorm(8))) == {
+        "0.squeeze_norm.weight": False,
+        "0.squeeze_norm.bias": False,
+        "0.squeeze.weight": True,
+        "0.squeeze.bias": False,
+        "0.excite_norm.weight": False,
+        "0.excite_norm.bias": False,
+        "0.excite.weight": True,
+        "0.excite.bias": False,
+        "1.weight": False,
+        "1.bias": False,
+        "2.weight": False,
+        "2.bias": False,
+    }
 
 
 def test_the_frozen_encoder_is_excluded_and_the_segment_encoder_has_half_the_learning_rate() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.tiny_tasks import CONFIG, video_case
-from yt8m.dataset.batches import ALONE
+from yt8m.dataset.batches import SINGLE_PROCESS
 from yt8m.dataset.read_ahead import on_device
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.training.optimization import make_optimizer
@@ -30,7 +30,7 @@ def test_recorded_steps_have_the_losses_of_eager_steps(tiny_dataset: Path) -> No
         fabric = make_fabric(MachineConfig(accelerator="cuda"))
         model, task = video_case(tiny_dataset)
         optimizer = make_optimizer(model, CONFIG)
-        batches = task.batches(ALONE)
+        batches = task.batches(SINGLE_PROCESS)
         wrapped, optimizer = fabric.setup(torch.compile(model), optimizer)
         machine = MachineConfig(accelerator="cuda", compile=recorded)
         step = make_step(fabric, wrapped.train(), optimizer, task.loss, CONFIG, 3, machine)

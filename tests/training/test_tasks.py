@@ -10,9 +10,10 @@ import torch
 from lightning_fabric import Fabric
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
+from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
 from tests.support.tiny_tasks import CONFIG, segment_case, video_case, video_classifier
-from yt8m.dataset.batches import ALONE, FrameChoice, Share
+from yt8m.dataset.batches import SINGLE_PROCESS, FrameSampling, ProcessSlice
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
@@ -69,7 +70,7 @@ def test_video_metrics_match_scikit_learn(tiny_dataset: Path, fabric: Fabric) ->
     with torch.no_grad():
         rows = [batch_of_one(task.train, row, context_seconds(catalog.num_frames[row])) for row in chosen]
         p = torch.sigmoid(torch.cat([model(*row) for row in rows])).double().numpy()
-    y = np.array([[i in catalog.labels_of(row) for i in task.vocabulary.label_ids] for row in chosen])
+    y = np.array([[i in labels_of(catalog, row) for i in task.vocabulary.label_ids] for row in chosen])
     shown = y.any(axis=0)
     assert 3 < shown.sum() < len(shown)
     assert found == {
@@ -92,7 +93,7 @@ def test_segment_metrics_match_scikit_learn(kind: str, tiny_dataset: Path, fabri
         if catalog.shard_index[row] % 4 != 1:
             continue
         length = int(catalog.num_frames[row])
-        for label, start, value in zip(*catalog.ratings_of(row), strict=True):
+        for label, start, value in zip(*ratings_of(catalog, row), strict=True):
             if label not in classes:
                 continue
             inputs = batch_of_one(task.reader, row, np.arange(start - 3, min(start + 8, length)))
@@ -141,7 +142,7 @@ def test_folds_split_the_ratings_by_shard(tiny_dataset: Path) -> None:
 def test_cached_context_vectors_give_the_loss_of_the_complete_model(kind: str, tiny_dataset: Path) -> None:
     model, task = segment_case(tiny_dataset, kind)
     diversified(model)
-    batch = task.batches(ALONE)[0]
+    batch = task.batches(SINGLE_PROCESS)[0]
     inputs = [batch.frames, batch.lengths]
     if kind == "aware":
         context = [
@@ -151,13 +152,13 @@ def test_cached_context_vectors_give_the_loss_of_the_complete_model(kind: str, t
         inputs += [torch.cat([model.encode_context(*video) for video in context])]
     expected = segment_loss(model(*inputs), batch.class_indices, batch.ratings, batch.negatives)
     assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert task.batches(Share(1, 2))[0].rows.tolist() == batch.rows.tolist()[4:]
+    assert task.batches(ProcessSlice(1, 2))[0].rows.tolist() == batch.rows.tolist()[4:]
 
 
 def test_the_loss_uses_the_configured_weights(tiny_dataset: Path) -> None:
     model, task = segment_case(tiny_dataset, "agnostic")
     diversified(model)
-    batch = task.batches(ALONE)[0]
+    batch = task.batches(SINGLE_PROCESS)[0]
     task.config = SegmentLossConfig(positive_weight=4.0, mined_weight=2.0)
     logits = model(batch.frames, batch.lengths)
     expected = segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives, 4.0, 2.0)
@@ -223,7 +224,7 @@ def test_held_out_videos_without_a_class_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "valid", random_videos(4, label_ids=[8, 9]))
     train, valid = (FrameReader(index_folder(tmp_path / part)) for part in ("train", "valid"))
     with pytest.raises(UsageError, match=r"valid: none of its videos has a label of the segment vocabulary\.$"):
-        VideoTask(train, valid, CLASSES, 10, FrameChoice(10), 2, 0, {})
+        VideoTask(train, valid, CLASSES, 10, FrameSampling(10), 2, 0, {})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from yt8m.cli.output import index_folders, load_catalog, print_json
 from yt8m.errors import UsageError
 
 if TYPE_CHECKING:
-    from yt8m.dataset.describe import Description, Spread
+    from yt8m.dataset.describe import Description, Summary
 
 FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.", show_default=False)]
 
@@ -43,7 +43,7 @@ def download(
         Path | None,
         typer.Option(
             "--list",
-            help="Only the shards named in this file, one per line (video/train/train0001.tfrecord).",
+            help="Only the shards named in this file, one path per line, as in a shards.txt.",
             show_default=False,
         ),
     ] = None,
@@ -55,11 +55,7 @@ def download(
     ] = False,
     server: Annotated[
         str | None,
-        typer.Option(
-            help="Another server with the same layout: URL/2/download_plans/frame_train.json, URL/2/frame/train/NAME, "
-            "URL/csv/2/vocabulary.csv.",
-            show_default=False,
-        ),
+        typer.Option(help="URL of another server with the layout of the official ones.", show_default=False),
     ] = None,
 ) -> None:
     """Download the official dataset, or a part of it, into a dataset folder.
@@ -69,6 +65,9 @@ def download(
 
     A shard gets its final name only when its MD5 matches the official one. An interrupted download resumes with the
     same command: complete shards are not fetched again, and partial ones are completed.
+
+    Another server (--server URL) must have URL/2/download_plans/frame_train.json, URL/2/frame/train/NAME and
+    URL/csv/2/vocabulary.csv, and so for the other partitions.
 
     ```sh
     yt8m download data --mirror eu
@@ -250,5 +249,5 @@ def _print_description(d: Description) -> None:
     out.print(table)
 
 
-def _spread(spread: Spread) -> str:
+def _spread(spread: Summary) -> str:
     return f"{spread.minimum:,} to {spread.maximum:,}, median {spread.median:,.0f}"

@@ -47,8 +47,8 @@ MergeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="How to merge models, path=value as in a recipe's ensemble (method=geometric, "
-        "video_prior.models=[NAME], video_prior.video_exponent=0.2). Repeatable.",
+        help="How to merge models, path=value as in a recipe's ensemble: method=geometric, or "
+        "video_prior={models: [NAME], video_exponent: 0.2}. Repeatable.",
         show_default=False,
     ),
 ]

@@ -19,7 +19,7 @@ from yt8m.cli.options import (
     merge_config,
 )
 from yt8m.cli.output import load_catalog, print_json, print_problems
-from yt8m.errors import UsageError
+from yt8m.errors import UsageError, counted
 
 
 def predict(
@@ -187,6 +187,6 @@ def locate(
                 out.print()
             out.print(timeline)
     if is_shard and (num_others := len(reader.catalog) - len(rows)):
-        err.print(f"\n... and {num_others:,} more videos; --limit shows more")
+        err.print(f"\n... and {counted(num_others, 'more video')}; --limit shows more")
     if picture is not None:
         write_svg(picture, shown, f"yt8m locate {Path(video).name}")

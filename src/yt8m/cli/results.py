@@ -10,7 +10,7 @@ import typer
 
 from yt8m.cli.options import JsonOption
 from yt8m.cli.output import load_catalog, print_json
-from yt8m.errors import Yt8mError
+from yt8m.errors import Yt8mError, counted
 
 if TYPE_CHECKING:
     from yt8m.submission.check import Checked
@@ -52,7 +52,7 @@ def check(
     else:
         _print_check(checked)
     if not checked.is_accepted:
-        problems = "1 problem" if checked.num_problems == 1 else f"{checked.num_problems:,} problems"
+        problems = counted(checked.num_problems, "problem")
         raise Yt8mError(f"{checked.path}: would not be accepted: {problems}, as listed above.")
 
 
@@ -97,7 +97,7 @@ def evaluate(
     if truth.is_dir() and not dense:
         load_catalog(truth)
     score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
-    repeated, contradictory = score.truth.num_repeated, score.truth.num_contradictory
+    repeated, contradictory = score.num_repeated_ratings, score.num_contradictory_ratings
     if as_json:
         print_json(
             {
@@ -127,15 +127,15 @@ def evaluate(
 def _print_check(checked: Checked) -> None:
     from yt8m.runtime.console import out
 
-    for sentence in checked.listed:
+    for sentence in checked.messages:
         out.print(sentence, markup=False)
-    if checked.num_problems > len(checked.listed):
-        out.print(f"... and {checked.num_problems - len(checked.listed):,} more; all of them by kind:")
+    if checked.num_problems > len(checked.messages):
+        out.print(f"... and {checked.num_problems - len(checked.messages):,} more; all of them by kind:")
         for kind, count in checked.problems.items():
-            out.print(f"    {count:,} {kind}", markup=False)
+            out.print(f"    {kind.description}: {count:,}", markup=False)
     for remark in checked.remarks:
         out.print(f"remark: {remark}.", markup=False)
-    for what in checked.not_looked_at:
+    for what in checked.not_checked:
         out.print(f"not checked: {what}.", markup=False)
     if checked.is_accepted:
         out.print(

@@ -200,7 +200,7 @@ def _print_results(done: Run, scores: RunScores) -> None:
 
     from yt8m.runs.predict_stage import SUBMISSION_FILE
     from yt8m.runtime.console import out
-    from yt8m.scoring.report import score_table
+    from yt8m.scoring.scores import score_table
 
     if scores.rows:
         out.print(score_table(scores.rows, done.recipe.top_k))

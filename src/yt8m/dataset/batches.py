@@ -1,13 +1,11 @@
-"""Batches for training: the batch of a step is a function of (seed, step) and of nothing else.
+"""Training batches: the batch of a step is a function of (seed, step).
 
-A training stream is endless: position k of it is item `k % n` of the k // n-th permutation of the n items, so every
-epoch visits each item once, batches run across the ends of epochs and are always full, and any number of workers or
-processes, killed and resumed anywhere, sees the same sequence (DESIGN: the catalog). What is random about one item
-(which frames are sampled) comes from (seed, position) alone.
+The training stream is endless: position k is item `k % n` of permutation `k // n` of the n items. So every epoch visits
+each item once, batches continue across epochs and are always full, and any number of workers or processes, killed and
+resumed anywhere, sees the same sequence. Random choices for one item (its frames) are functions of (seed, position).
 
-The datasets here are indexed by *step* and return whole batches, so a loader needs no collation of its own; each
-takes the memory of its arrays from whoever asks (see `read_ahead`). Frames stay uint8 and are padded with zero bytes;
-`lengths` says what counts.
+Datasets are indexed by step and return complete batches, so a loader needs no collation. Frames stay uint8 and are padded
+with zero bytes; `lengths` has their number.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from torch.utils.data import Dataset
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW, Allocate, FrameReader
 from yt8m.dataset.labels import Ratings, label_mask, mined_negatives, videos_with_classes
 from yt8m.dataset.sampling import (
-    Chosen,
+    FrameIndices,
     crop,
     even_frames,
     fractions,
@@ -40,8 +38,8 @@ from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 
-def joined(rgb: Tensor, audio: Tensor) -> Tensor:
-    """Cut the headers off the rows of a batch (see `frames`).
+def join_features(rgb: Tensor, audio: Tensor) -> Tensor:
+    """Cut the headers off the rows of a batch (see `frames`), and concatenate the features.
 
     Args:
         rgb: uint8 (B, T, 1034), on any device.
@@ -62,8 +60,8 @@ class PaddedFrames(NamedTuple):
 
     @property
     def frames(self) -> Tensor:
-        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
-        return joined(self.rgb, self.audio)
+        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
+        return join_features(self.rgb, self.audio)
 
 
 class VideoBatch(NamedTuple):
@@ -76,15 +74,15 @@ class VideoBatch(NamedTuple):
 
     @property
     def frames(self) -> Tensor:
-        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
-        return joined(self.rgb, self.audio)
+        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
+        return join_features(self.rgb, self.audio)
 
 
 class SegmentBatch(NamedTuple):
-    """Rated segments.
+    """Windows of rated segments: rows and lengths as `PaddedFrames`.
 
-    Rows and lengths as `PaddedFrames`: the segment's window. rows int64 (B,): the video's row in the catalog.
-    class_indices int64 (B,), ratings float32 (B,) of 0 and 1. negatives bool (B, C): the mined negatives.
+    rows int64 (B,): the video's row in the catalog. class_indices int64 (B,), ratings float32 (B,) of 0 and 1, negatives
+    bool (B, C): the mined negatives.
     """
 
     rgb: Tensor
@@ -97,19 +95,19 @@ class SegmentBatch(NamedTuple):
 
     @property
     def frames(self) -> Tensor:
-        """The frames without their headers, uint8 (B, T, D); zero beyond the length."""
-        return joined(self.rgb, self.audio)
+        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
+        return join_features(self.rgb, self.audio)
 
 
-class Share(NamedTuple):
-    """Which part of every global batch a process takes: part `rank` of `world_size` equal ones."""
+class ProcessSlice(NamedTuple):
+    """The slice of every global batch that a process takes: slice `rank` of `world_size` equal ones."""
 
     rank: int = 0
     world_size: int = 1
 
 
-ALONE = Share()
-"""One process takes everything."""
+SINGLE_PROCESS = ProcessSlice()
+"""A single process takes everything."""
 
 
 @lru_cache(maxsize=4)
@@ -118,16 +116,13 @@ def _permutation(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def stream_items(num_items: int, seed: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Items at the positions [start, stop) of the endless training stream.
+    """Items at the positions [start, stop) of the training stream, int64 (stop - start,).
 
     Args:
         num_items: Items in an epoch, at least 1.
         seed: Seed of the permutations.
         start: First position.
         stop: End.
-
-    Returns:
-        Item numbers, int64 (stop - start,).
     """
     positions = np.arange(start, stop)
     items = np.empty(len(positions), np.int64)
@@ -137,16 +132,16 @@ def stream_items(num_items: int, seed: int, start: int, stop: int) -> NDArray[np
     return items
 
 
-def padded(
-    reader: FrameReader, rows: NDArray[np.integer], chosen: Sequence[Chosen], allocate: Allocate = np.empty
+def read_padded(
+    reader: FrameReader, rows: NDArray[np.integer], chosen: Sequence[FrameIndices], allocate: Allocate = np.empty
 ) -> PaddedFrames:
-    """Read chosen frames of several videos, padded with zero bytes to the longest.
+    """Read some frames of several videos, padded with zero bytes to the longest.
 
     Args:
-        reader: Where the frames are.
+        reader: Frames.
         rows: The videos, integer (B,).
         chosen: The frames of each, at least one.
-        allocate: Where the arrays come from.
+        allocate: Allocates the arrays.
     """
     lengths = allocate((len(rows),), np.int64)
     lengths[:] = [frames.stop - frames.start if isinstance(frames, slice) else len(frames) for frames in chosen]
@@ -164,13 +159,13 @@ class Batches(Dataset[NamedTuple]):
         num_items: Items in an epoch.
         batch_size: Items in a global batch.
         seed: Seed of the order.
-        share: This process's part of each batch.
+        share: This process's slice of each batch.
 
     Raises:
-        UsageError: The processes cannot share a batch evenly.
+        UsageError: The batch size is no multiple of the number of processes.
     """
 
-    def __init__(self, vocabulary: Vocabulary, num_items: int, batch_size: int, seed: int, share: Share) -> None:
+    def __init__(self, vocabulary: Vocabulary, num_items: int, batch_size: int, seed: int, share: ProcessSlice) -> None:
         if batch_size % share.world_size:
             raise UsageError(
                 f"batch_size {batch_size} cannot be divided among {share.world_size} processes; use a multiple."
@@ -182,54 +177,57 @@ class Batches(Dataset[NamedTuple]):
         self.share = share
 
     @property
-    def share_size(self) -> int:
+    def local_batch_size(self) -> int:
         """Examples of a batch that this process takes."""
         return self.batch_size // self.share.world_size
 
     @property
     def max_frames(self) -> int:
-        """Most frames that an example of any batch has."""
+        """Most frames of an example."""
         raise NotImplementedError
 
-    def batch(self, step: int, allocate: Allocate = np.empty) -> NamedTuple:
-        """This process's part of the batch of a step.
+    @property
+    def num_bytes(self) -> int:
+        """Most bytes of a batch of this process: frames with headers, a mask of the classes, at most 8 numbers each."""
+        of_example = self.max_frames * (RGB_ROW + AUDIO_ROW) + len(self.vocabulary) + 64
+        return self.local_batch_size * of_example
 
-        Args:
-            step: The step, from 0.
-            allocate: Where the arrays come from.
-        """
+    def batch(self, step: int, allocate: Allocate = np.empty) -> NamedTuple:
+        """This process's slice of the batch of a step, from 0, in arrays from `allocate`."""
         raise NotImplementedError
 
     def __getitem__(self, step: int) -> NamedTuple:
         return self.batch(step)
 
     def _positions(self, step: int) -> range:
-        """Stream positions that this process takes of the batch of a step."""
-        start = step * self.batch_size + self.share.rank * self.share_size
-        return range(start, start + self.share_size)
+        """Stream positions of this process's slice of the batch of a step."""
+        start = step * self.batch_size + self.share.rank * self.local_batch_size
+        return range(start, start + self.local_batch_size)
 
     def _items(self, positions: range) -> NDArray[np.int64]:
         return stream_items(self.num_items, self.seed, positions.start, positions.stop)
 
 
 @dataclass(frozen=True)
-class FrameChoice:
-    """Which frames of a video a visit in pre-training sees, of those left by the crop.
+class FrameSampling:
+    """Sampling of frames in pre-training, after the crop.
 
     Args:
-        max_frames: Frames seen, at most.
-        clip_probability: Share of the visits that see consecutive frames, the others see frames from all over the video.
+        max_frames: Frames to sample, at most.
+        clip_probability: Probability that a visit sees consecutive frames instead of frames sampled from the whole video.
     """
 
     max_frames: int
     clip_probability: float = 0.0
 
-    def of_videos(self, num_frames: NDArray[np.integer], seed: int, positions: NDArray[np.integer]) -> list[Chosen]:
-        """Choose frames of some videos.
+    def of_videos(
+        self, num_frames: NDArray[np.integer], seed: int, positions: NDArray[np.integer]
+    ) -> list[FrameIndices]:
+        """Sample frames of some videos.
 
         Args:
             num_frames: Frames of each video, integer (B,).
-            seed: With the position, decides the choice.
+            seed: Seed.
             positions: Position of each visit in the training stream, integer (B,).
         """
         starts, stops = np.array([crop(length) for length in num_frames.tolist()]).T
@@ -244,33 +242,33 @@ class FrameChoice:
 class VideoBatches(Batches):
     """Batches of videos for pre-training, indexed by step.
 
-    Frames are cropped to [30, n - 10), then some are chosen, afresh for every visit of a video.
+    Frames are cropped to [30, n - 10), then sampled again at every visit of a video.
 
     Args:
         reader: Frames and catalog.
-        vocabulary: The segment classes; videos with none of them are left out.
-        choice: How frames are chosen.
+        vocabulary: The segment classes; videos without any of them are excluded.
+        choice: Sampling of frames.
         batch_size: Videos in a global batch.
         seed: Seed of order and sampling.
-        share: This process's part of each batch.
+        share: This process's slice of each batch.
 
     Raises:
-        UsageError: No video carries a segment class.
+        UsageError: No video has a label among the segment classes.
     """
 
     def __init__(
         self,
         reader: FrameReader,
         vocabulary: Vocabulary,
-        choice: FrameChoice,
+        choice: FrameSampling,
         batch_size: int,
         seed: int,
-        share: Share = ALONE,
+        share: ProcessSlice = SINGLE_PROCESS,
     ) -> None:
         self.rows = videos_with_classes(reader.catalog, vocabulary)
         if not len(self.rows):
             raise UsageError(
-                f"{reader.catalog.folder}: none of its {len(reader.catalog)} videos carries a label of the segment vocabulary; "
+                f"{reader.catalog.folder}: none of its {len(reader.catalog)} videos has a label of the segment vocabulary; "
                 "is this the vocabulary of this dataset?"
             )
         super().__init__(vocabulary, len(self.rows), batch_size, seed, share)
@@ -279,16 +277,16 @@ class VideoBatches(Batches):
 
     @property
     def max_frames(self) -> int:
-        """Most frames that a video of any batch has: as many as are chosen, or those of the longest video."""
+        """Most frames of a video: as many as are sampled, or those of the longest video."""
         return min(self.choice.max_frames, int(self.reader.catalog.num_frames[self.rows].max()))
 
     def batch(self, step: int, allocate: Allocate = np.empty) -> VideoBatch:
-        """This process's part of the batch of a step."""
+        """This process's slice of the batch of a step."""
         positions = self._positions(step)
         rows = self.rows[self._items(positions)]
         chosen = self.choice.of_videos(self.reader.catalog.num_frames[rows], self.seed, np.array(positions))
         labels = label_mask(self.reader.catalog, self.vocabulary, rows, allocate)
-        return VideoBatch(*padded(self.reader, rows, chosen, allocate), torch.from_numpy(labels))
+        return VideoBatch(*read_padded(self.reader, rows, chosen, allocate), torch.from_numpy(labels))
 
 
 class SegmentBatches(Batches):
@@ -301,7 +299,7 @@ class SegmentBatches(Batches):
         margin: Frames on either side of a segment.
         batch_size: Segments in a global batch.
         seed: Seed of the order.
-        share: This process's part of each batch.
+        share: This process's slice of each batch.
     """
 
     def __init__(
@@ -312,7 +310,7 @@ class SegmentBatches(Batches):
         margin: int,
         batch_size: int,
         seed: int,
-        share: Share = ALONE,
+        share: ProcessSlice = SINGLE_PROCESS,
     ) -> None:
         super().__init__(vocabulary, len(ratings), batch_size, seed, share)
         self.reader = reader
@@ -321,11 +319,11 @@ class SegmentBatches(Batches):
 
     @property
     def max_frames(self) -> int:
-        """Frames of a segment's window inside a video."""
+        """Frames of a segment's window."""
         return SEGMENT_SECONDS + 2 * self.margin
 
     def batch(self, step: int, allocate: Allocate = np.empty) -> SegmentBatch:
-        """This process's part of the batch of a step."""
+        """This process's slice of the batch of a step."""
         items = self._items(self._positions(step))
         return segment_batch(self.reader, self.vocabulary, self.ratings, items, self.margin, allocate)
 
@@ -349,7 +347,7 @@ def segment_batch(
         )
     ]
     return SegmentBatch(
-        *padded(reader, rows, windows, allocate),
+        *read_padded(reader, rows, windows, allocate),
         torch.from_numpy(rows),
         torch.from_numpy(classes),
         torch.from_numpy(values),
@@ -358,6 +356,6 @@ def segment_batch(
 
 
 def context_frames(reader: FrameReader, rows: NDArray[np.integer], max_frames: int) -> PaddedFrames:
-    """Read the context of videos as inference sees it: cropped, then at most `max_frames` evenly spaced frames."""
+    """Read the context of videos as in inference: cropped, then at most `max_frames` evenly spaced frames."""
     lengths = reader.catalog.num_frames[rows].tolist()
-    return padded(reader, rows, [even_frames(*crop(length), max_frames) for length in lengths])
+    return read_padded(reader, rows, [even_frames(*crop(length), max_frames) for length in lengths])

@@ -1,4 +1,4 @@
-"""What a catalog holds, as plain numbers; how they are printed is the command line's business."""
+"""Describe a catalog in numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from yt8m.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Least, median and largest of some numbers."""
+class Summary:
+    """Minimum, median and maximum."""
 
     minimum: int
     median: float
@@ -31,23 +31,23 @@ class Description:
         num_shards: Shards in it.
         num_bytes: Their size.
         num_videos: Videos.
-        num_frames: Frames, one a second, of all videos.
-        hours: Their length.
-        frames_per_video: Spread over the videos.
-        labels_per_video: Mean number of labels.
-        videos_without_labels: Videos with none.
-        videos_with_classes: Videos with a label of the segment vocabulary, None where no vocabulary was given.
+        num_frames: Frames of all videos.
+        hours: Their duration, at one frame per second.
+        frames_per_video: Over the videos.
+        labels_per_video: Mean.
+        videos_without_labels: Videos without any.
+        videos_with_classes: Videos with a label of the segment vocabulary; None without a vocabulary.
         evaluated_segments: Segments that a submission ranks: all but the first six and the last two of each video.
         rated_videos: Videos with a rating.
         rated_segments: Segments with a rating; one rated for several classes counts once.
         ratings: Ratings.
-        positive_ratings: Those that are positive.
-        classes_rated: Classes with a rating; of the vocabulary, where one was given.
-        ratings_per_class: Spread over the classes of the vocabulary, or over the rated ones where none was given;
-            None where there are no ratings.
+        positive_ratings: Positive ones among them.
+        classes_rated: Classes with a rating, of the vocabulary if there is one.
+        ratings_per_class: Over the classes of the vocabulary, or over the rated ones without a vocabulary; None without
+            ratings.
         oddities: Number of each oddity found when indexing.
-        problems: A sentence for each piece of damage found, up to a bound.
-        num_problems: Pieces of damage in all.
+        problems: A sentence per damaged place, up to a limit.
+        num_problems: Number of damaged places.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Description:
     num_videos: int
     num_frames: int
     hours: float
-    frames_per_video: Spread
+    frames_per_video: Summary
     labels_per_video: float
     videos_without_labels: int
     videos_with_classes: int | None
@@ -66,19 +66,14 @@ class Description:
     ratings: int
     positive_ratings: int
     classes_rated: int
-    ratings_per_class: Spread | None
+    ratings_per_class: Summary | None
     oddities: dict[str, int]
     problems: tuple[str, ...]
     num_problems: int
 
 
 def describe(catalog: Catalog, vocabulary: Vocabulary | None = None) -> Description:
-    """Count what a catalog holds.
-
-    Args:
-        catalog: The videos.
-        vocabulary: The segment classes, to count ratings and videos of these.
-    """
+    """Describe a catalog; with a vocabulary, count ratings and videos of its classes."""
     num_frames = int(catalog.num_frames.sum(dtype=np.int64))
     num_labels = np.diff(catalog.label_starts)
     rows = catalog.rating_rows
@@ -107,8 +102,8 @@ def describe(catalog: Catalog, vocabulary: Vocabulary | None = None) -> Descript
     )
 
 
-def _spread(numbers: NDArray[np.integer]) -> Spread:
-    return Spread(int(numbers.min()), float(np.median(numbers)), int(numbers.max()))
+def _spread(numbers: NDArray[np.integer]) -> Summary:
+    return Summary(int(numbers.min()), float(np.median(numbers)), int(numbers.max()))
 
 
 def _ratings_per_class(catalog: Catalog, vocabulary: Vocabulary | None) -> NDArray[np.int64]:

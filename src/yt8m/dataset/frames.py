@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from yt8m.dataset.catalog import Catalog
-from yt8m.dataset.sampling import Chosen
+from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
 from yt8m.shards.records import NUM_AUDIO, NUM_RGB, frame_header, frame_offsets
 from yt8m.shards.wire import MalformedRecordError
@@ -167,7 +167,7 @@ class FrameReader:
         rgb: NDArray[np.uint8],
         audio: NDArray[np.uint8],
         rows: NDArray[np.integer],
-        chosen: Sequence[Chosen],
+        chosen: Sequence[FrameIndices],
     ) -> None:
         """Read frames of several videos, with their headers, into the rows of a batch, and zero the padding.
 
@@ -180,7 +180,6 @@ class FrameReader:
         Raises:
             ShardError: A shard is missing or has changed since it was indexed.
             IndexError: A video has no such frames.
-        """
         """
         num_rows = rgb.shape[1]
         rgb_items, audio_items = rgb.view(_RGB_ITEM)[..., 0], audio.view(_AUDIO_ITEM)[..., 0]

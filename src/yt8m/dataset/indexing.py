@@ -251,11 +251,6 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
     """Index one shard: a function of its bytes alone."""
     info = shard_info(path)
     problems = _Problems(path, on_problem)
-
-def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, tell: Note) -> _ShardRows:
-    """Index one shard: a function of its bytes alone."""
-    info = shard_info(path)
-    problems = _Problems(path, tell)
     ids: list[bytes] = []
     rows: list[tuple[int, ...]] = []
     labels: list[list[int]] = []
@@ -352,7 +347,7 @@ def _usable_ratings(
     if not (video.segment_labels or video.segment_start_times or video.segment_scores):
         return []
     labels, starts, scores = video.segment_labels, video.segment_start_times, video.segment_scores
-        # Ends follow from the starts, so a record may omit them.
+    # Ends follow from the starts, so a record may omit them.
     ends = video.segment_end_times or tuple(start + SEGMENT_SECONDS for start in starts)
     if not len(labels) == len(starts) == len(ends) == len(scores):
         found = f"{len(labels)} labels, {len(starts)} starts, {len(ends)} ends and {len(scores)} scores of ratings"

@@ -14,20 +14,21 @@ from yt8m.vocabulary import Vocabulary
 
 
 def videos_with_classes(catalog: Catalog, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Rows of the videos with at least one label among the segment classes; the others are left out of training."""
+    """Rows of the videos with at least one label among the segment classes; training excludes the others."""
     known = vocabulary.class_indices(catalog.label_values) >= 0
     totals = np.concatenate([[0], np.cumsum(known)])
     return np.flatnonzero(totals[catalog.label_starts[1:]] > totals[catalog.label_starts[:-1]])
 
 
 def _values_of(starts: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the values of some rows of a table lie in its column of lists.
+    """Locate the values of some rows in a column of lists.
 
     Returns:
         Position in `rows` and index in the column of each value, both int64.
     """
     counts = starts[rows + 1] - starts[rows]
     positions = np.repeat(np.arange(len(rows)), counts)
+    # A value's index: the start of its row's list, plus its place in that list.
     first = np.repeat(starts[rows] - (np.cumsum(counts) - counts), counts)
     return positions, first + np.arange(len(positions))
 
@@ -39,7 +40,7 @@ def _mark(
     positions: NDArray[np.int64],
     label_ids: NDArray[np.integer],
 ) -> None:
-    """Set the columns of some labels, as far as they are segment classes."""
+    """Set the columns of those labels that are segment classes."""
     columns = vocabulary.class_indices(label_ids)
     known = columns >= 0
     mask[positions[known], columns[known]] = value
@@ -48,7 +49,7 @@ def _mark(
 def label_mask(
     catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
 ) -> NDArray[np.bool_]:
-    """Video labels as columns of a model: bool (B, C)."""
+    """Video labels as columns of a model's output: bool (B, C)."""
     mask = allocate((len(rows), len(vocabulary)), np.bool_)
     mask[:] = False
     positions, values = _values_of(catalog.label_starts, rows)
@@ -58,13 +59,13 @@ def label_mask(
 
 @dataclass(frozen=True, eq=False)
 class Ratings:
-    """Rated segments of the segment classes, one an element, in the order (video, start, class).
+    """Ratings of the segment classes, in the order (video, start, class).
 
     Args:
         rows: Row of the video in the catalog, int64 (R,).
         class_indices: The class, int64 (R,).
         start_seconds: Start of the segment, int64 (R,).
-        values: Whether the class is there, bool (R,).
+        values: Whether the rating is positive, bool (R,).
     """
 
     rows: NDArray[np.int64]
@@ -80,24 +81,18 @@ def fold_of_videos(catalog: Catalog, num_folds: int) -> NDArray[np.int64]:
     """Fold of each video: the position of its shard among the sorted shard names, modulo the number of folds.
 
     Raises:
-        UsageError: There are fewer shards than folds, so some fold would be empty.
+        UsageError: There are fewer shards than folds, so that a fold would be empty.
     """
     if len(catalog.shards) < num_folds:
         raise UsageError(
             f"{catalog.folder}: {num_folds} folds by shard need at least {num_folds} shards, found {len(catalog.shards)}; "
-            "set `folds` lower or split the data into more shards."
+            "lower `folds`, or split the data into more shards."
         )
     return catalog.shard_index.astype(np.int64) % num_folds
 
 
 def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.bool_] | None = None) -> Ratings:
-    """Ratings of the segment classes among some videos of a catalog.
-
-    Args:
-        catalog: Videos with their ratings.
-        vocabulary: The segment classes; ratings of other labels are left out.
-        videos: Which videos count, bool (N,); all by default.
-    """
+    """Ratings of the segment classes; of the videos in `videos`, bool (N,), if given."""
     columns = vocabulary.class_indices(catalog.rating_labels).astype(np.int64)
     rows = catalog.rating_rows
     kept = columns >= 0
@@ -114,12 +109,9 @@ def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.
 def mined_negatives(
     catalog: Catalog, vocabulary: Vocabulary, rows: NDArray[np.integer], allocate: Allocate = np.empty
 ) -> NDArray[np.bool_]:
-    """Classes that a video surely does not show: all but its labels and its positively rated labels.
+    """Mined negatives, bool (B, C): all classes but a video's labels and its positively rated labels.
 
-    A label that was rated negative somewhere stays a negative unless the video carries it (SPEC: fine-tuning loss).
-
-    Returns:
-        bool (B, C).
+    A label that was rated negative is a negative unless it is a label of the video (docs/method.md, "Fine-tuning loss").
     """
     negatives = label_mask(catalog, vocabulary, rows, allocate)
     np.logical_not(negatives, out=negatives)

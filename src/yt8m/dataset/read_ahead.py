@@ -1,10 +1,9 @@
-"""Batches read ahead by worker processes, through shared memory that is used over and over.
+"""Batches read ahead by worker processes, through a ring of shared memory that is allocated once.
 
-A batch of videos is some 22 MB. Memory that is new to a process costs more than reading the frames into it: each page
-has to be cleared and mapped, in the worker and again in the process that trains. So the workers write into a ring of
-slots that all processes share and that is made once, and what goes through the queue is only where things lie. The
-batch of a step is always in slot `step % slots`, and there are two more slots than batches on their way: one for the
-batch in use, one for the batch before it.
+A batch of videos is some 22 MB. New memory costs more than reading the frames into it, since each page is cleared and
+mapped, in the worker and again in the training process. So the workers write into slots of a ring, and the queue passes
+only their places. The batch of a step is in slot `step % slots`; there are two more slots than batches under way, for the
+batch in use and the one before it.
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from yt8m.dataset.batches import Batches
-from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.errors import Yt8mError
 
 BATCHES_AHEAD = 2
-"""Batches that each worker has in hand."""
+"""Batches that each worker reads ahead."""
 
 _ALIGNMENT = 64
 
 
 class _Place(NamedTuple):
-    """Where one tensor of a batch lies in its slot."""
+    """Place of one tensor of a batch in its slot."""
 
     offset: int
     shape: tuple[int, ...]
@@ -41,7 +39,7 @@ class _Place(NamedTuple):
 
 
 class _Delivery(NamedTuple):
-    """What a worker sends: which batch, and where its tensors lie."""
+    """A message from a worker: the kind of batch, its slot, and the places of its tensors."""
 
     kind: type[NamedTuple]
     slot: int
@@ -49,7 +47,7 @@ class _Delivery(NamedTuple):
 
 
 class _Slot:
-    """Hands out arrays from one slot, one behind the other; an `Allocate`."""
+    """Allocates arrays in one slot, one after the other; an `Allocate`."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self._memory = memory
@@ -65,9 +63,9 @@ class _Slot:
 
 
 class _SharedBatches(Dataset[_Delivery | Yt8mError]):
-    """What a worker does: read the batch of a step into its slot.
+    """The dataset of a worker, which reads the batch of a step into its slot.
 
-    An error that is a sentence is delivered like a batch: what DataLoader makes of one that is raised is a traceback.
+    A `Yt8mError` is returned like a batch, since DataLoader would turn a raised one into a traceback.
     """
 
     def __init__(self, batches: Batches, ring: Tensor) -> None:
@@ -89,17 +87,17 @@ class _SharedBatches(Dataset[_Delivery | Yt8mError]):
 def step_loader(
     batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool = False
 ) -> Iterator[NamedTuple]:
-    """Deliver the batches of the steps [start, stop) in order, read ahead by worker processes if any.
+    """Iterate over the batches of the steps [start, stop), read ahead by worker processes if any.
 
-    With workers, a batch's tensors are good until the next batch but one is asked for; whoever keeps them longer, or
-    copies them to a GPU behind the processor's back, sees to that (`on_device` does).
+    With workers, the tensors of a batch are valid until the next batch but one is requested; `on_device` takes care of
+    copies that are still under way then.
 
     Args:
         batches: A dataset indexed by step.
-        start: First step, so that a resumed run goes on without reading what came before.
+        start: First step; a resumed run reads nothing of the steps before.
         stop: End.
         num_workers: Processes that read ahead; 0 reads in this process.
-        pin_memory: Whether batches lie in page-locked memory, for quicker transfer to a GPU.
+        pin_memory: Whether to page-lock the memory of batches, for faster transfer to a GPU.
 
     Raises:
         Yt8mError: There is too little shared memory.
@@ -120,9 +118,9 @@ def _delivered(batches: Batches, start: int, stop: int, num_workers: int, pin_me
         num_workers=num_workers,
         prefetch_factor=BATCHES_AHEAD,
         collate_fn=_unchanged,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_ignore_signals,
     )
-    deliveries = iter(loader)  # which starts the workers; what is page-locked after that is no concern of theirs
+    deliveries = iter(loader)  # starts the workers, before the memory is page-locked
     with _page_locked(ring) if pin_memory else nullcontext():
         for delivery in deliveries:
             if isinstance(delivery, Yt8mError):
@@ -131,17 +129,15 @@ def _delivered(batches: Batches, start: int, stop: int, num_workers: int, pin_me
             yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
 
 
-def _outlive_signals(_worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach all processes of a terminal or a job, to the process that trains."""
+def _ignore_signals(_worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM, which reach all processes of a terminal or a job: the training process handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _ring(batches: Batches, num_slots: int) -> Tensor:
-    """Shared memory for so many batches: uint8 (slots, bytes)."""
-    # Besides frames, a batch holds a mask of the classes and a few numbers for each example.
-    of_example = batches.max_frames * (RGB_ROW + AUDIO_ROW) + len(batches.vocabulary) + 64
-    of_batch = batches.share_size * of_example + 16 * _ALIGNMENT
+    """Shared memory for a number of batches: uint8 (slots, bytes)."""
+    of_batch = batches.num_bytes + 16 * _ALIGNMENT
     size = (num_slots, -(-of_batch // _ALIGNMENT) * _ALIGNMENT)
     try:
         ring = torch.empty(size, dtype=torch.uint8)
@@ -156,7 +152,7 @@ def _ring(batches: Batches, num_slots: int) -> Tensor:
 
 
 def _unchanged(delivery: Any) -> Any:
-    """Take what a worker sends as it is."""
+    """Replaces the conversion to tensors, which DataLoader does by default."""
     return delivery
 
 
@@ -172,7 +168,7 @@ def _pinned(batch: NamedTuple) -> NamedTuple:
 
 @contextmanager
 def _page_locked(memory: Tensor) -> Iterator[None]:
-    """Lock memory that there is already, so that a GPU reads it by itself; where that is refused, copies are slower."""
+    """Page-lock allocated memory, so that a GPU can read it directly; where that is refused, copies are slower."""
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     locked = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0) == runtime.cudaError.success
     try:
@@ -186,12 +182,12 @@ def _page_locked(memory: Tensor) -> Iterator[None]:
 def on_device(
     batches: Iterator[NamedTuple], device: torch.device, num_frames: int | None = None
 ) -> Iterator[NamedTuple]:
-    """Move batches to a device as they come; to a GPU, beside the work it has.
+    """Move batches to a device as they come; to a GPU, in parallel with its work.
 
     Args:
-        batches: As `step_loader` gives them.
-        device: Where to.
-        num_frames: Pad all batches to so many frames; None leaves them as they are.
+        batches: Batches of `step_loader`.
+        device: The device.
+        num_frames: Number of frames to pad all batches to; None for no padding.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -201,7 +197,7 @@ def on_device(
     work = torch.cuda.current_stream(device)
     copied: list[torch.cuda.Event] = []
     while True:
-        # Asking for a batch gives up the one before the last: its copy has to be done.
+        # Requesting a batch frees the memory of the one before the last: its copy has to be done.
         while len(copied) > 1:
             copied.pop(0).synchronize()
         if (given := next(batches, None)) is None:

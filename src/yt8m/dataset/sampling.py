@@ -1,6 +1,6 @@
-"""Which frames and segments of a video are looked at: pure functions on indices, no frame is touched here.
+"""Sampling of frames and segments: pure functions on indices.
 
-Times are in seconds, and a second is a frame, so a segment that starts at second 30 has frames 30 to 34.
+Times are in seconds, which are also frames: a segment that starts at second 30 has frames 30 to 34.
 """
 
 from __future__ import annotations
@@ -10,52 +10,48 @@ from numpy.typing import NDArray
 
 from yt8m.shards.records import SEGMENT_SECONDS
 
-Chosen = slice | NDArray[np.int64]
-"""Frames of a video: consecutive ones, or increasing indices."""
+FrameIndices = slice | NDArray[np.int64]
+"""Frames of a video: a range, or increasing indices, int64 (T,)."""
 
 CROP_START_SECONDS = 30
-"""The first six segments are never rated (SPEC: the method)."""
+"""The first six segments are never rated (docs/method.md, "Frame sampling")."""
 
 CROP_END_SECONDS = 10
 """The last two segments are never rated."""
 
 
 def crop(num_frames: int) -> tuple[int, int]:
-    """Frames of a video that a video-level model sees: [30, n - 10).
+    """Frames of a video that video-level models see, [30, n - 10), as start and end.
 
-    Args:
-        num_frames: Frames of the video, at least 1.
-
-    Returns:
-        First frame and end. A video too short for the crop keeps all its frames.
+    A video too short for the crop keeps all its frames.
     """
     start, stop = CROP_START_SECONDS, num_frames - CROP_END_SECONDS
     return (start, stop) if stop > start else (0, num_frames)
 
 
 def random_keys(seed: int, positions: NDArray[np.integer], num_keys: int) -> NDArray[np.uint64]:
-    """Random numbers that depend on (seed, position, column) alone, for many positions at once.
+    """Random numbers that are a function of (seed, position, column), for many positions at once.
 
-    A generator for each position would cost more than the reading of its frames. This is SplitMix64 (Steele, Lea and
-    Flood, "Fast splittable pseudorandom number generators", 2014) as a function of its counter.
+    A generator per position would cost more than reading its frames.
 
     Args:
         seed: Not negative.
         positions: Integer (B,), not negative.
-        num_keys: Numbers wanted for each position.
+        num_keys: Numbers per position.
 
     Returns:
         uint64 (B, num_keys), uniform.
     """
-    streams = _mixed(_mixed(np.array([seed % 2**64], np.uint64)) + positions.astype(np.uint64) * _GOLDEN)
-    return _mixed(streams[:, None] + np.arange(1, num_keys + 1, dtype=np.uint64) * _GOLDEN)
+    streams = splitmix64(splitmix64(np.array([seed % 2**64], np.uint64)) + positions.astype(np.uint64) * GOLDEN_GAMMA)
+    return splitmix64(streams[:, None] + np.arange(1, num_keys + 1, dtype=np.uint64) * GOLDEN_GAMMA)
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+"""Step of SplitMix64's counter."""
 
 
-def _mixed(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's scrambling of its counter."""
+def splitmix64(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Output function of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014)."""
     mixed = counters ^ (counters >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
@@ -71,26 +67,28 @@ def fractions(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 def sampled_frames(
     starts: NDArray[np.integer], stops: NDArray[np.integer], max_frames: int, keys: NDArray[np.uint64]
-) -> list[Chosen]:
-    """At most `max_frames` of the frames [start, stop) of each video, without replacement, in temporal order.
+) -> list[FrameIndices]:
+    """Sample at most `max_frames` of the frames [start, stop) of each video, without replacement, in temporal order.
 
-    The frames with the smallest keys are taken, so every set of frames is as likely as any other.
+    The frames with the smallest keys are sampled, so every set of frames is equally likely.
 
     Args:
-        starts: First frame of each video, integer (B,).
-        stops: End, after the first.
-        max_frames: Frames wanted; where there are no more, all are taken.
+        starts: Start of each video's range, integer (B,).
+        stops: End, after the start.
+        max_frames: Frames to sample; shorter ranges are taken completely.
         keys: Random keys, uint64 (B, at least the longest stop - start); see `random_keys`.
 
     Returns:
         For each video a slice (all of its frames) or increasing frame indices, int64 (max_frames,).
     """
-    chosen: list[Chosen] = [slice(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    chosen: list[FrameIndices] = [
+        slice(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
     lengths = stops - starts
     longer = np.flatnonzero(lengths > max_frames)
     if len(longer):
         columns = np.arange(int(lengths[longer].max()), dtype=np.uint64)
-        # The last bits tell the columns apart, so no two keys of a video are equal.
+        # The last bits hold the column, so no two keys of a video are equal.
         ranked = (keys[longer, : len(columns)] & ~_COLUMN_BITS) | columns
         ranked[columns >= lengths[longer, None].astype(np.uint64)] = np.iinfo(np.uint64).max
         largest = np.partition(ranked, max_frames - 1, axis=1)[:, max_frames - 1]
@@ -101,19 +99,17 @@ def sampled_frames(
 
 
 _COLUMN_BITS = np.uint64(2**20 - 1)
-"""Enough for the frames of any record (`tfrecord.MAX_RECORD_BYTES`)."""
+"""Bits of a column: enough for the frames of any record (`tfrecord.MAX_RECORD_BYTES`)."""
 
 
 def sampled_clip(start: int, stop: int, max_frames: int, fraction: float) -> slice:
-    """At most `max_frames` consecutive frames of [start, stop).
-
-    What a video-level model sees of a video when it is to learn from moments, as a segment classifier will.
+    """Sample at most `max_frames` consecutive frames of [start, stop).
 
     Args:
-        start: First frame.
+        start: Start of the range.
         stop: End, after `start`.
-        max_frames: Frames wanted.
-        fraction: Where the clip lies between the first possible place (0) and the last (1, excluded): a random number.
+        max_frames: Frames to sample.
+        fraction: Place of the clip, from 0 (the first possible) to 1 (excluded, after the last): a random number.
     """
     length = min(max_frames, stop - start)
     first = start + int(fraction * (stop - length - start + 1))
@@ -121,12 +117,9 @@ def sampled_clip(start: int, stop: int, max_frames: int, fraction: float) -> sli
 
 
 def even_frames(start: int, stop: int, max_frames: int) -> NDArray[np.int64]:
-    """At most `max_frames` of the frames [start, stop), evenly spaced: what inference sees of a long video.
+    """At most `max_frames` evenly spaced frames of [start, stop), as in inference: int64 (min(max_frames, stop - start),).
 
-    Each index is the middle of one of `max_frames` equal intervals, so the choice depends on nothing but the video.
-
-    Returns:
-        Increasing frame indices, int64 (T,), T = min(max_frames, stop - start).
+    Each is the middle of one of `max_frames` equal intervals, so the choice is a function of the video alone.
     """
     length = stop - start
     if length <= max_frames:
@@ -135,34 +128,30 @@ def even_frames(start: int, stop: int, max_frames: int) -> NDArray[np.int64]:
 
 
 def segment_window(start_seconds: int, num_frames: int, margin: int) -> tuple[int, int]:
-    """Frames that a segment classifier sees: the segment's five and `margin` on either side.
+    """Frames that a segment classifier sees: the segment's five and `margin` (t = 3 in the paper) on either side.
 
-    Frames outside the video do not exist, so the window of a segment at an end is shorter (SPEC: context-agnostic
-    segment classifier).
+    Frames outside the video do not exist, so windows at its ends are shorter.
 
     Args:
         start_seconds: Start of the segment, inside the video.
         num_frames: Frames of the video.
-        margin: Frames added on either side (t = 3 in the paper).
+        margin: Frames on either side.
 
     Returns:
-        First frame and end of the window; at least one frame.
+        Start and end of the window, at least one frame.
     """
     return max(0, start_seconds - margin), min(num_frames, start_seconds + SEGMENT_SECONDS + margin)
 
 
 def num_evaluated_segments(num_frames: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Number of segments to predict per video: ceil(n / 5) less the first six and the last two, at least 0.
-
-    A partial last segment counts as one (SPEC: inference).
-    """
+    """Number of segments to predict per video: ceil(n / 5) minus the first six and the last two, at least 0."""
     segments = -(-num_frames.astype(np.int64) // SEGMENT_SECONDS)
     skipped = (CROP_START_SECONDS + CROP_END_SECONDS) // SEGMENT_SECONDS
     return np.maximum(segments - skipped, 0)
 
 
 def evaluated_segments(num_frames: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """All segments to predict, video after video, in temporal order.
+    """All segments to predict, video by video, in temporal order.
 
     Args:
         num_frames: Frames per video, integer (N,).

@@ -1,1 +1,1 @@
-"""Models of the 2019 implementation, converted to model folders."""
+"""Import of models of the 2019 implementation."""

@@ -1,4 +1,4 @@
-"""Settings of the 2019 implementation."""
+"""Settings of the 2019 implementation: its `config.yaml`, and the equivalent configs of this package."""
 
 from __future__ import annotations
 
@@ -11,32 +11,27 @@ from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.settings import Settings
 
-CONFIG_NAME = "config.yaml"
-
-_ALL_FRAMES = 1 << 20
-"""A number of frames that no video has, for a `max_len` of -1: no limit."""
+_NO_LIMIT = 1 << 20
+"""`max_frames` for a `max_len` that sets no limit: more frames than any video has."""
 
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
 _Reduction = Annotated[int, Field(ge=0, le=1 << 20)]
-_Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-# ----------------------------------------------------------------------------------------------------------- settings
+_Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Network(Settings):
-    """What the settings of every network have; an expert's number was spelled in three ways."""
+    """Settings common to all networks. The number of experts has three spellings."""
 
     fcn_dim: _Size
     """Size of the encoded video, or of the joint vector."""
     n_mixtures: _Size
-    """Experts a class, the silent one not counted."""
-    p_drop: _Share = 0.5
-    """Dropout, of which NeXtVLAD's clusters get half."""
-    max_len: Annotated[int, Field(ge=-1, le=_ALL_FRAMES)] = -1
-    """Frames sampled from a longer video; no limit where it is not above 0."""
+    """Experts per class, without the zero expert."""
+    p_drop: _Probability = 0.5
+    """Dropout; half of it for NeXtVLAD's clusters."""
+    max_len: Annotated[int, Field(ge=-1, le=_NO_LIMIT)] = -1
+    """Frames sampled from a longer video; 0 or -1 for no limit."""
     per_class: bool = False
-    """A gate for each class."""
+    """Whether each class has its own gate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,7 +45,7 @@ class _Network(Settings):
 
     @property
     def max_frames(self) -> int:
-        return self.max_len if self.max_len > 0 else _ALL_FRAMES
+        return self.max_len if self.max_len > 0 else _NO_LIMIT
 
     @property
     def mixture(self) -> MixtureConfig:
@@ -69,7 +64,7 @@ class DBoFConfig2019(_Network):
 
     @property
     def encoder(self) -> DBoFConfig:
-        """The same encoder as our config."""
+        """Config of the equivalent encoder."""
         return DBoFConfig(
             hidden_size=self.hidden_dim,
             output_size=self.fcn_dim,
@@ -92,7 +87,7 @@ class NeXtVLADConfig2019(_Network):
 
     @property
     def encoder(self) -> NeXtVLADConfig:
-        """The same encoder as our config."""
+        """Config of the equivalent encoder."""
         return NeXtVLADConfig(
             num_clusters=self.n_clusters,
             num_groups=self.groups,
@@ -109,11 +104,11 @@ class NeXtVLADConfig2019(_Network):
 class _Fusion(_Network):
     se_reduction: _Reduction = 0
     finetune_context: bool = False
-    """Whether the context encoder was trained as well, which changes nothing of what it computes."""
+    """Whether the context encoder was trained as well; it has no effect on predictions."""
 
 
 class _Section(Settings):
-    """A part of the file, which also says how the network was trained; nobody asks for that here."""
+    """A section of the file; its settings of training are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -124,7 +119,7 @@ class _VideoSection(_Section):
 
 class _Training(_Section):
     offset: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Frames seen before and after a segment."""
+    """Frames before and after a segment."""
 
 
 class _AgnosticSection(_Section):
@@ -136,14 +131,14 @@ class _AwareSection(_AgnosticSection):
 
 
 class VideoFile2019(_Section):
-    """`config.yaml` of a classifier of videos, or of segments without context, which has `pure_segment` beside it."""
+    """`config.yaml` of a video classifier, or of a context-agnostic segment classifier, which also has `pure_segment`."""
 
     video: _VideoSection
     pure_segment: _AgnosticSection = _AgnosticSection()
 
 
 class AwareFile2019(_Section):
-    """`config.yaml` of a classifier of segments with context."""
+    """`config.yaml` of a context-aware segment classifier."""
 
     context_base: _VideoSection
     segment_base: _VideoSection

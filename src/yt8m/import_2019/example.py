@@ -1,4 +1,7 @@
-"""Compare an imported model with the original's probabilities."""
+"""Comparison of an imported model with the probabilities that the original predicts for example videos.
+
+Shapes: B examples, T frames, D=1152 features, C classes.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,27 @@ import torch
 from numpy.typing import NDArray
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.models.classifier import (
-    Classifier,
-    ContextAwareClassifier,
-    ContextAwareClassifierConfig,
-    VideoClassifierConfig,
-)
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.layers.input import FRAME_SIZE
 
 TOLERANCE = 1e-5
-"""How far a probability of an imported model may be from the original's."""
+"""Largest allowed difference of a probability from the original's."""
 
-_CROP = slice(30, -10)
-"""Frames of a video that its networks see."""
+_CROP_START, _CROP_END = 30, 10
+"""Frames at the start and end of a video that the networks do not see."""
 
-_BATCH = 32
-"""Examples computed at once."""
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a model of 2019 made of some videos.
+    """Predictions of a 2019 model for some videos.
 
     Args:
         path: The file, for messages.
-        video: uint8 (B, T, D), whole videos of one length; None where the file has none.
-        segment: uint8 (B, T, D), a segment of each with its margins; None where the file has none.
-        probabilities: (B, C).
+        video: Complete videos of equal length, uint8 (B, T, D), or None.
+        segment: A segment of each with its margins, uint8 (B, T, D), or None.
+        probabilities: Probabilities that the original predicts, (B, C).
     """
 
     path: Path
@@ -52,20 +49,20 @@ def read_example(path: Path) -> Example:
 
     Raises:
         UsageError: There is no such file.
-        Yt8mError: It is no such archive, or its arrays do not go together.
+        Yt8mError: It is not such an archive, or the shapes of its arrays do not match.
     """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file.")
     try:
-        # Opened here, since NumPy leaves a file open that turns out to be none of its own.
+        # Opened here, since NumPy does not close a file that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ("video", "segment", "probabilities") if name in archive}
-    # An array of the .npy format is no archive (TypeError, AttributeError); NumPy passes on what zipfile raises.
+    # A .npy file is not an archive (TypeError, AttributeError), and zipfile raises errors of many types.
     except Exception as error:
         raise Yt8mError(f"{path}: cannot be read as a NumPy archive, .npz ({type(error).__name__}).") from None
     probabilities = arrays.pop("probabilities", None)
     if probabilities is None or probabilities.dtype.kind != "f" or probabilities.ndim != 2 or not len(probabilities):
-        raise Yt8mError(f"{path}: expected an array 'probabilities' of floats, a row an example and a column a class.")
+        raise Yt8mError(f"{path}: expected an array 'probabilities' of floats, examples x classes.")
     for name, array in arrays.items():
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[::2] != (len(probabilities), FRAME_SIZE):
             raise Yt8mError(
@@ -76,31 +73,30 @@ def read_example(path: Path) -> Example:
 
 
 def largest_difference(model: Classifier, example: Example) -> float:
-    """How far the probabilities of a model are from those of an example, at most.
+    """Largest difference of a model's probabilities from those of an example; infinite if any is not finite.
 
     Args:
         model: A classifier in eval mode.
-        example: What the original made of the same videos.
+        example: Predictions of the original.
 
     Raises:
-        Yt8mError: The example is not one for such a model.
+        Yt8mError: The example does not fit the model.
     """
     num_classes = example.probabilities.shape[1]
     if num_classes != model.num_classes:
         raise Yt8mError(
             f"{example.path}: has probabilities of {num_classes:,} classes, the model {model.num_classes:,}."
         )
-    kind, config = model.config.kind, model.config
-    inputs = []
-    if not isinstance(config, VideoClassifierConfig) or kind == "agnostic":
-        inputs.append(_frames(example, "segment"))
-    if isinstance(config, ContextAwareClassifierConfig):
-        inputs.append(_seen(example, config.context_encoder.max_frames))
-    elif kind == "video":
-        inputs.append(_seen(example, config.encoder.max_frames))
-    worst = 0.0
-    for start in range(0, len(example.probabilities), _BATCH):
-        rows = slice(start, start + _BATCH)
+    if isinstance(model, ContextAwareClassifier):
+        context = _cropped_videos(example, model.config.context_encoder.max_frames)
+        inputs = [_frames(example, "segment"), context]
+    elif isinstance(model, ContextAgnosticClassifier):
+        inputs = [_frames(example, "segment")]
+    else:
+        inputs = [_cropped_videos(example, model.config.encoder.max_frames)]
+    largest = 0.0
+    for start in range(0, len(example.probabilities), _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
         batch = [(part := torch.from_numpy(array[rows]), torch.full((len(part),), part.shape[1])) for array in inputs]
         with torch.no_grad():
             if isinstance(model, ContextAwareClassifier):
@@ -109,24 +105,23 @@ def largest_difference(model: Classifier, example: Example) -> float:
                 logits = model(*batch[0])
         expected = torch.from_numpy(example.probabilities[rows].astype(np.float64))
         difference = (torch.sigmoid(logits).double() - expected).abs().max().item()
-        # A probability that is no number is as wrong as can be.
-        worst = max(worst, difference) if math.isfinite(difference) else math.inf
-    return worst
+        largest = max(largest, difference) if math.isfinite(difference) else math.inf
+    return largest
 
 
 def _frames(example: Example, name: Literal["video", "segment"]) -> NDArray[np.uint8]:
     array: NDArray[np.uint8] | None = getattr(example, name)
     if array is None or not array.shape[1]:
-        raise Yt8mError(f"{example.path}: has no frames under {name!r}, which a model of this kind looks at.")
+        raise Yt8mError(f"{example.path}: has no frames under {name!r}, the input of a model of this kind.")
     return array
 
 
-def _seen(example: Example, max_frames: int) -> NDArray[np.uint8]:
-    """The frames of whole videos that the original looks at, where it takes all of them."""
-    videos = _frames(example, "video")[:, _CROP]
+def _cropped_videos(example: Example, max_frames: int) -> NDArray[np.uint8]:
+    """Frames of complete videos that the original uses, (B, T, D); only where it does not sample them."""
+    videos = _frames(example, "video")[:, _CROP_START:-_CROP_END]
     if not 0 < videos.shape[1] <= max_frames:
         raise Yt8mError(
-            f"{example.path}: its videos keep {videos.shape[1]} frames without the first 30 and the last 10; expected 1 "
-            f"to {max_frames}, since of more than its max_len the original picks at random."
+            f"{example.path}: its videos have {videos.shape[1]} frames without the first {_CROP_START} and the last "
+            f"{_CROP_END}; expected 1 to {max_frames}, since the original samples at random from more than its max_len."
         )
     return videos

@@ -1,19 +1,21 @@
-"""Classifiers as prediction uses them: nothing is computed twice, and nothing depends on what else is computed.
+"""Classifiers folded for prediction: nothing is computed twice, and results are batch-invariant.
 
-Shapes: N frames, S windows (segments with their margins, or contexts), W frames of a window, D=1152 features, P numbers
-that describe a frame, C classes.
+Shapes: N frames, S windows (segments with their margins, or contexts), W frames of a window, D=1152 features, P size of a
+frame's embedding, C classes.
 
-In eval mode a batch norm is an affine map, so each is folded into the linear layer beside it, as are two linear layers
-with nothing between them. What a frame contributes (`describe`) does not depend on the window it is seen through, so it
-is computed once however many windows overlap there: a segment of 5 frames is seen with 11. And all matrix products have
-the same shapes whatever there is to predict, short ones filled up, so that a segment's probabilities are the same bits
-in any company: libraries choose the order of their sums by the shapes.
+In eval mode a batch norm is an affine map, so each is folded into the linear layer next to it, as are consecutive linear
+layers. A frame's embedding (`embed_frames`) does not depend on the window, so it is computed once for all windows that
+contain it.
+
+Batch-invariant results: libraries choose the order of the sums in a matrix product by its shape, so all products have
+fixed shapes, with padding in the last chunk. On Intel CPUs, the order in MKL depends on the number of threads as well,
+unless MKL_CBWR=AUTO,STRICT, which `yt8m.runtime.environment` sets before torch is imported.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -21,24 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from yt8m.errors import UsageError
-from yt8m.inference.encoders import FoldedEncoder, folded_encoder
-from yt8m.inference.linear import (
-    VIDEOS_PER_CHUNK,
-    FoldedGate,
-    FoldedLinear,
-    FoldedMixture,
-    chunks_of,
-    fold_norm_into_linear,
-    folded_gate,
-    in_chunks,
-)
+from yt8m.inference.chunks import VIDEOS_PER_CHUNK, apply_in_chunks, chunk_sizes
+from yt8m.inference.encoders import FoldedEncoder, fold_encoder
+from yt8m.inference.layers import FoldedGate, FoldedLinear, FoldedMixture, fold_gate, fold_norm_into_linear
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, Kind
 from yt8m.models.encoder import Encoder
 from yt8m.models.saved import load_model, read_description
 
 
 def digest_of(module: nn.Module) -> str:
-    """Fingerprint of a network: its settings and its weights."""
+    """Hash of a network's settings and weights."""
     digest = hashlib.sha256(repr(getattr(module, "config", "")).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -47,13 +41,13 @@ def digest_of(module: nn.Module) -> str:
 
 
 class FoldedClassifier:
-    """A classifier in eval mode, taken apart: encoders to share, and what makes logits of their vectors.
+    """A classifier in eval mode, split into encoders, which can be shared, and the layers after them.
 
     Args:
         model: Any of the three classifiers.
-        device: Where it computes.
-        dtype: Type of the matrix products, those of the mixture apart, which are float32.
-        encoders: Encoders folded before, by digest: an equal one is used again, and a new one is added.
+        device: Device.
+        dtype: Type of the matrix products, except the mixture's, which are float32.
+        encoders: Folded encoders by digest: equal ones are reused, new ones added.
     """
 
     def __init__(
@@ -72,7 +66,7 @@ class FoldedClassifier:
         def folded(encoder: Encoder) -> FoldedEncoder:
             digest = digest_of(encoder)
             if digest not in known:
-                known[digest] = folded_encoder(encoder, dtype, device)
+                known[digest] = fold_encoder(encoder, dtype, device)
             return known[digest]
 
         self.margin_frames = 0
@@ -85,100 +79,83 @@ class FoldedClassifier:
             self.margin_frames = model.config.margin_frames
             self.max_frames = model.config.context_encoder.max_frames
             self.context_encoder = folded(model.context_encoder)
-            self.segment_encoder = folded_encoder(model.segment_encoder, dtype, device)
+            self.segment_encoder = fold_encoder(model.segment_encoder, dtype, device)
             weight, bias = fold_norm_into_linear(model.fusion_norm, model.fusion)
-            # What the context adds is the same for all segments of a video.
+            # The context's term of the fusion is the same for all segments of a video.
             split = self.context_encoder.output_size
-            self._of_context = FoldedLinear(weight[:, :split], bias, dtype, device)
-            self._of_segment = FoldedLinear(weight[:, split:], torch.zeros_like(bias), dtype, device)
-            self._gate = folded_gate(model.fusion_gate, dtype, device)
+            self._context_linear = FoldedLinear(weight[:, :split], bias, dtype, device)
+            self._segment_linear = FoldedLinear(weight[:, split:], torch.zeros_like(bias), dtype, device)
+            self._gate = fold_gate(model.fusion_gate, dtype, device)
         elif isinstance(model, ContextAgnosticClassifier):
             self.margin_frames = model.config.margin_frames
-            self.segment_encoder = folded_encoder(model.encoder, dtype, device)
+            self.segment_encoder = fold_encoder(model.encoder, dtype, device)
         else:
             self.max_frames = model.config.encoder.max_frames
             self.context_encoder = folded(model.encoder)
 
-    def of_videos(self, vectors: Tensor) -> Tensor:
-        """What the context encoder's vectors of videos come to: a video classifier's logits, or a share of the fusion.
+    def video_terms(self, vectors: Tensor) -> Tensor:
+        """A video classifier's logits, float32 (V, C), or the context's term of the fusion, (V, size).
 
         Args:
-            vectors: (V, d).
-
-        Returns:
-            Logits float32 (V, C), or (V, fusion's size) for `of_windows`.
+            vectors: Context vectors of videos, (V, d).
         """
-        function = self._mixture if self.kind == "video" else self._of_context
-        return in_chunks(function, VIDEOS_PER_CHUNK, vectors)
+        layer = self._mixture if self.kind == "video" else self._context_linear
+        return apply_in_chunks(layer, VIDEOS_PER_CHUNK, vectors)
 
-    def of_windows(self, described: Tensor, windows: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
-        """Logits of segments.
+    def window_logits(self, embedded: Tensor, windows: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logits of segments, float32 (S, C).
 
         Args:
-            described: What the segment encoder says of frames, (N, P).
-            windows: Frames of each segment with its margins, rows of `described`, int64 (S, W).
+            embedded: Embeddings of frames, (N, P).
+            windows: Frames of each segment with its margins, rows of `embedded`, int64 (S, W).
             mask: bool (S, W), true where there is a frame.
-            context: Of a context-aware classifier, for each segment the row of its video in `of_videos`, (S, size).
-
-        Returns:
-            float32 (S, C).
+            context: For context-aware classifiers, the row of `video_terms` of each segment's video, (S, size).
         """
-        encoder = cast("FoldedEncoder", self.segment_encoder)
-        chunk = chunks_of(self.device).windows
+        chunk = chunk_sizes(self.device).windows
+        encoded = cast("FoldedEncoder", self.segment_encoder).encode_windows(embedded, windows, mask, chunk)
         if context is None:
-            return in_chunks(self._mixture, chunk, encoder.pool(described, windows, mask, chunk))
+            return apply_in_chunks(self._mixture, chunk, encoded)
 
-        def joined(segments: Tensor, context: Tensor) -> Tensor:
-            joint = self._of_segment(segments).add_(context).relu_()
+        def fuse(segments: Tensor, context: Tensor) -> Tensor:
+            joint = self._segment_linear(segments).add_(context).relu_()
             return self._mixture(joint if self._gate is None else self._gate(joint))
 
-        return in_chunks(joined, chunk, encoder.pool(described, windows, mask, chunk), context)
+        return apply_in_chunks(fuse, chunk, encoded, context)
 
     def encode_contexts(self, frames: Tensor, windows: Tensor, mask: Tensor) -> Tensor:
-        """The context encoder's vectors of videos.
+        """Context vectors of videos, (V, d).
 
         Args:
             frames: Frames of all of them, uint8 (N, D).
             windows: Frames of each video's context, rows of `frames`, int64 (V, W).
-            mask: bool (V, W).
-
-        Returns:
-            (V, d).
+            mask: bool (V, W), true where there is a frame.
         """
         encoder = cast("FoldedEncoder", self.context_encoder)
-        return encoder.pool(encoder.describe(frames), windows, mask, VIDEOS_PER_CHUNK)
-
-
-def fold_classifiers(
-    models: Mapping[str, Classifier], device: torch.device, dtype: torch.dtype = torch.float32
-) -> dict[str, FoldedClassifier]:
-    """Fold several classifiers; those with equal context encoders share one."""
-    encoders: dict[str, FoldedEncoder] = {}
-    return {name: FoldedClassifier(model, device, dtype, encoders) for name, model in models.items()}
+        return encoder.encode_windows(encoder.embed_frames(frames), windows, mask, VIDEOS_PER_CHUNK)
 
 
 def load_folded(
     folders: Iterable[Path], vocabulary_digest: str, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> dict[str, FoldedClassifier]:
-    """Load model folders as prediction uses them; a model's name is what its folder says it was trained as.
+    """Load and fold model folders, by the names in their provenance.
 
     Args:
         folders: Model folders.
         vocabulary_digest: Digest of the vocabulary in use.
-        device: Where they compute.
+        device: Device.
         dtype: Type of the matrix products.
 
     Raises:
-        UsageError: A folder holds no classifier of these classes, or two have one name.
-        Yt8mError: The weights cannot be read, or are not those of such a network.
+        UsageError: A folder contains no classifier of these classes, or two have the same name.
+        Yt8mError: The weights cannot be read, or do not fit the network.
     """
     models: dict[str, FoldedClassifier] = {}
     encoders: dict[str, FoldedEncoder] = {}
     for folder in folders:
         name = str(read_description(folder).provenance.get("name", folder.name))
         if name in models:
-            raise UsageError(f"{folder}: a model named {name!r} is among the others already.")
-        # Folded one by one, so that no second copy of all their weights is held.
+            raise UsageError(f"{folder}: a model named {name!r} is already among the others.")
+        # Folded one by one, so that their weights are not in memory twice.
         model = load_model(folder, vocabulary_digest=vocabulary_digest)
         models[name] = FoldedClassifier(model, device, dtype, encoders)
     return models

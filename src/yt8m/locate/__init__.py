@@ -1,1 +1,1 @@
-"""One video: its concepts over time."""
+"""Timelines of single videos."""

@@ -1,7 +1,7 @@
-"""What one video shows, and when: a video looked up, seen by models, their mean over all of its segments.
+"""Find a video, load an ensemble, and predict the probabilities of all segments of the video.
 
-For people who look at single videos. All segments are there, also the first six and last two, which are not predicted for
-a submission; what models say of the others is what `yt8m predict` has.
+All segments are predicted, including the first six and the last two, which a submission excludes; the probabilities of
+the others are those of `yt8m predict`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_shard
 from yt8m.errors import UsageError
 from yt8m.inference.classifier import FoldedClassifier, load_folded
-from yt8m.locate.timeline import THRESHOLD, Timeline, strongest
+from yt8m.locate.timeline import THRESHOLD, Timeline
 from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.ensemble import MergeConfig, Merger
@@ -34,12 +34,12 @@ from yt8m.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Classifiers to ask together.
+    """Classifiers and how to merge their probabilities.
 
     Args:
         models: By name.
-        merger: How they are merged.
-        shifts: Seconds by which what is seen of a segment is moved.
+        merger: Merges the probabilities.
+        shifts: Seconds to shift the window of a segment by (test-time augmentation).
     """
 
     models: dict[str, FoldedClassifier]
@@ -56,24 +56,21 @@ def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: 
         accelerator: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        UsageError: A folder holds no segment classifier of this vocabulary, two have one name, or there is no such
+        UsageError: A folder has no segment classifier of this vocabulary, two have the same name, or there is no such
             accelerator.
         Yt8mError: The weights of one cannot be read.
     """
     models = load_folded(folders, vocabulary.digest, _device(accelerator))
     for name, model in models.items():
         if model.kind == "video":
-            raise UsageError(
-                f"{name}: is a classifier of whole videos; `yt8m finetune` makes segment classifiers of them."
-            )
+            raise UsageError(f"{name}: is a video classifier; `yt8m finetune` makes segment classifiers of it.")
     return Ensemble(models, Merger(MergeConfig(), models))
 
 
 def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
-    """Load the ensemble of a run's folder, merged as its recipe says.
+    """Load the ensemble of a run's folder, merged as in its recipe.
 
-    Ranks among all segments of a test set mean nothing for one video; an ensemble of them is merged by the arithmetic
-    mean.
+    The mean of ranks is replaced by the arithmetic mean, because ranks are defined only among all segments of a test set.
 
     Args and errors: as `load_ensemble`.
 
@@ -111,17 +108,17 @@ def find_video(catalog: Catalog, video_id: str) -> int:
     rows = np.flatnonzero(catalog.ids == video_id.encode())
     if len(rows):
         return int(rows[0])
-    near = difflib.get_close_matches(video_id, catalog.video_ids, n=1, cutoff=0.5)
-    meant = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UsageError(f"{catalog.folder}: there is no video {video_id!r} among its {len(catalog):,}{meant}.")
+    close = difflib.get_close_matches(video_id, catalog.video_ids, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UsageError(f"{catalog.folder}: there is no video {video_id!r} among its {len(catalog):,}{hint}.")
 
 
 def read_shard(path: Path) -> FrameReader:
-    """Read a single shard without its folder's catalog.
+    """Read a single shard without the catalog of its folder.
 
     Raises:
         UsageError: There is no such file.
-        ShardError: It is of another dataset, or no record can be used.
+        ShardError: It is of another dataset, or none of its records can be used.
     """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such shard.")
@@ -131,23 +128,23 @@ def read_shard(path: Path) -> FrameReader:
 def segment_probabilities(
     reader: FrameReader, ensemble: Ensemble, row: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """What an ensemble says of all segments of a video.
+    """Probabilities of all segments of a video.
 
     Args:
-        reader: Where its frames are.
+        reader: Reads its frames.
         ensemble: The models.
-        row: The video.
+        row: Row of the video in the catalog.
 
     Returns:
-        First second of each segment, int32 (n,), from 0 on, and probabilities, float32 (n, C).
+        Start of each segment in seconds, int32 (S,), and probabilities, float32 (S, C).
 
     Raises:
-        ShardError: The shard is gone or has changed.
+        ShardError: The shard is missing or has changed.
     """
     starts = np.arange(0, reader.num_frames(row), SEGMENT_SECONDS, dtype=np.int32)
     segments = Segments(reader.catalog.video_ids, np.full(len(starts), row, np.int32), starts)
-    whole = [slice(0, len(starts))]
-    [predictions] = predict(reader, segments, ensemble.models, whole, ensemble.shifts)
+    one_batch = [slice(0, len(starts))]
+    [predictions] = predict(reader, segments, ensemble.models, one_batch, ensemble.shifts)
     return starts, ensemble.merger(predictions.codes)
 
 
@@ -159,20 +156,30 @@ def timelines(
     top: int = 10,
     threshold: float = THRESHOLD,
 ) -> list[Timeline]:
-    """The strongest concepts of some videos over their time; a class without a name is called by its id.
+    """Timelines of the most probable concepts of videos: those with the highest probability in any segment, best first.
 
     Args:
-        reader: Where the videos' frames are.
+        reader: Reads the videos' frames.
         ensemble: The models.
-        rows: The videos.
-        vocabulary: The models' classes.
-        top: Concepts to show of each.
+        rows: Rows of the videos in the catalog.
+        vocabulary: The models' classes; one without a name is shown by its id.
+        top: Maximum number of concepts per video.
         threshold: Probability from which a concept is on screen.
     """
-    names = [name or f"{label}" for name, label in zip(vocabulary.names, vocabulary.label_ids.tolist(), strict=True)]
-    shown = []
+    label_ids: list[int] = vocabulary.label_ids.tolist()
+    found = []
     for row in rows:
-        starts, probabilities = segment_probabilities(reader, ensemble, row)
-        video_id, num_frames = reader.catalog.id_of(row), reader.num_frames(row)
-        shown.append(strongest(video_id, num_frames, names, starts, probabilities, top, threshold))
-    return shown
+        starts, probabilities = segment_probabilities(reader, ensemble, row)  # (S,), (S, C)
+        top_classes = np.argsort(-probabilities.max(axis=0, initial=0), kind="stable")[:top].tolist()
+        found.append(
+            Timeline(
+                reader.catalog.id_of(row),
+                reader.num_frames(row),
+                tuple(label_ids[column] for column in top_classes),
+                tuple(vocabulary.names[column] or f"{label_ids[column]}" for column in top_classes),
+                starts,
+                probabilities[:, top_classes],
+                threshold,
+            )
+        )
+    return found

@@ -1,16 +1,17 @@
-"""One video in the terminal: its strongest concepts, and when they are on screen.
+"""The timeline of a video: its most probable concepts and when they are on screen, for the terminal, as JSON and as SVG.
 
-A concept is a row: its name, a bar with a character a segment (several where the video is too long for the line, and then
-the highest of them counts), its highest probability, and the times at which it is on screen. Heights say what colours say,
-so nothing is lost where there are none.
+On the terminal a concept is one row: its name, a bar with one character per segment (or the maximum of several, if the
+video is too long for the line), its highest probability, and the times at which it is on screen. The height of the bar
+carries the same information as its color.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,66 +24,107 @@ from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.files import written_atomically
 from yt8m.shards.records import SEGMENT_SECONDS
 
-Number = TypeVar("Number", np.bool_, np.float32)
+Value = TypeVar("Value", np.bool_, np.float32)
 
 THRESHOLD = 0.5
-"""A concept is on screen in the segments that are more likely to show it than not."""
+"""A concept is on screen in segments of at least this probability."""
+
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 """Probability 0 to 1, in steps of an eighth."""
 
+_AXIS, _NEVER_RATED, _TICK = "─╌┬"
+_TO_ASCII = str.maketrans(BLOCKS + "─╌┬…", " .:-=+*#@-.+.")
+"""For outputs whose encoding lacks these characters."""
+
 COLORS = ("bright_black", "blue", "cyan", "green")
 """Probability 0 to 1, in steps of a quarter."""
 
-_TICKS = (15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-_NAME_COLUMNS = 20
-_SPAN_COLUMNS = 22
-_LEAST_BAR = 8
+_TICK_SECONDS = (15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+_MAX_NAME_COLUMNS = 20
+_MAX_SPAN_COLUMNS = 22
+_MIN_BAR_COLUMNS = 8
 _GAP = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """Concepts of a video over its time, to be printed by rich as wide as the terminal is.
+    """Concepts of a video over time; rich prints it as wide as the terminal.
 
     Args:
         video_id: The video.
-        num_frames: Its frames, that is its seconds.
-        names: The concepts, K.
-        starts: First second of all segments of the video, in steps of 5 from 0, int (n,).
-        probabilities: From 0 to 1, float (n, K).
+        num_frames: Number of frames, which is its length in seconds.
+        label_ids: Dataset ids of the n concepts.
+        names: Their names, n.
+        starts: Start of each segment of the video in seconds, in steps of 5 from 0, int (S,).
+        probabilities: From 0 to 1, float (S, n).
         threshold: A concept is on screen in segments of at least this probability.
     """
 
     video_id: str
     num_frames: int
+    label_ids: tuple[int, ...]
     names: tuple[str, ...]
     starts: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     threshold: float = THRESHOLD
 
+    def as_dict(self) -> dict[str, Any]:
+        """The timeline as plain values for JSON, times in seconds, probabilities rounded to 4 digits."""
+        probabilities = [[round(value, 4) for value in column] for column in self.probabilities.T.tolist()]
+        concepts = zip(self.label_ids, self.names, self.spans(), probabilities, strict=True)
+        return {
+            "video_id": self.video_id,
+            "seconds": self.num_frames,
+            "threshold": self.threshold,
+            "starts": self.starts.tolist(),
+            "concepts": [
+                {
+                    "label_id": label_id,
+                    "name": name,
+                    "peak": max(values, default=0.0),
+                    "spans": [list(span) for span in spans],
+                    "probabilities": values,
+                }
+                for label_id, name, spans, values in concepts
+            ],
+        }
+
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """Start and end in seconds of each time span that each concept is on screen, one list per concept."""
+        return [find_spans(self.starts, column >= self.threshold, self.num_frames) for column in self.probabilities.T]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """A line each for the title, the headings, every concept, the axis, its times, and what the signs mean."""
-        peaks = self.probabilities.max(axis=0, initial=0)
-        times = [spans(self.starts, column >= self.threshold, self.num_frames) for column in self.probabilities.T]
-        longest_name = max([len("concept"), *map(cell_len, self.names)])
+        """Yield the lines in the characters of the output's encoding."""
+        video_id, *names = (_encodable(text, options.encoding) for text in (self.video_id, *self.names))
+        own_characters = "".join(map(chr, _TO_ASCII))
+        for line in self._lines(video_id, names, options.max_width):
+            if _encodable(own_characters, options.encoding) != own_characters:
+                line.plain = line.plain.translate(_TO_ASCII)
+            yield line
+
+    def _lines(self, video_id: str, names: Sequence[str], width: int) -> Iterator[Text]:
+        """Yield a line for the title, the column heads, each concept, the axis, its times, and the legend."""
+        times = [[f"{clock(start)}-{clock(end)}" for start, end in spans] for spans in self.spans()]
+        peaks = self.probabilities.max(axis=0, initial=0)  # (n,)
+        longest_name = max([len("concept"), *map(cell_len, names)])
         longest_times = max([len("on screen"), *(len(", ".join(of_concept)) for of_concept in times)])
-        # What the bars leave goes to the times, and a part of the line is theirs in any case.
-        name_columns = min(longest_name, _NAME_COLUMNS, max(options.max_width // 4, len("concept")))
-        rest = options.max_width - name_columns - len("peak") - 3 * _GAP
-        span_columns = min(longest_times, max(min(_SPAN_COLUMNS, options.max_width // 3), rest - len(self.starts)))
-        per_column = max(1, -(-len(self.starts) // max(_LEAST_BAR, rest - span_columns)))
+        # The times get the columns that the bars do not need, and at least a part of the line.
+        name_columns = min(longest_name, _MAX_NAME_COLUMNS, max(width // 4, len("concept")))
+        rest = width - name_columns - len("peak") - 3 * _GAP
+        span_columns = min(longest_times, max(min(_MAX_SPAN_COLUMNS, width // 3), rest - len(self.starts)))
+        per_column = max(1, -(-len(self.starts) // max(_MIN_BAR_COLUMNS, rest - span_columns)))
         num_columns = -(-len(self.starts) // per_column)
         bar_columns = max(num_columns, len("0:00"))
         span_columns = max(span_columns, rest - bar_columns)
-        is_evaluated = self._evaluated(per_column)
+        is_evaluated = self._evaluated(per_column)  # (columns,)
         gap = " " * _GAP
 
-        yield Text(f"{self.video_id}, {clock(self.num_frames)}", style="bold")
+        yield Text(f"{video_id}, {clock(self.num_frames)}", style="bold")
         yield Text()
         between = " " * (name_columns - len("concept") + _GAP + bar_columns + _GAP)
         yield Text.assemble(*((part, "dim") for part in ("concept", between, "peak", gap, "on screen")))
-        for name, column, peak, of_concept in zip(self.names, self.probabilities.T, peaks, times, strict=True):
+        for name, column, peak, of_concept in zip(names, self.probabilities.T, peaks, times, strict=True):
             label = Text(name, style="bold" if of_concept else "")
             label.truncate(name_columns, overflow="ellipsis", pad=True)
             bar = _bar(column, per_column, is_evaluated)
@@ -90,62 +132,37 @@ class Timeline:
             listed = Text(_shortened(of_concept, span_columns) or "-", style="" if of_concept else "dim")
             yield Text.assemble(label, gap, bar, gap, (f"{peak:.2f}", color(float(peak))), gap, listed)
         indent = " " * (name_columns + _GAP)
-        for signs in _axis(per_column, is_evaluated):
-            yield Text.assemble(indent, *((sign, "dim") for sign in signs))
+        for parts in _axis(per_column, is_evaluated):
+            yield Text.assemble(indent, *((part, "dim") for part in parts))
         yield Text()
         notes = [f"a column is {per_column * SEGMENT_SECONDS} s", f"on screen: {self.threshold:g} or more"]
         if not is_evaluated.all():
-            notes.append("╌ never rated")
+            notes.append(f"{_NEVER_RATED} never rated")
         yield Text(", ".join(notes), style="dim")
 
     def _evaluated(self, per_column: int) -> NDArray[np.bool_]:
-        """Which columns hold a segment that the challenge rates, (columns,)."""
+        """Whether each column has a segment that the challenge rates, (columns,)."""
         end = CROP_START_SECONDS + SEGMENT_SECONDS * int(num_evaluated_segments(np.array([self.num_frames]))[0])
-        return _columns((self.starts >= CROP_START_SECONDS) & (self.starts < end), per_column)
+        return _column_maxima((self.starts >= CROP_START_SECONDS) & (self.starts < end), per_column)
 
 
-def strongest(
-    video_id: str,
-    num_frames: int,
-    names: Sequence[str],
-    starts: NDArray[np.int32],
-    probabilities: NDArray[np.float32],
-    top: int = 10,
-    threshold: float = THRESHOLD,
-) -> Timeline:
-    """The timeline of a video's strongest concepts: those of the highest probability in any segment, highest first.
+def find_spans(starts: NDArray[np.int32], is_on: NDArray[np.bool_], num_frames: int) -> list[tuple[int, int]]:
+    """Time spans of consecutive segments at which something is on, as start and end in seconds.
 
     Args:
-        video_id: The video.
-        num_frames: Its frames.
-        names: All concepts, C.
-        starts: First second of all its segments, int (n,).
-        probabilities: From 0 to 1, float (n, C).
-        top: Concepts to show.
-        threshold: See `Timeline`.
-    """
-    chosen = np.argsort(-probabilities.max(axis=0, initial=0), kind="stable")[:top]
-    shown = tuple(names[column] for column in chosen.tolist())
-    return Timeline(video_id, num_frames, shown, starts, probabilities[:, chosen], threshold)
-
-
-def spans(starts: NDArray[np.int32], is_on: NDArray[np.bool_], num_frames: int) -> list[str]:
-    """Times at which something is on, as `0:30-0:55`: segments that follow one another are one span.
-
-    Args:
-        starts: First second of all segments, increasing in steps of 5, int (n,).
-        is_on: Whether it is on, (n,).
-        num_frames: Where the last segment ends, if the video ends before it.
+        starts: Start of each segment, increasing in steps of 5, int (S,).
+        is_on: Whether it is on, (S,).
+        num_frames: End of the video, which may be before the end of its last segment.
     """
     edges = np.flatnonzero(np.diff(is_on, prepend=False, append=False))
     return [
-        f"{clock(int(starts[first]))}-{clock(min(int(starts[last - 1]) + SEGMENT_SECONDS, num_frames))}"
-        for first, last in edges.reshape(-1, 2).tolist()
+        (int(starts[first]), min(int(starts[end - 1]) + SEGMENT_SECONDS, num_frames))
+        for first, end in edges.reshape(-1, 2).tolist()
     ]
 
 
 def clock(seconds: int) -> str:
-    """A time as people write it: 1:05, or 1:01:05."""
+    """A time as 1:05 or 1:01:05."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -157,50 +174,54 @@ def color(probability: float) -> str:
 
 
 def block(probability: float) -> str:
-    """Character of a probability, as high as it is: the nearest eighth."""
+    """Character of a probability, by the nearest eighth."""
     return BLOCKS[min(int(probability * 8 + 0.5), 8)]
 
 
-def _columns(values: NDArray[Number], per_column: int) -> NDArray[Number]:
-    """The highest of every `per_column` values, (n,) to (columns,)."""
-    highest: NDArray[Number] = np.maximum.reduceat(values, np.arange(0, len(values), per_column))
-    return highest
+def _encodable(text: str, encoding: str) -> str:
+    """A text with a question mark for each character that an encoding lacks."""
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def _column_maxima(values: NDArray[Value], per_column: int) -> NDArray[Value]:
+    """The maximum of every `per_column` values, (S,) to (columns,)."""
+    maxima: NDArray[Value] = np.maximum.reduceat(values, np.arange(0, len(values), per_column))
+    return maxima
 
 
 def _bar(probabilities: NDArray[np.float32], per_column: int, is_evaluated: NDArray[np.bool_]) -> Text:
     bar = Text()
-    for probability, evaluated in zip(_columns(probabilities, per_column).tolist(), is_evaluated.tolist(), strict=True):
+    maxima = _column_maxima(probabilities, per_column).tolist()
+    for probability, evaluated in zip(maxima, is_evaluated.tolist(), strict=True):
         bar.append(block(probability), style=color(probability) + ("" if evaluated else " dim"))
     return bar
 
 
-def _shortened(listed: Sequence[str], columns: int) -> str:
-    """As many spans as have room, and how many there are more."""
-    for count in range(len(listed), 0, -1):
-        text = ", ".join(listed[:count]) + (f", +{len(listed) - count}" if count < len(listed) else "")
+def _shortened(times: Sequence[str], columns: int) -> str:
+    """As many times as fit, and the number of the others."""
+    for count in range(len(times), 0, -1):
+        text = ", ".join(times[:count]) + (f", +{len(times) - count}" if count < len(times) else "")
         if len(text) <= columns or count == 1:
             return text
     return ""
 
 
 def _axis(per_column: int, is_evaluated: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
-    """The line below the bars and the times below it, in pieces; ticks are as near as their times have room."""
+    """Parts of the axis and of the line of times below it; ticks are as close as their times fit."""
     seconds = per_column * SEGMENT_SECONDS
     duration = len(is_evaluated) * seconds
-    line = ["─" if evaluated else "╌" for evaluated in is_evaluated.tolist()]
-    room = (len(clock(duration)) + 1) * seconds
-    step = next((tick for tick in _TICKS if tick >= room), -(-room // 3600) * 3600)
-    labels: list[str] = []
+    axis = [_AXIS if evaluated else _NEVER_RATED for evaluated in is_evaluated.tolist()]
+    min_step = (len(clock(duration)) + 1) * seconds
+    step = next((tick for tick in _TICK_SECONDS if tick >= min_step), -(-min_step // 3600) * 3600)
+    times: list[str] = []
     end = 0
     for time in range(0, duration, step):
         column = time // seconds
-        line[column] = "┬"
-        labels += [" " * (column - end), clock(time)]
-        end = column + len(labels[-1])
-    return line, labels
+        axis[column] = _TICK
+        times += [" " * (column - end), clock(time)]
+        end = column + len(times[-1])
+    return axis, times
 
-
-# ------------------------------------------------------------------------------------------------------------ a picture
 
 _THEME = TerminalTheme(
     (250, 250, 248),
@@ -231,27 +252,26 @@ _SVG = """\
     </g>
 </svg>
 """
-"""A picture of a terminal, which fetches nothing from anywhere, not even a font."""
+"""A picture of a terminal that refers to no other file, not even a font."""
 
 
 def write_svg(path: Path, timelines: Sequence[Timeline], title: str, columns: int = 80) -> None:
-    """Draw timelines as a terminal shows them.
+    """Draw timelines, one below the other, as a terminal shows them.
 
     Args:
         path: The SVG file.
-        timelines: One below the other.
-        title: What stands above them.
+        timelines: The timelines.
+        title: Title of the picture.
         columns: Width of the terminal.
 
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
     """
-    with Path("/dev/null").open("w") as nowhere:
-        console = Console(record=True, width=columns, file=nowhere, force_terminal=True, color_system="truecolor")
-        for number, timeline in enumerate(timelines):
-            if number:
-                console.print()
-            console.print(timeline)
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    for number, timeline in enumerate(timelines):
+        if number:
+            console.print()
+        console.print(timeline)
     drawn = console.export_svg(title=title, theme=_THEME, code_format=_SVG, font_aspect_ratio=0.602, unique_id="yt8m")
     with written_atomically(path) as temporary:
         temporary.write_text(drawn, encoding="utf-8")

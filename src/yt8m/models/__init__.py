@@ -1,6 +1,6 @@
-"""The networks: torch modules that know nothing of shards, datasets or training.
+"""The networks: plain torch modules, independent of shards, datasets and training.
 
-One explicit dict says which class a config's type stands for. A new encoder is a file and a line here.
+`ENCODERS` maps the type of an encoder's config to its class. A new encoder is a file and an entry here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from yt8m.models.encoder import Encoder
 from yt8m.models.nextvlad import NeXtVLADConfig, NeXtVLADEncoder
 
 EncoderConfig = Annotated[DBoFConfig | NeXtVLADConfig, Field(discriminator="type")]
-"""Settings of any encoder; in YAML, `type` says of which."""
+"""Settings of any encoder, which `type` selects in YAML."""
 
 ENCODERS: dict[type[DBoFConfig | NeXtVLADConfig], Any] = {
     DBoFConfig: DBoFEncoder,
@@ -23,6 +23,6 @@ ENCODERS: dict[type[DBoFConfig | NeXtVLADConfig], Any] = {
 
 
 def build_encoder(config: DBoFConfig | NeXtVLADConfig) -> Encoder:
-    """Build the encoder that a config describes, with fresh weights from torch's global generator."""
+    """Build an encoder from its config, initialized from torch's global random generator."""
     encoder: Encoder = ENCODERS[type(config)](config)
     return encoder

@@ -1,10 +1,10 @@
-"""The three classifiers: of whole videos, and of segments without and with the rest of their video.
+"""The three classifiers: of videos, and of segments without and with the context of their video.
 
 Shapes: B videos or segments, T frames, D=1152 features, C classes.
 
-A video classifier is an encoder and a mixture of experts. Fine-tuned on the frames of a segment and a few beside it,
-the same network is the context-agnostic segment classifier. The context-aware one sets a second, frozen encoder of the
-whole video beside the segment's: `encode_context` once a video, then the forward pass for each of its segments.
+A video classifier is an encoder and a mixture of experts. The context-agnostic segment classifier is the same network,
+fine-tuned on the frames of segments and their margins. The context-aware one adds a second, frozen encoder of the complete
+video: `encode_context` once per video, then the forward pass for each of its segments.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.settings import Settings
 
 Kind = Literal["video", "agnostic", "aware"]
-"""What a classifier classifies, and from what."""
+"""Kind of a classifier: of videos, or of segments, context-agnostic or context-aware."""
 
 
 class VideoClassifierConfig(Settings):
-    """A classifier of whole videos."""
+    """A video classifier."""
 
     kind: ClassVar[Kind] = "video"
 
     encoder: EncoderConfig
-    """How frames become one vector."""
+    """Encodes frames as one vector."""
     mixture: MixtureConfig = MixtureConfig()
-    """How the vector becomes probabilities."""
+    """Predicts probabilities from the vector."""
 
 
 class ContextAgnosticClassifierConfig(VideoClassifierConfig):
-    """A classifier of segments that sees nothing of a video but the segment and its margins."""
+    """A context-agnostic segment classifier: from the frames of a segment and its margins."""
 
     kind: ClassVar[Kind] = "agnostic"
 
     margin_frames: int = Field(3, ge=0, le=1000)
-    """Frames seen before and after the segment (t)."""
+    """Frames before and after the segment (t)."""
 
 
 class FusionConfig(Settings):
@@ -55,26 +55,26 @@ class FusionConfig(Settings):
     output_size: int = Field(2048, ge=1)
     """Size of the joint vector."""
     se_reduction: int = Field(4, ge=0)
-    """How many times narrower its gate is inside; 0 leaves the gate out."""
+    """Reduction of its SE gate; 0 for no gate."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of the two encoders' outputs dropped in training."""
+    """Dropout of the two encoders' outputs."""
 
 
 class ContextAwareClassifierConfig(Settings):
-    """A classifier of segments that also sees the whole video, through a frozen encoder."""
+    """A context-aware segment classifier, which adds the context of the video through a frozen encoder."""
 
     kind: ClassVar[Kind] = "aware"
 
     context_encoder: EncoderConfig
-    """Encoder of the whole video, frozen."""
+    """Encoder of the video, frozen."""
     segment_encoder: EncoderConfig
     """Encoder of the segment and its margins."""
     fusion: FusionConfig = FusionConfig()
-    """How the two are joined."""
+    """Layers that join the two."""
     mixture: MixtureConfig = MixtureConfig()
-    """How the joint vector becomes probabilities."""
+    """Predicts probabilities from the joint vector."""
     margin_frames: int = Field(3, ge=0, le=1000)
-    """Frames seen before and after the segment (t)."""
+    """Frames before and after the segment (t)."""
 
 
 ClassifierConfig = VideoClassifierConfig | ContextAgnosticClassifierConfig | ContextAwareClassifierConfig
@@ -95,34 +95,24 @@ class VideoClassifier(nn.Module):
         self.mixture = MixtureOfExperts(self.encoder.output_size, num_classes, config.mixture)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Classify videos, or segments with their margins.
+        """Logits, float32 (B, C), of videos, or of segments with their margins.
 
         Args:
-            frames: uint8 (B, T, D); what stands beyond a length has no influence.
+            frames: uint8 (B, T, D); padding has no influence.
             lengths: int64 (B,), from 1 to T.
-
-        Returns:
-            Logits, float32 (B, C); `torch.sigmoid` makes them probabilities.
         """
         logits: Tensor = self.mixture(self.encoder(frames, lengths))
         return logits
 
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """Names of the parameters to train, by how they are trained: all alike, `{"new": [...]}`."""
-        return {"new": [name for name, _ in self.named_parameters()]}
-
 
 class ContextAgnosticClassifier(VideoClassifier):
-    """The same network, its frames those of a segment and its margins."""
+    """The same network for the frames of a segment and its margins."""
 
     config: ContextAgnosticClassifierConfig
 
-    def __init__(self, config: ContextAgnosticClassifierConfig, num_classes: int) -> None:
-        super().__init__(config, num_classes)
-
     @classmethod
     def from_video_classifier(cls, video: VideoClassifier, margin_frames: int = 3) -> ContextAgnosticClassifier:
-        """Start from a trained video classifier: a copy of all its weights and running statistics."""
+        """Start with a copy of the weights and running statistics of a trained video classifier."""
         config = ContextAgnosticClassifierConfig(
             encoder=video.config.encoder, mixture=video.config.mixture, margin_frames=margin_frames
         )
@@ -134,8 +124,8 @@ class ContextAgnosticClassifier(VideoClassifier):
 class ContextAwareClassifier(nn.Module):
     """Two encoders, joined, and a mixture of experts: concat -> BatchNorm -> Dropout -> Linear -> ReLU -> SE gate.
 
-    The context encoder has no gradient and stays in eval mode whatever `train` is told, so a video's context is a
-    constant: encode it once.
+    The context encoder has no gradient and always stays in eval mode, so a video's context vector is constant: encode it
+    once.
 
     Args:
         config: Settings.
@@ -156,7 +146,7 @@ class ContextAwareClassifier(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode for all but the context encoder."""
+        """Set the training mode of everything but the context encoder."""
         super().train(mode)
         self.context_encoder.eval()
         return self
@@ -168,32 +158,17 @@ class ContextAwareClassifier(nn.Module):
         return context
 
     def forward(self, frames: Tensor, lengths: Tensor, context: Tensor) -> Tensor:
-        """Classify segments with their margins, whose videos are encoded already.
+        """Logits, float32 (B, C), of segments with their margins.
 
         Args:
-            frames: uint8 (B, T, D), the segments and their margins.
+            frames: uint8 (B, T, D); padding has no influence.
             lengths: int64 (B,), from 1 to T.
-            context: (B, d), for each segment the vector of its video.
-
-        Returns:
-            Logits, float32 (B, C).
+            context: Context vector of each segment's video, (B, d).
         """
         joint = torch.cat([context, self.segment_encoder(frames, lengths)], dim=1)
         joint = F.relu(self.fusion(self.fusion_dropout(self.fusion_norm(joint))))
         logits: Tensor = self.mixture(joint if self.fusion_gate is None else self.fusion_gate(joint))
         return logits
-
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """Names of the parameters to train, by how they are trained.
-
-        Returns:
-            `segment_encoder`, which learns at a lower rate, and `new`; the frozen context encoder is in neither.
-        """
-        groups: dict[str, list[str]] = {"segment_encoder": [], "new": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups["segment_encoder" if name.startswith("segment_encoder.") else "new"].append(name)
-        return groups
 
     @classmethod
     def from_video_classifiers(
@@ -205,33 +180,34 @@ class ContextAwareClassifier(nn.Module):
         mixture: MixtureConfig | None = None,
         margin_frames: int = 3,
     ) -> ContextAwareClassifier:
-        """Start from two trained video classifiers (they may be the same): copies of their encoders, the rest new.
-
-        A NeXtVLAD segment encoder is cut after its Linear, a DBoF one kept whole (SPEC: context-aware classifier).
+        """Start with copies of the encoders of two trained video classifiers, which may be the same.
 
         Args:
-            context: Whose encoder reads the whole video, frozen.
-            segment: Whose encoder reads the segment.
+            context: Its encoder encodes the video, frozen.
+            segment: Its encoder encodes the segment.
             fusion: The joining layers.
             mixture: The mixture of experts.
-            margin_frames: Frames seen before and after the segment.
+            margin_frames: Frames before and after the segment.
         """
         config = ContextAwareClassifierConfig(
             context_encoder=context.config.encoder,
-            segment_encoder=_segment_side(segment.config.encoder),
+            segment_encoder=segment_encoder_config(segment.config.encoder),
             fusion=fusion or FusionConfig(),
             mixture=mixture or MixtureConfig(),
             margin_frames=margin_frames,
         )
         aware = cls(config, context.num_classes)
         aware.context_encoder.load_state_dict(context.encoder.state_dict())
-        wanted = aware.segment_encoder.state_dict().keys()
         trained = segment.encoder.state_dict()
-        aware.segment_encoder.load_state_dict({name: trained[name] for name in wanted})
+        aware.segment_encoder.load_state_dict({name: trained[name] for name in aware.segment_encoder.state_dict()})
         return aware
 
 
-def _segment_side(config: DBoFConfig | NeXtVLADConfig) -> DBoFConfig | NeXtVLADConfig:
+def segment_encoder_config(config: DBoFConfig | NeXtVLADConfig) -> DBoFConfig | NeXtVLADConfig:
+    """Config of the segment encoder from that of a video classifier's encoder: NeXtVLAD is cut after its Linear.
+
+    A DBoF encoder is used completely (docs/method.md, "Context-aware segment classifier").
+    """
     if isinstance(config, NeXtVLADConfig):
         return config.model_copy(update={"cut_after_linear": True})
     return config

@@ -1,9 +1,9 @@
-"""Context-gated deep bag of frames (DBoF): each frame through one wide layer and a gate, then pooled over the video.
+"""Context-gated deep bag of frames (DBoF): a wide layer and a gate per frame, then pooling over the video.
 
 Shapes: B videos or segments, T frames, D=1152 features, H hidden channels, C classes.
 
 frames -> Linear(D -> H) -> ReLU -> SE gate -> masked max ++ masked mean (2H) -> BatchNorm -> Dropout ->
-Linear(2H -> output_size, no bias) -> ReLU -> SE gate (SPEC: the method). Weights start as torch's layers start them.
+Linear(2H -> output_size, no bias) -> ReLU -> SE gate (docs/method.md, "DBoF"). Weights have torch's initialization.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ class DBoFConfig(Settings):
     output_size: int = Field(2048, ge=1)
     """Size of the encoded video."""
     frame_se_reduction: int = Field(8, ge=0)
-    """How many times narrower the gate over a frame's channels is inside; 0 leaves the gate out."""
+    """Reduction of the SE gate over a frame's channels; 0 for no gate."""
     video_se_reduction: int = Field(4, ge=0)
-    """The same for the gate over the encoded video."""
+    """Reduction of the SE gate over the encoded video; 0 for no gate."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of pooled channels dropped in training."""
+    """Dropout of the pooled channels."""
     max_frames: int = Field(150, ge=1)
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
-    """Normalize each input feature over the batch's frames; the paper does not."""
+    """Whether to normalize each input feature over the batch's frames, which the paper does not."""
     input: InputValues = "dequantized"
-    """What the network sees of a byte: the value that it stands for, or with `bytes` the number 0 to 255, as the
-    networks of 2019 did; padding is masked either way."""
+    """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
 
 
 class DBoFEncoder(Encoder):
@@ -60,10 +59,10 @@ class DBoFEncoder(Encoder):
         self.video_gate = squeeze_excite(config.output_size, config.video_se_reduction)
 
     def encode(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""
-        # In two dimensions, where ReLU in place is not an operation on a view, whose gradient would be copied.
+        """Encode features (B, T, D) with their mask (B, T) as (B, output_size)."""
+        # Two-dimensional, since the gradient of an in-place ReLU on a view would be copied. hidden: (B, T, H).
         hidden = F.relu(self.frame_projection(features.flatten(0, 1)), inplace=True).view(*mask.shape, -1)
         gate_logits = None if self.frame_gate is None else self.frame_gate.gate_logits(hidden, mask)
-        pooled = gated_max_mean_pool(hidden, gate_logits, mask)
+        pooled = gated_max_mean_pool(hidden, gate_logits, mask)  # (B, 2H)
         encoded = F.relu(self.video_projection(self.pooled_dropout(self.pooled_norm(pooled))))
         return encoded if self.video_gate is None else self.video_gate(encoded)

@@ -1,4 +1,7 @@
-"""What every encoder is."""
+"""The base class of encoders: frames of a video or segment -> one vector.
+
+Shapes: B videos or segments, T frames, D=1152 features.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from yt8m.models.layers.input import FrameInput, InputValues
 
 
 class Encoder(nn.Module, ABC):
-    """Frames of a video or segment -> one vector. What an encoder adds is `encode`.
+    """Encodes the frames of a video or segment as one vector; subclasses implement `encode`.
 
     Args:
         output_size: Size of the vector.
@@ -24,14 +27,9 @@ class Encoder(nn.Module, ABC):
         self.frame_input = FrameInput(input_batch_norm, input_values)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Encode.
+        """Encode frames, uint8 (B, T, D) with lengths int64 (B,) from 1 to T, as (B, output_size).
 
-        Args:
-            frames: uint8 (B, T, D), T at least 1; what stands beyond a video's length has no influence.
-            lengths: int64 (B,), from 1 to T.
-
-        Returns:
-            (B, output_size). In eval mode a video's row depends on that video alone.
+        Padding has no influence, and in eval mode a video's row depends on that video alone.
         """
         dtype = next(self.parameters()).dtype
         features, mask = self.frame_input(frames, lengths, dtype)
@@ -39,4 +37,4 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""
+        """Encode features (B, T, D) with their mask (B, T) as (B, output_size)."""

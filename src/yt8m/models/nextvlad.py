@@ -1,12 +1,12 @@
-"""NeXtVLAD: frames in groups are softly assigned to clusters, and their residuals to the centroids summed.
+"""NeXtVLAD: groups of a frame's features are softly assigned to clusters, and residuals to the centroids summed.
 
 Shapes: B videos or segments, T frames, D=1152 features (1,024 rgb and 128 audio, apart), K clusters (half for audio),
 G groups, J = expansion * D / G features of a group, C classes.
 
 rgb and audio apart: x / |x| -> expansion Linear (D -> G J) -> per group a sigmoid attention and a softmax over the
 clusters (batch-normalized per cluster) -> residuals to the centroids, summed over frames and groups (K, J) ->
-intra-normalized -> BatchNorm -> clusters dropped; then both -> Linear -> ReLU -> SE gate (SPEC: the method; Lin, Xiao,
-Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product less a_k c_k: no (B, T, K, G, J) tensor is ever made.
+intra-normalized -> BatchNorm -> cluster dropout; then both -> Linear -> ReLU -> SE gate (docs/method.md, "NeXtVLAD";
+Lin, Xiao, Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product minus a_k c_k, without a (B, T, K, G, J) tensor.
 """
 
 from __future__ import annotations
@@ -32,28 +32,27 @@ class NeXtVLADConfig(Settings):
 
     type: Literal["nextvlad"] = "nextvlad"
     num_clusters: int = Field(64, ge=2)
-    """K, clusters of rgb features; audio has half as many, rounded down."""
+    """K, clusters of rgb features; audio has K / 2, rounded down."""
     num_groups: int = Field(16, ge=1)
-    """G, groups that a frame's expanded features are split in."""
+    """G, groups that a frame's expanded features are split into."""
     expansion: int = Field(2, ge=1)
-    """How many times wider a frame is made before it is split."""
+    """Factor by which the Linear before the groups expands a frame."""
     output_size: int = Field(2048, ge=1)
     """Size of the encoded video."""
     se_reduction: int = Field(4, ge=0)
-    """How many times narrower the gate over the encoded video is inside; 0 leaves the gate out."""
+    """Reduction of the SE gate over the encoded video; 0 for no gate."""
     cluster_dropout: float = Field(0.25, ge=0, lt=1)
-    """Share of clusters dropped whole in training."""
+    """Dropout of complete clusters."""
     max_frames: int = Field(150, ge=1)
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
-    """Normalize each input feature over the batch's frames; the paper does not."""
+    """Whether to normalize each input feature over the batch's frames, which the paper does not."""
     input: InputValues = "dequantized"
-    """What the network sees of a byte: the value that it stands for, or with `bytes` the number 0 to 255, as the
-    networks of 2019 did; padding is masked either way."""
+    """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
     assignment_batch_norm: bool = True
-    """Normalize the logits of the assignment, a cluster over all frames and groups; without it they are the Linear's."""
+    """Whether to normalize the logits of the assignment, per cluster over all frames and groups."""
     cut_after_linear: bool = False
-    """Stop after the Linear, without ReLU and gate: the segment side of a context-aware classifier."""
+    """Whether to end with the Linear, without ReLU and gate: the segment encoder of a context-aware classifier."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
@@ -67,17 +66,16 @@ class NeXtVLADConfig(Settings):
 class ModalityVLAD(nn.Module):
     """The NeXtVLAD descriptor of one modality: (B, T, D) -> (B, K * J).
 
-    Logits of the assignment are laid out (group, cluster): row `g * K + k` of `assignment`. Its batch norm is one
-    weight, bias and pair of statistics a cluster, over all frames and groups. Centroids start with the deviation that
-    the expanded features have under torch's initialization of the expansion, so that at first neither swamps the
-    other in a residual; all else starts as torch's layers start it.
+    Logits of the assignment are laid out (group, cluster): row `g * K + k` of `assignment`. Its batch norm has one weight,
+    bias and pair of statistics per cluster, over all frames and groups. Centroids are initialized with the standard
+    deviation of the expanded features, so that neither dominates the residuals; the rest has torch's initialization.
 
     Args:
         in_features: D of the modality.
         num_clusters: K.
         num_groups: G.
-        expansion: How many times wider a frame is made.
-        cluster_dropout: Share of clusters dropped in training.
+        expansion: Factor by which a frame is expanded.
+        cluster_dropout: Dropout of complete clusters.
         assignment_batch_norm: Whether to normalize the logits of the assignment.
     """
 
@@ -95,7 +93,7 @@ class ModalityVLAD(nn.Module):
         super().__init__()
         expanded = expansion * in_features
         self.num_clusters, self.num_groups, self.group_size = num_clusters, num_groups, expanded // num_groups
-        self.cluster_dropout = Dropout(cluster_dropout, whole=True)
+        self.cluster_dropout = Dropout(cluster_dropout, rows=True)
         self.expansion = nn.Linear(in_features, expanded)
         self.attention = nn.Linear(expanded, num_groups)
         self.assignment = nn.Linear(expanded, num_groups * num_clusters)
@@ -105,38 +103,33 @@ class ModalityVLAD(nn.Module):
         nn.init.normal_(self.centroids, std=math.sqrt(2 / (3 * in_features)))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Describe.
+        """Encode features (B, T, D) of this modality as (B, K * J), laid out (cluster, feature), at least float32.
 
-        Args:
-            features: (B, T, D) of this modality.
-            mask: bool (B, T), at least one frame a video.
-
-        Returns:
-            (B, K * J), laid out (cluster, feature), float32 at least.
+        The mask is bool (B, T), with at least one frame per video.
         """
-        features = F.normalize(features, dim=-1)
+        features = F.normalize(features, dim=-1)  # (B, T, D)
         folds_assignment, folds_expansion = self._cheapest_order(*mask.shape)
-        expanded = features if folds_expansion else self.expansion(features)
+        expanded = features if folds_expansion else self.expansion(features)  # (B, T, G J)
         if folds_assignment:
             logits = F.linear(features, *self._after_expansion(self.assignment))
             attention = F.linear(features, *self._after_expansion(self.attention))
         else:
-            logits, attention = self.assignment(expanded), self.attention(expanded)
-        weights = self._weights(logits, attention, mask)
+            logits, attention = self.assignment(expanded), self.attention(expanded)  # (B, T, G K), (B, T, G)
+        weights = self._weights(logits, attention, mask)  # (B, T, G, K)
         sums = self._sums_expanded_last(features, weights) if folds_expansion else self._sums(expanded, weights)
-        residuals = sums - weights.sum((1, 2)).unsqueeze(-1) * self.centroids
+        residuals = sums - weights.sum((1, 2)).unsqueeze(-1) * self.centroids  # (B, K, J)
         residuals = F.normalize(residuals.to(torch.promote_types(residuals.dtype, torch.float32)), dim=-1)
         descriptor = self.descriptor_norm(residuals.flatten(1)).view_as(residuals)
         dropped: Tensor = self.cluster_dropout(descriptor)
-        return dropped.flatten(1)
+        return dropped.flatten(1)  # (B, K J)
 
     def _cheapest_order(self, batch: int, frames: int) -> tuple[bool, bool]:
-        """Choose the order of the matrix products that takes the fewest multiplications in a training step.
+        """Choose the order of the matrix products with the fewest multiplications in a training step.
 
-        Only linear maps lie between a frame and its logits, and between a frame and its share of a sum. So the logits
-        can come straight from the frame, through `W_assignment W_expansion` (many frames: half the work), and frames
-        can be summed before they are expanded, once a cluster and group instead of once a frame (few clusters: the
-        larger part of the work gone). Frames need no gradient: a product with them costs 2 in training, others 3.
+        Only linear maps are between a frame and its logits, and between a frame and the sums. So logits can be computed
+        from the frame, through `W_assignment W_expansion` (half the work for many frames), and frames can be summed before
+        they are expanded, once per cluster and group instead of once per frame (most of the work for few clusters).
+        Frames need no gradient: a product with them costs 2 in training, others 3.
 
         Returns:
             Whether to fold the expansion into the assignment, and whether to expand sums instead of frames.
@@ -160,22 +153,22 @@ class ModalityVLAD(nn.Module):
         shape = (*mask.shape, self.num_groups, self.num_clusters)
         if self.assignment_norm is not None:
             logits = self.assignment_norm(logits, mask)
-        assignment = torch.softmax(logits.view(shape), dim=-1)
-        attention = torch.sigmoid(attention) * mask.unsqueeze(-1)
+        assignment = torch.softmax(logits.view(shape), dim=-1)  # (B, T, G, K)
+        attention = torch.sigmoid(attention) * mask.unsqueeze(-1)  # (B, T, G)
         return assignment * attention.unsqueeze(-1)
 
     def _sums(self, expanded: Tensor, weights: Tensor) -> Tensor:
         """Sums (B, K, J) of expanded frames (B, T, G * J) by their weights (B, T, G, K)."""
-        groups = expanded.view(len(expanded), -1, self.group_size)
-        return weights.flatten(1, 2).transpose(1, 2) @ groups
+        groups = expanded.view(len(expanded), -1, self.group_size)  # (B, T G, J)
+        return weights.flatten(1, 2).transpose(1, 2) @ groups  # (B, K, T G) @ (B, T G, J)
 
     def _sums_expanded_last(self, features: Tensor, weights: Tensor) -> Tensor:
-        """The same sums from frames (B, T, D) that were not expanded."""
+        """The same sums, from frames (B, T, D) that are not expanded."""
         batch, _, groups, clusters = weights.shape
-        by_group = weights.permute(0, 3, 2, 1).flatten(1, 2) @ features
-        expansion = self.expansion.weight.view(groups, self.group_size, -1).transpose(1, 2).flatten(0, 1)
-        sums = by_group.view(batch * clusters, -1) @ expansion
-        offsets = weights.sum(1).transpose(1, 2) @ self.expansion.bias.view(groups, -1)
+        by_group = weights.permute(0, 3, 2, 1).flatten(1, 2) @ features  # (B, K G, D)
+        expansion = self.expansion.weight.view(groups, self.group_size, -1).transpose(1, 2).flatten(0, 1)  # (G D, J)
+        sums = by_group.view(batch * clusters, -1) @ expansion  # (B K, G D) @ (G D, J)
+        offsets = weights.sum(1).transpose(1, 2) @ self.expansion.bias.view(groups, -1)  # (B, K, G) @ (G, J)
         return sums.view(batch, clusters, -1) + offsets
 
 
@@ -188,13 +181,13 @@ class NeXtVLADEncoder(Encoder):
         shared = (config.num_groups, config.expansion, config.cluster_dropout, config.assignment_batch_norm)
         self.rgb = ModalityVLAD(RGB_SIZE, config.num_clusters, *shared)
         self.audio = ModalityVLAD(AUDIO_SIZE, config.num_clusters // 2, *shared)
-        described = self.rgb.descriptor_norm.num_features + self.audio.descriptor_norm.num_features
-        self.projection = nn.Linear(described, config.output_size)
+        size = self.rgb.descriptor_norm.num_features + self.audio.descriptor_norm.num_features
+        self.projection = nn.Linear(size, config.output_size)
         reduction = 0 if config.cut_after_linear else config.se_reduction
         self.gate = squeeze_excite(config.output_size, reduction)
 
     def encode(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Encode features (B, T, D) with their mask (B, T) into (B, output_size)."""
+        """Encode features (B, T, D) with their mask (B, T) as (B, output_size)."""
         rgb, audio = features[..., :RGB_SIZE], features[..., RGB_SIZE:]
         encoded: Tensor = self.projection(torch.cat([self.rgb(rgb, mask), self.audio(audio, mask)], dim=1))
         if self.config.cut_after_linear:

@@ -1,13 +1,12 @@
-"""A model folder: `config.yaml` says what the network is and where it comes from, `model.safetensors` holds its weights.
+"""Model folders: `config.yaml` describes a network and its origin, `model.safetensors` contains its weights.
 
-The two are all it takes to rebuild the model; nothing of what trained it is imported, and nothing is ever unpickled.
+The two files suffice to rebuild the model. Loading neither imports training code nor unpickles anything.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
+from yt8m import __version__
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.models.classifier import (
@@ -41,26 +41,26 @@ CLASSIFIERS: dict[Kind, tuple[type[ClassifierConfig], Any]] = {
     "agnostic": (ContextAgnosticClassifierConfig, ContextAgnosticClassifier),
     "aware": (ContextAwareClassifierConfig, ContextAwareClassifier),
 }
-"""What the word `kind` of a model folder stands for: the class of its config, and the class of the model."""
+"""Classes of the config and of the model for each `kind`."""
 
 
 class ModelDescription(Settings):
-    """What `config.yaml` of a model folder says."""
+    """Content of a model folder's `config.yaml`."""
 
     format_version: int
-    """Version of this layout."""
+    """Version of the format."""
     yt8m_version: str
-    """Version of the package that wrote it."""
+    """Version of yt8m that wrote the folder."""
     kind: Kind
-    """What the model classifies, and from what."""
+    """Kind of the classifier."""
     num_classes: int = Field(ge=1)
     """Columns of the model's output."""
     vocabulary: str
-    """Digest of the vocabulary that the columns stand for (`Vocabulary.digest`)."""
+    """Digest of the vocabulary that the columns follow (`Vocabulary.digest`)."""
     config: dict[str, Any]
-    """The classifier's settings, as its kind defines them."""
+    """Settings of the classifier, by its kind."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
-    """Whatever says where the weights come from: name, step, metrics, seed."""
+    """Origin of the weights: name, step, metrics, seed."""
 
 
 def save_model(
@@ -70,20 +70,20 @@ def save_model(
     vocabulary_digest: str,
     provenance: Mapping[str, JsonValue] | None = None,
 ) -> None:
-    """Write a model folder; an existing folder of that name is replaced whole once the new one is complete.
+    """Write a model folder atomically; an existing folder of that name is replaced.
 
     Args:
-        folder: Where to.
+        folder: The model folder to write.
         model: The classifier itself, not a compiled or distributed wrapper of it.
-        vocabulary_digest: `Vocabulary.digest` of the classes that its columns stand for.
-        provenance: Plain values (name, step, metrics, seed) to keep with it.
+        vocabulary_digest: `Vocabulary.digest` of the model's classes.
+        provenance: Origin of the weights (name, step, metrics, seed), as plain values.
 
     Raises:
-        Yt8mError: The folder cannot be written to, or the disk is full.
+        Yt8mError: The folder cannot be written, or the disk is full.
     """
     description = ModelDescription(
         format_version=FORMAT_VERSION,
-        yt8m_version=_package_version(),
+        yt8m_version=__version__,
         kind=model.config.kind,
         num_classes=model.num_classes,
         vocabulary=vocabulary_digest,
@@ -93,50 +93,49 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_atomically(folder) as unfinished:
         unfinished.mkdir()
-        # Bytes written by Python, not by the library, whose report of a full disk is no OSError.
+        # Written by Python, since safetensors does not report a full disk as an OSError.
         _write(unfinished / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt"}))
         _write(unfinished / CONFIG_NAME, to_yaml(description).encode())
 
 
 def read_description(folder: Path) -> ModelDescription:
-    """Read what a model folder says of its model, without its weights.
+    """Read the description in a model folder, without the weights.
 
     Raises:
-        UsageError: There is no such folder, it is no model folder, or its `config.yaml` is not understood.
+        UsageError: The folder does not exist, is not a model folder, or its `config.yaml` is not valid.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such model folder.")
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise UsageError(f"{folder}: is not a complete model folder, it has no {name}.")
+            raise UsageError(f"{folder}: is not a complete model folder, {name} is missing.")
     path = folder / CONFIG_NAME
     values = read_yaml(path)
     written = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(written, int) and written > FORMAT_VERSION:
         raise UsageError(
-            f"{path}: has format {written}, written by yt8m {values.get('yt8m_version')}; this yt8m reads formats up "
-            f"to {FORMAT_VERSION}: use a newer one."
+            f"{path}: has format {written}, written by yt8m {values.get('yt8m_version')}; this version reads formats up "
+            f"to {FORMAT_VERSION}: use a newer yt8m."
         )
     return validated(ModelDescription, values, str(path))
 
 
 def load_model(folder: Path, *, vocabulary_digest: str | None = None, device: torch.device | str = "cpu") -> Classifier:
-    """Rebuild the model of a folder, in eval mode.
+    """Load a model from its folder, in eval mode.
 
     Args:
         folder: A model folder.
-        vocabulary_digest: Digest of the vocabulary in use; None takes any model.
-        device: Where its weights go.
+        vocabulary_digest: Digest of the vocabulary in use; None to accept any.
+        device: Device of the weights.
 
     Raises:
-        UsageError: There is no such model folder, its `config.yaml` is not understood, or its classes are not those
-            of the vocabulary in use.
-        Yt8mError: The weights cannot be read, or are not those of such a network.
+        UsageError: There is no such model folder, its `config.yaml` is not valid, or the model has another vocabulary.
+        Yt8mError: The weights cannot be read, or do not fit the network.
     """
     description = read_description(folder)
     if vocabulary_digest is not None and description.vocabulary != vocabulary_digest:
         raise UsageError(
-            f"{folder}: this model's {description.num_classes} classes are those of another vocabulary (digest "
+            f"{folder}: the model's {description.num_classes} classes are of another vocabulary (digest "
             f"{description.vocabulary}) than the one in use ({vocabulary_digest}); use the vocabulary it was trained with."
         )
     config_type, model_type = CLASSIFIERS[description.kind]
@@ -154,15 +153,15 @@ def load_model(folder: Path, *, vocabulary_digest: str | None = None, device: to
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """See that a file holds the tensors of the network that the `config.yaml` beside it describes.
+    """Check names, shapes and types of the tensors in a file against those of the network.
 
     Args:
-        found: What the file holds.
-        expected: Names, shapes and types of what it should hold; values are not looked at.
+        found: Tensors in the file.
+        expected: Tensors of the network; their values are ignored.
         path: The file, for messages.
 
     Raises:
-        Yt8mError: Some are missing, unknown, or of another shape or type; the sentence names them.
+        Yt8mError: Tensors are missing, unknown, or of another shape or type; the message names them.
     """
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
@@ -177,7 +176,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
         if names
     ]
     if problems:
-        raise Yt8mError(f"{path}: these are not the weights of the network in {CONFIG_NAME}: {'; '.join(problems)}.")
+        raise Yt8mError(f"{path}: the weights do not fit the network in {CONFIG_NAME}: {'; '.join(problems)}.")
 
 
 def _shown(tensor: Tensor) -> str:
@@ -189,10 +188,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _package_version() -> str:
-    try:
-        return version("yt8m")
-    except PackageNotFoundError:
-        return "unknown"

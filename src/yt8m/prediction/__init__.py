@@ -1,1 +1,1 @@
-"""Probabilities of every segment: one pass, 16-bit codes, the store."""
+"""Prediction of every segment in one pass, as 16-bit codes that are ranked at once or stored."""

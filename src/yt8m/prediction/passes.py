@@ -1,7 +1,7 @@
-"""A pass of prediction over all videos, by one process or several, which may be killed at any moment.
+"""A prediction pass over all videos, by one or several processes, that resumes after a kill.
 
-Every process predicts its slice of the batches. `store_predictions` writes a store block by block and continues with the
-missing blocks; `ranking.streaming` ranks the predictions as they come.
+Each process predicts a slice of the batches. `store_predictions` writes a store block by block and resumes with the missing
+blocks; `ranking.streaming` ranks predictions as they are made.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from yt8m.runtime.progress import ProgressFactory, no_progress, track
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that share a pass, as one of them sees them; a single process by default.
+    """The processes that share a pass; a single process by default.
 
     Args:
         rank: Rank of this process.
         size: Number of processes.
-        barrier: Waits for all of them.
-        stop_requested: Whether to stop now: the same on all processes, which must call it equally often.
+        barrier: Waits for all processes.
+        stop_requested: Whether to stop now. All processes must call it equally often, and get the same result.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class ProcessGroup:
 
 @dataclass(frozen=True)
 class PredictionPass:
-    """What to predict: the segments of the videos, the models, and the processes that share the work.
+    """Segments, the models that predict them, and the processes that share the work.
 
     Args:
         reader: Frames of the videos.
@@ -49,8 +49,8 @@ class PredictionPass:
         models: Classifiers by name.
         shifts: Test-time shifts; see `predict`.
         processes: The processes.
-        progress: Reports batches predicted.
-        batch_size: Segments of a batch; by default as the device needs them. Results do not depend on it.
+        progress: Reports progress.
+        batch_size: Segments of a batch; by default chosen for the device. Results do not depend on it.
     """
 
     reader: FrameReader
@@ -72,7 +72,7 @@ class PredictionPass:
         return self.batch_size or segments_per_batch(self.device)
 
     def predictions(self, batches: Sequence[slice | None]) -> Iterator[Predictions]:
-        """Predict the batches of this process; None stands for a batch that is done, or that only other processes have.
+        """Predict the batches of this process; None stands for a batch that is done, or that only other processes predict.
 
         Raises:
             PassStopped: All processes stop here.
@@ -97,7 +97,7 @@ def store_predictions(work: PredictionPass, folder: Path, index: StoreIndex) -> 
 
     Args:
         work: The pass.
-        folder: The store to write; an existing store is replaced.
+        folder: The store; an existing store with another index is replaced.
         index: Its index.
 
     Returns:
@@ -106,7 +106,7 @@ def store_predictions(work: PredictionPass, folder: Path, index: StoreIndex) -> 
     Raises:
         UsageError: The folder contains something else.
         Yt8mError: There is not enough space on the disk.
-        Interrupted: The processes received a signal to stop; the predicted blocks are stored.
+        Interrupted: The processes received a signal to stop; the predicted blocks are on the disk.
     """
     processes = work.processes
     writer = StoreWriter(folder, index)

@@ -1,9 +1,9 @@
-"""Probabilities in 16 bits: what models say is kept, merged and ranked in this form, streamed or stored alike.
+"""Quantization of probabilities to 16-bit codes, in which they are merged, ranked and stored.
 
-A code is the logit on an even grid from -24 to 16, the resolution of a ranking's two ends alike: a logit is off by at
-most 3.1e-4, so p and 1 - p each by 0.031% of themselves, and p by 7.7e-5 at most (at 0.5). Half precision would be off
-by as much relative to p, but by 2.4e-4 near 1 and by half of itself near 1e-7. Code 0 is no probability: neither what a
-model says that is not a number, nor what was never written, can be taken for one.
+A code is the logit on a uniform grid from -24 to 16. A decoded logit is off by at most 3.1e-4, so p and 1 - p have a
+relative error of at most 0.031%, and p an absolute error of at most 7.7e-5 (at 0.5). Half precision has the same relative
+error of p, but is off by 2.4e-4 near 1 and by 50% near 1e-7. Code 0 stands for a missing probability: a NaN, or bytes
+that were never written.
 """
 
 from __future__ import annotations
@@ -16,33 +16,29 @@ from torch import Tensor
 LOWEST_LOGIT = -24.0
 HIGHEST_LOGIT = 16.0
 NUM_CODES = 65536
+NO_PROBABILITY = 0
+"""Code of a missing probability."""
 _STEP = (HIGHEST_LOGIT - LOWEST_LOGIT) / (NUM_CODES - 2)
-_STEPS = 1 / _STEP
-
-MAX_LOGIT_ERROR = _STEP / 2
-"""How far a decoded logit can be off, between the two ends of the grid; single precision adds a hundredth of that."""
-
-NOT_A_PROBABILITY = 0
-"""The code of nothing."""
+_STEPS_PER_LOGIT = 1 / _STEP
 
 
 def encode(logits: Tensor) -> Tensor:
     """Codes of logits.
 
     Args:
-        logits: float32, any shape, on any device; beyond the ends of the grid they count as the ends.
+        logits: float32, any shape, on any device; clamped to the grid.
 
     Returns:
-        uint16, same shape; 0 where a logit is not a number.
+        uint16, same shape; 0 where a logit is NaN.
     """
-    steps = (logits - LOWEST_LOGIT).mul_(_STEPS).round_().clamp_(0, NUM_CODES - 2).add_(1)
-    steps = torch.nan_to_num_(steps, nan=float(NOT_A_PROBABILITY))
-    # Signed numbers of 16 bits are what all devices can make; the bits are the same.
+    steps = (logits - LOWEST_LOGIT).mul_(_STEPS_PER_LOGIT).round_().clamp_(0, NUM_CODES - 2).add_(1)
+    steps = torch.nan_to_num_(steps, nan=float(NO_PROBABILITY))
+    # Not all devices convert to uint16; the bits of int16 are the same.
     return steps.to(torch.int32).to(torch.int16).view(torch.uint16)
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:
-    """Logits of the mean of several probabilities, without loss at either end: float32 of the shape of each."""
+    """Logits of the mean of several probabilities, accurate near 0 and 1; float32, same shape as each."""
     if len(logits) == 1:
         return logits[0]
     stacked = torch.stack(logits)
@@ -50,27 +46,19 @@ def mean_logits(logits: list[Tensor]) -> Tensor:
 
 
 def logits_of_codes() -> NDArray[np.float64]:
-    """The logit of each code, float64 (65536,); that of code 0 is not a number."""
+    """Logit of each code, float64 (65536,); NaN for code 0."""
     logits: NDArray[np.float64] = LOWEST_LOGIT + _STEP * (np.arange(NUM_CODES, dtype=np.float64) - 1)
-    logits[NOT_A_PROBABILITY] = np.nan
+    logits[NO_PROBABILITY] = np.nan
     return logits
 
 
 def probabilities_of_codes() -> NDArray[np.float32]:
-    """The probability of each code, float32 (65536,), rounded from float64; that of code 0 is not a number."""
+    """Probability of each code, float32 (65536,), rounded from float64; NaN for code 0."""
     probabilities: NDArray[np.float32] = (1 / (1 + np.exp(-logits_of_codes()))).astype(np.float32)
     return probabilities
 
 
-def look_up(table: NDArray[np.float32], codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """`table[codes]`, quickly.
-
-    Args:
-        table: float32 (65536,).
-        codes: uint16 of any shape.
-
-    Returns:
-        float32 of that shape.
-    """
-    # With `clip` numpy does not check each index; no 16-bit number is outside.
+def lookup(table: NDArray[np.float32], codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """`table[codes]`, but faster: float32 (65536,) at uint16 of any shape."""
+    # With `clip`, numpy does not check each index; a 16-bit index is never out of range.
     return np.take(table, codes, mode="clip")

@@ -1,13 +1,12 @@
-"""Probabilities on disk: what `predict --store` leaves for `submit`, so that models can be merged anew without predicting.
+"""Stores of probabilities, which can be merged and ranked later without predicting again.
 
-A folder of predictions holds `predictions.yaml` (what was predicted, by which models, from which videos, with which
-vocabulary) and two files a model: `NAME.npy`, the 16-bit codes of its probabilities (`ranking.codes`), uint16 (C, S), a
-class after the other as a ranking reads them; and `NAME.crc.npy`, a CRC32C of each class in each block of segments, by
-which damage is found when they are read.
+A store is a folder with `predictions.yaml` (models, catalog, vocabulary, shapes) and two files per model: `NAME.npy`, the
+16-bit codes of its probabilities (see `quantization`), uint16 (C, S), class by class, as ranking reads them; and
+`NAME.crc.npy`, a CRC32C of each class in each block of segments, checked when codes are read.
 
-While it is written, the folder is called `FOLDER.unfinished` and has no `predictions.yaml`; `done.npy` says which blocks
-of segments are on the disk. Whoever is killed goes on with the others; the folder gets its name when all are there, and
-what was never written reads as "no probability".
+While it is written, the folder is `FOLDER.unfinished`, without `predictions.yaml`; `done.npy` lists the blocks that are on
+the disk. A later process continues with the other blocks, and the folder is renamed when all are there. Codes that were
+never written are 0, a missing probability.
 """
 
 from __future__ import annotations
@@ -32,42 +31,42 @@ from yt8m.settings import Settings, read_yaml, validated
 
 FORMAT_VERSION = 2
 SEGMENTS_PER_BLOCK = 8192
-"""Segments that are written at a time: 16 KiB in a row on the disk for each class and model."""
+"""Segments to write at a time: 16 KiB in one piece for each class and model."""
 INDEX_FILE = "predictions.yaml"
 UNFINISHED_INDEX_FILE = "unfinished.yaml"
 DONE_FILE = "done.npy"
 
 
 class StoredModel(Settings):
-    """A model of a folder of predictions."""
+    """A model of a store."""
 
     kind: Kind
-    """What it classifies, and from what."""
+    """Kind of classifier."""
     digest: str
     """Digest of its settings and weights."""
 
 
 class StoreIndex(Settings):
-    """What a folder of predictions says of itself."""
+    """The index of a store, `predictions.yaml`."""
 
     format_version: int = FORMAT_VERSION
-    """Version of this layout."""
+    """Version of the format."""
     models: dict[str, StoredModel]
     """The models by name."""
     vocabulary: str
     """Digest of the vocabulary."""
     catalog: str
-    """Digest of the catalog whose segments were predicted."""
+    """Digest of the catalog."""
     num_segments: int = Field(ge=1)
     """S."""
     num_classes: int = Field(ge=1)
     """C."""
     shifts: list[int] = Field(default=[0])
-    """Seconds by which segments were moved (test-time shifts); the mean of the probabilities was kept."""
+    """Test-time shifts in seconds, whose probabilities are averaged."""
     precision: str = "32-true"
-    """Numbers of the matrix products."""
+    """Precision of the matrix products."""
     device: str = "cpu"
-    """Kind of device that computed: another one rounds otherwise."""
+    """Type of device; results of other types are rounded differently."""
     segments_per_block: int = Field(default=SEGMENTS_PER_BLOCK, ge=1)
     """Segments of a block."""
 
@@ -81,55 +80,57 @@ class StoreIndex(Settings):
         shifts: Sequence[int],
         precision: str,
     ) -> StoreIndex:
-        """What a store of some models' predictions says of itself; see the fields."""
+        """Make the index of a store of some models' predictions; see the fields."""
+        model = next(iter(models.values()))
         return cls(
             models={name: StoredModel(kind=model.kind, digest=model.digest) for name, model in models.items()},
             vocabulary=vocabulary,
             catalog=catalog,
             num_segments=len(segments),
-            num_classes=next(iter(models.values())).num_classes,
+            num_classes=model.num_classes,
             shifts=list(shifts),
             precision=precision,
-            device=next(iter(models.values())).device.type,
+            device=model.device.type,
         )
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of segments, the last of which may be shorter."""
+        """Number of blocks; the last one may be shorter."""
         return -(-self.num_segments // self.segments_per_block)
 
     def block(self, number: int) -> slice:
-        """Segments of a block."""
+        """Positions of the segments of a block."""
         start = number * self.segments_per_block
         return slice(start, min(start + self.segments_per_block, self.num_segments))
 
 
 def checksum(codes: NDArray[np.uint16]) -> int:
-    """CRC32C of some codes."""
+    """CRC32C of codes."""
     value: int = google_crc32c.value(codes)
     return value
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Predictions of some models for the same segments."""
+    """Stored predictions of some models for the same segments."""
 
     folder: Path
     index: StoreIndex
-    _known: dict[str, tuple[int, NDArray[np.uint32]]] = field(default_factory=dict)
+    _files: dict[str, tuple[int, NDArray[np.uint32]]] = field(default_factory=dict)
+    """Offset of the codes in each model's file, and their checksums, (blocks, C)."""
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Open a folder of predictions.
+        """Open a store.
 
         Raises:
-            UsageError: It is not one, not finished, or of another version.
+            UsageError: The folder is not a store, not finished, or of another version.
         """
         if (folder / UNFINISHED_INDEX_FILE).is_file() and not (folder / INDEX_FILE).is_file():
-            raise UsageError(f"{folder}: this prediction is not finished; the same `yt8m predict` goes on with it.")
+            raise UsageError(f"{folder}: this prediction is not finished; run the same `yt8m predict` to resume it.")
         if not folder.is_dir():
             hint = (
-                "it is not finished; the same command goes on with it"
+                "it is not finished; run the same `yt8m predict` to resume it"
                 if unfinished_folder(folder).is_dir()
                 else "`yt8m predict --store` makes one"
             )
@@ -145,7 +146,7 @@ class Store:
         return cls(folder, validated(StoreIndex, values, str(folder / INDEX_FILE)))
 
     def codes(self, model: str, class_index: int) -> NDArray[np.uint16]:
-        """What a model says of all segments for one class, as read from the disk and checked.
+        """Read and verify the codes of a model's probabilities of a class.
 
         Args:
             model: Name of the model.
@@ -155,22 +156,22 @@ class Store:
             uint16 (S,).
 
         Raises:
-            Yt8mError: A file is missing, not of its shape, or damaged.
+            Yt8mError: A file is missing, of another shape, or damaged.
         """
         path, index = self.folder / f"{model}.npy", self.index
-        if model not in self._known:
+        if model not in self._files:
             codes = open_array(path, np.uint16, (index.num_classes, index.num_segments))
-            mapped = open_array(self.folder / f"{model}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
-            self._known[model] = (codes.offset, np.array(mapped))
-        offset, checksums = self._known[model]
-        # Read, not mapped: what is mapped counts as memory of this process until somebody else wants it.
+            checksums = open_array(self.folder / f"{model}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
+            self._files[model] = (codes.offset, np.array(checksums))
+        offset, of_blocks = self._files[model]
+        # Read, not mapped, because mapped pages count as memory of this process until they are evicted.
         try:
             of_class = np.fromfile(
                 path, np.uint16, index.num_segments, offset=offset + 2 * class_index * index.num_segments
             )
         except OSError as error:
             raise Yt8mError(f"{path}: cannot be read ({error.strerror}).") from None
-        for number, expected in enumerate(checksums[:, class_index].tolist()):
+        for number, expected in enumerate(of_blocks[:, class_index].tolist()):
             if checksum(of_class[index.block(number)]) != expected:
                 raise Yt8mError(
                     f"{path}: is damaged (class position {class_index}, segments from "
@@ -180,7 +181,11 @@ class Store:
 
 
 def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """Map a `.npy` file, or raise Yt8mError where it is not of this type and shape."""
+    """Map a `.npy` file.
+
+    Raises:
+        Yt8mError: The file cannot be read, or is of another type or shape.
+    """
     try:
         array = open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
@@ -191,5 +196,5 @@ def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memma
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Where predictions are written before they have their name."""
+    """Folder in which a store is written."""
     return folder.with_name(f"{folder.name}.unfinished")

@@ -1,4 +1,4 @@
-"""Write a store: resumable, several processes."""
+"""Write a store, block by block: resumable, and by several processes."""
 
 from __future__ import annotations
 
@@ -28,40 +28,37 @@ from yt8m.prediction.store import (
 from yt8m.settings import read_yaml, to_yaml, validated
 
 SYNC_SECONDS = 30.0
-"""How much work a kill may cost at most, beside the block at hand."""
+"""Most seconds of work that a kill can cost, besides the current block."""
 
-_REMAINS = "what is written stays. Free some space and run the same command again"
+_REMAINS = "the blocks written so far are kept. Free some space and run the same command again"
 
 
 class StoreWriter:
-    """Writes predictions as they come; several processes may, each other blocks of segments.
+    """Writes predictions as they are made; several processes may write different blocks of one store.
 
-    `prepare` is called once, by one process, before any other calls anything; `finish` once, after all have closed.
+    One process calls `prepare` before any other call, and `finish` after all have closed their writers.
 
     Args:
-        folder: The folder to make.
-        index: What it will hold.
+        folder: The store.
+        index: Its index.
     """
 
     def __init__(self, folder: Path, index: StoreIndex) -> None:
         self.folder, self.index = folder, index
         self._work = unfinished_folder(folder)
-        self._files: dict[str, tuple[_File, _File]] = {}
-        self._done: _File | None = None
+        self._files: dict[str, _File] = {}
         self._buffers: dict[str, NDArray[np.uint16]] = {}
-        self._block: int | None = None
-        self._filled = 0
+        """Codes of the current block, (C, segments per block), by model."""
+        self._next: int | None = None
+        """Position of the next segment of the current block."""
         self._written: list[int] = []
         self._synced = time.monotonic()
 
-    def prepare(self) -> bool:
-        """Make the unfinished folder, or find the one that a former try of the same left.
-
-        Returns:
-            Whether there is anything left to predict: the folder may hold all of it already.
+    def prepare(self) -> None:
+        """Make the unfinished folder, unless a finished or unfinished one with the same index exists.
 
         Raises:
-            UsageError: The folder holds something else than predictions.
+            UsageError: The folder contains something else.
             Yt8mError: There is not enough space on the disk.
         """
         folder, index = self.folder, self.index
@@ -70,17 +67,17 @@ class StoreWriter:
             raise UsageError(
                 f"{self._work}: exists and is not an unfinished prediction; move it away, or give another folder."
             )
-        if (folder / INDEX_FILE).is_file() and _same(folder / INDEX_FILE, index):
-            # An unfinished try of something else is given up.
+        if (folder / INDEX_FILE).is_file() and _has_index(folder / INDEX_FILE, index):
+            # An unfinished prediction with another index is discarded.
             shutil.rmtree(self._work, ignore_errors=True)
-            return False
+            return
         if folder.exists() and not (folder / INDEX_FILE).is_file():
             raise UsageError(f"{folder}: exists and is not a folder of predictions; give a new folder.")
         if self._work.is_dir():
             names = [f"{name}{ending}" for name in index.models for ending in (".npy", ".crc.npy")]
-            is_whole = all((self._work / name).is_file() for name in [*names, DONE_FILE])
-            if is_whole and _same(self._work / UNFINISHED_INDEX_FILE, index):
-                return True
+            is_complete = all((self._work / name).is_file() for name in [*names, DONE_FILE])
+            if is_complete and _has_index(self._work / UNFINISHED_INDEX_FILE, index):
+                return
             shutil.rmtree(self._work)
         self._check_space()
         try:
@@ -89,12 +86,11 @@ class StoreWriter:
             for name in index.models:
                 _allocate(self._work / f"{name}.npy", np.uint16, (index.num_classes, index.num_segments))
                 _allocate(self._work / f"{name}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
-            # Last: a folder without it is begun anew.
+            # Last, because a folder without it is replaced.
             _allocate(self._work / DONE_FILE, np.uint8, (index.num_blocks,))
         except OSError as error:
             shutil.rmtree(self._work, ignore_errors=True)
             raise writing_error(error, folder) from error
-        return True
 
     def _check_space(self) -> None:
         needed = 2 * self.index.num_segments * self.index.num_classes * len(self.index.models)
@@ -106,99 +102,91 @@ class StoreWriter:
                 "Free some space, store fewer models at a time, or rank them without storing."
             )
 
-    def _is_done(self) -> NDArray[np.bool_]:
-        return open_array(self._work / DONE_FILE, np.uint8, (self.index.num_blocks,)).astype(np.bool_)
-
     def pending(self) -> list[slice]:
-        """Blocks of segments that are still to be predicted, in order."""
+        """Blocks of segments still to predict, in order."""
         if not self._work.is_dir():
             return []
-        return [self.index.block(number) for number in np.flatnonzero(~self._is_done()).tolist()]
+        done = open_array(self._work / DONE_FILE, np.uint8, (self.index.num_blocks,))
+        return [self.index.block(number) for number in np.flatnonzero(done == 0).tolist()]
 
     def write(self, predictions: Predictions) -> None:
-        """Take what models say of some segments.
-
-        The segments of a block come one after the other, in order, and a batch has none of two blocks.
+        """Write the predictions of some segments. The segments of a block come in order; a batch is within one block.
 
         Raises:
             Yt8mError: The disk is full.
-            ValueError: The segments come in another order.
+            ValueError: The segments are out of order.
         """
-        block, inside = divmod(predictions.start, self.index.segments_per_block)
-        place = self.index.block(block)
-        count = len(predictions)
-        if inside == 0:
-            self._block, self._filled = block, 0
-        if block != self._block or inside != self._filled or predictions.start + count > place.stop:
-            raise ValueError(f"segments {predictions.start} to {predictions.start + count} are not the next of a block")
+        start, stop = predictions.start, predictions.start + len(predictions)
+        number, offset = divmod(start, self.index.segments_per_block)
+        block = self.index.block(number)
+        if offset == 0:
+            self._next = start
+        if start != self._next or stop > block.stop:
+            raise ValueError(f"segments {start} to {stop} are not the next of a block")
         for name in self.index.models:
             if name not in self._buffers:
                 shape = (self.index.num_classes, self.index.segments_per_block)
                 self._buffers[name] = np.empty(shape, np.uint16)
-            self._buffers[name][:, inside : inside + count] = predictions.codes[name].T
-        self._filled += count
-        if predictions.start + count == place.stop:
-            self._flush(block, place)
+            self._buffers[name][:, offset : offset + len(predictions)] = predictions.codes[name].T
+        self._next = stop
+        if stop == block.stop:
+            self._flush(number, block)
+            self._next = None
 
-    def _flush(self, block: int, place: slice) -> None:
+    def _flush(self, number: int, block: slice) -> None:
         """Write a block that is complete."""
-        count = place.stop - place.start
+        index = self.index
         try:
-            for name in self.index.models:
-                codes, checksums = self._opened(name)
-                of_block = np.empty(self.index.num_classes, np.uint32)
-                for class_index, row in enumerate(self._buffers[name][:, :count]):
-                    codes.write(row, class_index * self.index.num_segments + place.start)
-                    of_block[class_index] = checksum(row)
-                checksums.write(of_block, block * self.index.num_classes)
-            self._written.append(block)
-            self._block = None
+            for name in index.models:
+                checksums = np.empty(index.num_classes, np.uint32)
+                for class_index, codes in enumerate(self._buffers[name][:, : block.stop - block.start]):
+                    self._file(f"{name}.npy").write(codes, class_index * index.num_segments + block.start)
+                    checksums[class_index] = checksum(codes)
+                self._file(f"{name}.crc.npy").write(checksums, number * index.num_classes)
+            self._written.append(number)
             if time.monotonic() - self._synced > SYNC_SECONDS:
-                self.sync()
+                self._sync()
         except OSError as error:
             raise writing_error(error, self.folder, _REMAINS) from error
 
-    def _opened(self, name: str) -> tuple[_File, _File]:
+    def _file(self, name: str) -> _File:
         if name not in self._files:
-            self._files[name] = (_File(self._work / f"{name}.npy"), _File(self._work / f"{name}.crc.npy"))
+            self._files[name] = _File(self._work / name)
         return self._files[name]
 
-    def sync(self) -> None:
-        """Put on the disk what was written, and only then say that it is there."""
+    def _sync(self) -> None:
+        """Flush the written blocks to the disk, and only then mark them as done."""
         if self._written:
-            for files in self._files.values():
-                for file in files:
+            for name, file in self._files.items():
+                if name != DONE_FILE:
                     file.sync()
-            self._done = self._done or _File(self._work / DONE_FILE)
-            for block in self._written:
-                self._done.write(np.ones(1, np.uint8), block)
-            self._done.sync()
+            done = self._file(DONE_FILE)
+            for number in self._written:
+                done.write(np.ones(1, np.uint8), number)
+            done.sync()
         self._written.clear()
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Put everything on the disk; what is missing of a block is given up."""
+        """Flush the written blocks to the disk; an incomplete block is discarded."""
         try:
-            self.sync()
+            self._sync()
         except OSError as error:
             raise writing_error(error, self.folder, _REMAINS) from error
         finally:
-            for file in [*(file for files in self._files.values() for file in files), self._done]:
-                if file is not None:
-                    file.close()
+            for file in self._files.values():
+                file.close()
             self._files.clear()
-            self._done = None
 
     def finish(self) -> Store:
-        """Give the folder its name.
+        """Rename the finished folder, and open it.
 
         Raises:
-            Yt8mError: A segment was not predicted.
+            Yt8mError: A block was not predicted.
         """
         if not self._work.is_dir():
             return Store.open(self.folder)
-        missing = int((~self._is_done()).sum())
-        if missing:
+        if missing := len(self.pending()):
             raise Yt8mError(f"{self.folder}: {missing:,} of {self.index.num_blocks:,} blocks were not predicted.")
         try:
             (self._work / INDEX_FILE).write_text(to_yaml(self.index), encoding="utf-8")
@@ -211,7 +199,7 @@ class StoreWriter:
 
 
 class _File:
-    """A `.npy` file to write parts of, by position of their first element."""
+    """A `.npy` file to overwrite parts of, at positions of elements."""
 
     def __init__(self, path: Path) -> None:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -220,10 +208,10 @@ class _File:
 
     def write(self, values: NDArray[Any], position: int) -> None:
         data = memoryview(values.tobytes())
-        at = self._offset + position * self._itemsize
+        offset = self._offset + position * self._itemsize
         while data:
-            written = os.pwrite(self._descriptor, data, at)
-            data, at = data[written:], at + written
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
@@ -232,8 +220,8 @@ class _File:
         os.close(self._descriptor)
 
 
-def _same(path: Path, index: StoreIndex) -> bool:
-    """Whether a former try was to make the same."""
+def _has_index(path: Path, index: StoreIndex) -> bool:
+    """Whether a file contains this index."""
     try:
         return bool(validated(StoreIndex, read_yaml(path), str(path)) == index)
     except UsageError:
@@ -241,7 +229,7 @@ def _same(path: Path, index: StoreIndex) -> bool:
 
 
 def _allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    """A `.npy` file of zeros whose space on the disk is taken now rather than found missing later."""
+    """Make a `.npy` file of zeros, and reserve its space on the disk."""
     open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

@@ -1,1 +1,1 @@
-"""From the probabilities of all segments to a submission: merged over models, ranked per class, written."""
+"""Ranking: merge the models' probabilities and keep the top segments of every class."""

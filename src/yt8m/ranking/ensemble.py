@@ -1,8 +1,7 @@
-"""Several models' probabilities become one.
+"""Merge the probabilities of several models.
 
-Whatever the method, a merge is a function of the 16-bit codes of the same segments (`ranking.codes`), computed with
-tables of 65,536 numbers, so that probabilities merged as they stream and probabilities merged from a store come out
-equal to the last bit. Sums run in float32 in the order of the models' names.
+Every method maps the 16-bit codes of each model (see `prediction.quantization`) through a table of 65,536 numbers, so that
+streamed and stored probabilities give bit-identical results. Sums are float32, in the order of the models' names.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from yt8m.errors import UsageError
-from yt8m.prediction.quantization import NOT_A_PROBABILITY, NUM_CODES, logits_of_codes, look_up, probabilities_of_codes
+from yt8m.prediction.quantization import NO_PROBABILITY, NUM_CODES, logits_of_codes, lookup, probabilities_of_codes
 from yt8m.settings import Settings, did_you_mean
 
 
 class VideoPriorConfig(Settings):
-    """What classifiers of whole videos add: `video^a x segment^b` (SPEC: what others did; 3rd place, 2019)."""
+    """Prior of video classifiers: `video^a x segment^b` (3rd place of the 2019 challenge)."""
 
     models: list[str] = Field(min_length=1)
-    """Classifiers of videos; the mean of their probabilities counts."""
+    """Video classifiers, whose probabilities are averaged."""
     video_exponent: float = Field(default=0.2, ge=0, allow_inf_nan=False)
     """a."""
     segment_exponent: float = Field(default=0.8, gt=0, allow_inf_nan=False)
@@ -31,84 +30,76 @@ class VideoPriorConfig(Settings):
 
 
 class CandidatesConfig(Settings):
-    """Which segments are candidates for a class: those of videos that a video classifier does not rule out (2nd place)."""
+    """Selection of candidate segments by video classifiers (2nd place of the 2019 challenge)."""
 
     models: list[str] = Field(min_length=1)
-    """Classifiers of videos; the mean of their probabilities counts."""
+    """Video classifiers, whose probabilities are averaged."""
     min_video_probability: float = Field(gt=0, le=1)
-    """Below this, none of the video's segments is a candidate; they rank last, with a probability of 0."""
+    """Segments of videos below this probability of a class rank last in it, with a probability of 0."""
 
 
 class MergeConfig(Settings):
-    """How the models of an ensemble are merged."""
+    """How to merge the models of an ensemble."""
 
     method: Literal["arithmetic", "geometric", "rank"] = "arithmetic"
-    """Which mean: of the probabilities, of their logarithms, or of the models' ranks of a segment within the class (which
-    takes all probabilities at once, so they are stored first)."""
+    """Mean of the probabilities, geometric mean, or mean of a segment's ranks within the class (which needs all
+    probabilities at once, so they are stored first)."""
 
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    """Weight of a model by its name; 1 for those not named."""
+    """Weights by model name; 1 by default."""
 
     video_prior: VideoPriorConfig | None = None
-    """Classifiers of whole videos that weigh in; none by default."""
+    """Prior of video classifiers; none by default."""
 
     candidates: CandidatesConfig | None = None
-    """Which segments are ranked for a class; all by default."""
+    """Selection of candidate segments; all by default."""
 
     @property
     def video_models(self) -> list[str]:
-        """Classifiers of whole videos that have a say, by name."""
+        """Names of the video classifiers used, sorted."""
         parts = (self.video_prior, self.candidates)
         return sorted({name for part in parts if part is not None for name in part.models})
 
 
-def merging_order(model_names: Iterable[str]) -> list[str]:
-    """The order in which models are summed: by name, so that the bits of a mean do not tell how they were listed."""
-    return sorted(model_names)
-
-
 def model_weights(settings: MergeConfig, model_names: Sequence[str]) -> NDArray[np.float32]:
-    """Weights of models in the given order.
+    """Weights of models, float32 (M,), not normalized.
 
     Args:
-        settings: The ensemble's settings.
-        model_names: The models that are merged, without repeats.
-
-    Returns:
-        float32 (M,), not normalized.
+        settings: How to merge.
+        model_names: Distinct names of the M models to merge.
 
     Raises:
-        UsageError: A weight names a model that is not merged, or no model has a weight.
+        UsageError: A weight names another model, or the sum of the weights is 0 or too large.
     """
     for name in settings.weights:
         if name not in model_names:
             raise UsageError(
-                f"The ensemble gives a weight to {name!r}, which is not one of its models{did_you_mean(name, model_names)}."
+                f"The ensemble has a weight for {name!r}, which is not one of its models{did_you_mean(name, model_names)}."
             )
     with np.errstate(over="ignore", under="ignore"):
         weights = np.array([settings.weights.get(name, 1.0) for name in model_names], np.float32)
         total = weights.sum()
     if not (total > 0 and np.isfinite(total)):
-        raise UsageError("The ensemble's weights must have a sum above 0 that single precision can hold.")
+        raise UsageError("The ensemble's weights must have a sum above 0 that fits in single precision.")
     return weights
 
 
 class Merger:
-    """Merges codes of some segments into probabilities.
+    """Merges codes of segments to probabilities.
 
     Args:
-        settings: How.
-        model_names: The segment models to merge, without repeats.
+        settings: How to merge.
+        model_names: Distinct names of the segment models to merge.
 
     Raises:
-        UsageError: A weight names a model that is not merged, or no model has a weight.
+        UsageError: A weight names another model, or the sum of the weights is 0 or too large.
     """
 
     def __init__(self, settings: MergeConfig, model_names: Iterable[str]) -> None:
         self.settings = settings
-        self.segment_models = merging_order(model_names)
+        self.segment_models = sorted(model_names)
         weights = model_weights(settings, self.segment_models)
-        # Models without weight must not weigh in through 0 x log 0, nor be looked at.
+        # Models with weight 0 are excluded: 0 x log 0 is NaN, and they need not be predicted.
         self._weights = {name: weight for name, weight in zip(self.segment_models, weights, strict=True) if weight > 0}
         self._total = np.float32(0)
         for weight in self._weights.values():
@@ -122,33 +113,32 @@ class Merger:
 
     @property
     def models(self) -> list[str]:
-        """All models whose codes a merge looks at."""
+        """All models whose codes are merged."""
         return [*self._weights, *(name for name in self.settings.video_models if name not in self._weights)]
 
     @property
-    def needs_whole_classes(self) -> bool:
-        """Whether a merge has to be given all segments of a class at once."""
+    def needs_all_segments(self) -> bool:
+        """Whether all segments of a class must be merged at once."""
         return self.settings.method == "rank"
 
     def __call__(self, codes: Mapping[str, NDArray[np.uint16]]) -> NDArray[np.float32]:
-        """Merge.
+        """Merge codes.
 
         Args:
-            codes: Of each model in `models`, by name, uint16, all of one shape: any segments of any classes; where
-                `needs_whole_classes`, all segments of one class, (S,).
+            codes: Codes of each model in `models`, by name, uint16 of any shape; if `needs_all_segments`, of all segments
+                for one class, (S,).
 
         Returns:
-            float32 of that shape, from 0 to 1, not a number where any code says nothing.
+            float32, same shape, from 0 to 1; NaN where any model has no probability.
         """
         merged: NDArray[np.float32] | None = None
         for name, weight in self._weights.items():
-            table = rank_scores(codes[name]) * weight if self.needs_whole_classes else self._tables[name]
-            term = look_up(table, codes[name])
+            table = rank_scores(codes[name]) * weight if self.needs_all_segments else self._tables[name]  # (65536,)
+            term = lookup(table, codes[name])  # the shape of the codes
             merged = term if merged is None else np.add(merged, term, out=merged)
-        if merged is None:  # never: some weight is above 0
+        if merged is None:  # for mypy: some weight is positive
             raise ValueError("no model to merge")
-        # The divisor is summed in the same order and precision as the numerator: rounding is monotonic, so no
-        # quotient can exceed 1.
+        # The divisor is summed in the order and precision of the numerator. Rounding is monotonic, so no quotient exceeds 1.
         merged /= self._total
         if self.settings.method == "geometric":
             np.minimum(np.exp(merged, out=merged), np.float32(1), out=merged)
@@ -164,26 +154,26 @@ class Merger:
         return merged
 
     def _video_mean(self, codes: Mapping[str, NDArray[np.uint16]], names: Sequence[str]) -> NDArray[np.float32]:
-        """Mean of what some classifiers of videos say."""
+        """Mean probabilities of video classifiers."""
         total = np.zeros_like(codes[names[0]], np.float32)
-        for name in merging_order(set(names)):
-            total += look_up(self._probabilities, codes[name])
+        for name in sorted(set(names)):
+            total += lookup(self._probabilities, codes[name])
         total /= np.float32(len(set(names)))
         return total
 
 
 def rank_scores(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """What a code comes to among all segments of a class: from near 0 for the last to near 1 for the best.
+    """Scores of codes by their rank among all segments of a class, from near 0 (last) to near 1 (first).
 
     Args:
-        codes: A class's codes, uint16 (S,).
+        codes: Codes of all segments for one class, uint16 (S,).
 
     Returns:
-        float32 (65536,), a score a code: 1 - r / (S + 1), r being the place of the segment, from 1, and the mean of
-        their places for segments of one code. That of code 0 is not a number.
+        Score of each code, float32 (65536,): 1 - r / (S + 1), where r is the segment's rank from 1, the mean rank for
+        segments of equal code. NaN for code 0.
     """
-    counts = np.bincount(codes, minlength=NUM_CODES)
-    places = len(codes) - np.cumsum(counts) + (counts + 1) / 2
-    scores: NDArray[np.float32] = (1 - places / (len(codes) + 1)).astype(np.float32)
-    scores[NOT_A_PROBABILITY] = np.nan
+    counts = np.bincount(codes, minlength=NUM_CODES)  # (65536,)
+    ranks = len(codes) - np.cumsum(counts) + (counts + 1) / 2
+    scores: NDArray[np.float32] = (1 - ranks / (len(codes) + 1)).astype(np.float32)
+    scores[NO_PROBABILITY] = np.nan
     return scores

@@ -16,7 +16,7 @@ from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoreIndex
 from yt8m.ranking.ensemble import Merger
 from yt8m.ranking.streaming import rank_streaming
-from yt8m.ranking.topk import Ranking, TopK, best_of_class
+from yt8m.ranking.topk import Ranking, TopK, top_of_class
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 
 
@@ -43,7 +43,6 @@ def rank_segments(
     fingerprint: str,
     seed: int = 0,
     store: tuple[Path, StoreIndex] | None = None,
-    progress: ProgressFactory = no_progress,
 ) -> list[Ranking] | None:
     """Predict all segments in one pass and rank them, for several rankings at once.
 
@@ -54,14 +53,13 @@ def rank_segments(
         specs: The rankings.
         k: Segments to list per class.
         folder: Where processes keep partial rankings while probabilities stream; see `remove_partial_rankings`.
-        fingerprint: Identifies everything that decides the result.
+        fingerprint: Fingerprint of all that decides the result.
         seed: Seed of random orders.
-        store: The folder and the index of the store to keep all probabilities in; None ranks them as they stream, which
-            the mean of ranks does not allow.
-        progress: Reports classes ranked.
+        store: Folder and index of a store for all probabilities, which the mean of ranks needs; None ranks probabilities
+            as they stream.
 
     Returns:
-        A ranking per spec; None on all processes but the first.
+        One ranking per spec; None on all processes but the first.
 
     Raises:
         Interrupted: The processes received a signal to stop; the same call resumes.
@@ -85,7 +83,7 @@ def rank_segments(
     return [
         _random_ranking(work, num_classes, k, seed)
         if spec.merger is None
-        else rank_stored(stores, spec.merger, work.segments, k, progress, f"rank {spec.name}")
+        else rank_stored(stores, spec.merger, work.segments, k, work.progress, f"rank {spec.name}")
         for spec in specs
     ]
 
@@ -101,7 +99,7 @@ def rank_stored(
     """Merge stored probabilities and rank them, class by class.
 
     Args:
-        stores: The store of each model that is merged, by name; all of the same catalog.
+        stores: Store of each merged model, by name; all of the same catalog.
         merger: Merges the models.
         segments: The segments predicted.
         k: Segments to list per class.
@@ -114,8 +112,8 @@ def rank_stored(
     index = next(iter(stores.values())).index
     keys = []
     for class_index in track(range(index.num_classes), description, progress):
-        codes = {name: stores[name].codes(name, class_index) for name in merger.models}
-        keys.append(best_of_class(segments, merger(codes), k, f" for class position {class_index}"))
+        codes = {name: stores[name].codes(name, class_index) for name in merger.models}  # (S,) each
+        keys.append(top_of_class(segments, merger(codes), k, class_index))
     return Ranking(segments, tuple(keys))
 
 

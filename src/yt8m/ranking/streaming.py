@@ -1,7 +1,7 @@
 """Rank probabilities as they stream; a pass that was killed continues from its partial rankings.
 
-Every process saves its partial rankings every few minutes (1 GB each at most) and when it is asked to stop; at the end
-the first process merges those of all.
+Every process saves its partial rankings (at most 1 GB each) every few minutes and when a signal stops it. At the end the
+first process merges the partial rankings of all processes.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ Merge = Callable[[Predictions], NDArray[np.float32]]
 def rank_streaming(
     work: PredictionPass, merges: Sequence[Merge], num_classes: int, k: int, folder: Path, fingerprint: str
 ) -> list[TopK] | None:
-    """Predict all segments and keep the best of every class, for several merges at once.
+    """Predict all segments and rank them, for several merges at once.
+
+    Partial rankings stay in `folder` until `remove_partial_rankings` is called, after the result is written.
 
     Args:
         work: The pass.
-        merges: Ranked each by itself.
+        merges: Each gives one ranking.
         num_classes: C.
         k: Segments to list per class.
         folder: Where each process keeps its partial rankings, on a file system that all processes share.
-        fingerprint: Identifies everything that decides the result: partial rankings of another one are not used.
-
-    Partial rankings stay in `folder` until `remove_partial_rankings` is called, when the result is written.
+        fingerprint: Fingerprint of all that decides the result; partial rankings with another one are not used.
 
     Returns:
-        A ranker per merge, of all segments; None on all processes but the first.
+        One ranker per merge, of all segments; None on all processes but the first.
 
     Raises:
         Interrupted: The processes received a signal to stop; their partial rankings are saved.
     """
     processes = work.processes
     size = work.segments_per_batch
-    # Devices round differently, and slices of other batch sizes contain other segments.
+    # Results depend on the device, and the segments of a process on the batch size.
     fingerprint = f"{fingerprint} {work.device.type}{f' {size}' if processes.size > 1 else ''}"
     partial = _PartialRankings(
         folder, processes, fingerprint, lambda: [TopK(num_classes, k, work.segments) for _ in merges]
@@ -75,7 +75,7 @@ def rank_streaming(
             f"{folder}: stopped by a signal; the same command continues with the segments that are not ranked yet."
         ) from None
     if processes.size == 1:
-        # Needed only if the process is killed, or the disk is full, while the ranking is written.
+        # Needed only if the process is killed, or the disk fills up, while the ranking is written.
         with suppress(Yt8mError):
             partial.save()
         return partial.rankers
@@ -87,9 +87,9 @@ def rank_streaming(
     return partial.rankers
 
 
-def _runs(wanted: NDArray[np.bool_], first: int) -> list[slice]:
+def _runs(mask: NDArray[np.bool_], first: int) -> list[slice]:
     """Runs of true elements, where element 0 has the position `first`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [slice(first + start, first + stop) for start, stop in edges.reshape(-1, 2).tolist()]
 
 
@@ -108,7 +108,7 @@ class _PartialRankings:
     Args:
         folder: Where the files of all processes are.
         processes: The processes.
-        fingerprint: Identifies everything that decides the result.
+        fingerprint: Fingerprint of all that decides the result.
         make: Makes empty rankers.
     """
 

@@ -1,9 +1,9 @@
-"""Weights of an ensemble, found on out-of-fold predictions: what each model says of ratings that it was not trained on.
+"""Find the weights of an ensemble on out-of-fold predictions: each model's predictions of the ratings it held out.
 
-A model has held out one fold, so on a fold's ratings only those models can be compared that held it out. Models of one
-family (alike but for fold and seed) share a weight, which carries over to folds where their rivals differ. The weights
-minimize the rated cross-entropy of each fold's ensemble; for the arithmetic mean this is the linear opinion pool, whose
-likelihood has one maximum where all models share a fold.
+Each model holds out one fold, so the ratings of a fold compare only the models that held it out. Models of one family
+(equal but for fold and seed) share a weight, which makes weights comparable across folds. The weights minimize the
+cross-entropy of the ratings. For the arithmetic mean this is the linear opinion pool, whose likelihood has one maximum if
+all models share a fold.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.labels import rated_segments
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.prediction.predict import NO_SHIFT, predict
-from yt8m.prediction.quantization import look_up, probabilities_of_codes
+from yt8m.prediction.quantization import lookup, probabilities_of_codes
 from yt8m.prediction.segments import Segments
 from yt8m.vocabulary import Vocabulary
 
 PENALTY = 1e-3
-"""Of the squared logarithms of the weights, in nats a rating: what nothing speaks for stays 1."""
+"""Penalty of the squared logarithms of the weights, in nats per rating: without evidence, a weight stays 1."""
 
-_SMALLEST = 1e-7
+_MIN_PROBABILITY = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
 class FoldPredictions:
-    """What the models that held out a fold say of its ratings.
+    """Predictions of a fold's ratings by the models that held out the fold.
 
     Args:
-        models: Names of the models, M.
-        probabilities: Of the rated class, (M, R).
-        values: Whether it is there, bool (R,).
+        models: Names of the M models.
+        probabilities: Probabilities of the rated classes, (M, R).
+        values: Ratings, bool (R,).
     """
 
     models: Sequence[str]
@@ -48,13 +48,13 @@ class FoldPredictions:
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """Weights, and the rated cross-entropy (nats a rating) that they and equal weights come to.
+    """Weights, and their cross-entropy.
 
     Args:
-        weights: Of each model, their mean 1.
-        equal_loss: With equal weights.
-        loss: With the weights found.
-        num_ratings: Ratings of folds that several families held out: those that could tell.
+        weights: Weight of each model; their mean is 1.
+        equal_loss: Cross-entropy with equal weights, in nats per rating.
+        loss: Cross-entropy with these weights.
+        num_ratings: Ratings in folds that several families held out.
     """
 
     weights: dict[str, float]
@@ -63,73 +63,74 @@ class FoundWeights:
     num_ratings: int
 
 
-def out_of_fold(
+def predict_out_of_fold(
     reader: FrameReader,
     vocabulary: Vocabulary,
     models: Mapping[str, FoldedClassifier],
     videos: NDArray[np.bool_],
     shifts: Sequence[int] = NO_SHIFT,
 ) -> FoldPredictions:
-    """Ask models about the rated segments of the videos that they held out.
+    """Predict the rated segments of the videos that some models held out.
 
     Args:
         reader: Frames and ratings.
         vocabulary: The segment classes.
-        models: The models by name.
+        models: The M models by name.
         videos: The held-out videos, bool (N,).
-        shifts: Test-time shifts, as prediction will have them.
+        shifts: Test-time shifts.
     """
     ratings = rated_segments(reader.catalog, vocabulary, videos)
     seconds = int(ratings.start_seconds.max(initial=0)) + 1
-    unique, of_rating = np.unique(ratings.rows * seconds + ratings.start_seconds, return_inverse=True)
+    # Several ratings may be of one segment: (S,) distinct segments; (R,) segment of each rating.
+    unique, segment_of_rating = np.unique(ratings.rows * seconds + ratings.start_seconds, return_inverse=True)
     rows, starts = np.divmod(unique, seconds)
     segments = Segments(reader.catalog.video_ids, rows.astype(np.int32), starts.astype(np.int32))
     probabilities = np.zeros((len(models), len(ratings)), np.float32)
     table = probabilities_of_codes()
     for batch in predict(reader, segments, models, shifts=shifts):
-        inside = np.flatnonzero((of_rating >= batch.start) & (of_rating < batch.start + len(batch)))
-        places = of_rating[inside] - batch.start
+        inside = np.flatnonzero((segment_of_rating >= batch.start) & (segment_of_rating < batch.start + len(batch)))
+        batch_rows = segment_of_rating[inside] - batch.start
         for number, codes in enumerate(batch.codes.values()):
-            probabilities[number, inside] = look_up(table, codes[places, ratings.class_indices[inside]])
+            probabilities[number, inside] = lookup(table, codes[batch_rows, ratings.class_indices[inside]])
     return FoldPredictions(list(models), probabilities, ratings.values)
 
 
 def find_weights(
     folds: Sequence[FoldPredictions], families: Mapping[str, str], method: Literal["arithmetic", "geometric"]
 ) -> FoundWeights:
-    """Find the weights of an ensemble's models.
+    """Find the weights of an ensemble's models by maximum likelihood.
 
     Args:
         folds: Predictions of each fold that some model held out.
-        families: The family of each model.
+        families: Family of each model, by name.
         method: How models are merged.
 
     Returns:
-        Weights of all models in `families`; equal ones where no fold was held out by two families.
+        Weights of all models in `families`; all 1 if no fold was held out by two families.
     """
     names = sorted(set(families.values()))
-    telling = [fold for fold in folds if len({families[name] for name in fold.models}) > 1]
-    num_ratings = sum(len(fold.values) for fold in telling)
-    logarithms = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
+    informative = [fold for fold in folds if len({families[name] for name in fold.models}) > 1]
+    num_ratings = sum(len(fold.values) for fold in informative)
+    logarithms = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)  # (families,)
     prepared = [
         (
             torch.tensor([names.index(families[name]) for name in fold.models]),
-            torch.from_numpy(fold.probabilities.astype(np.float64)).clamp(_SMALLEST, 1 - _SMALLEST),
+            torch.from_numpy(fold.probabilities.astype(np.float64)).clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY),
             torch.from_numpy(fold.values),
         )
-        for fold in telling
+        for fold in informative
     ]
 
     def loss(logarithms: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for members, probabilities, values in prepared:
-            shares = torch.softmax(logarithms[members], 0)
-            merged = shares @ probabilities if method == "arithmetic" else (shares @ probabilities.log()).exp()
+            weights = torch.softmax(logarithms[members], 0)  # (M,), with sum 1; the merged probabilities are (R,)
+            merged = weights @ probabilities if method == "arithmetic" else (weights @ probabilities.log()).exp()
             total = total - torch.where(values, merged.log(), torch.log1p(-merged)).sum()
         return total / max(1, num_ratings)
 
-    equal = float(loss(logarithms).detach())
-    if telling:
+    equal_loss = float(loss(logarithms).detach())
+    if informative:
         optimizer = torch.optim.LBFGS([logarithms], max_iter=200, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
@@ -142,4 +143,4 @@ def find_weights(
     of_family = dict(zip(names, logarithms.detach().exp().tolist(), strict=True))
     mean = float(np.mean([of_family[family] for family in families.values()]))
     weights = {name: round(of_family[family] / mean, 4) for name, family in families.items()}
-    return FoundWeights(weights, equal, float(loss(logarithms).detach()), num_ratings)
+    return FoundWeights(weights, equal_loss, float(loss(logarithms).detach()), num_ratings)

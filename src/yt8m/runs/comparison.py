@@ -13,10 +13,11 @@ from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
-from yt8m.scoring.map_at_k import Truth, map_at_k, write_class_scores
-from yt8m.scoring.report import SCORES_FILE, ScoreRow, plot_scores, plot_timeline, write_scores
-from yt8m.scoring.truth import TestTruth
-from yt8m.submission.submission import ranked_segments
+from yt8m.scoring.map_at_k import map_at_k, write_class_scores
+from yt8m.scoring.plots import plot_scores, plot_timeline
+from yt8m.scoring.scores import SCORES_FILE, ScoreRow, write_scores
+from yt8m.scoring.truth import GroundTruth, Truth
+from yt8m.submission.writing import ranked_segments
 from yt8m.vocabulary import Vocabulary
 
 TIMELINE_CLASSES = 8
@@ -38,7 +39,7 @@ def ranking_specs(
         return [submission]
 
     def merger_of(names: Sequence[str]) -> Merger:
-        """Merges some of the models as the ensemble does, without its video classifiers."""
+        """A merger of some of the models like that of the ensemble, without its video classifiers."""
         weights = {name: weight for name, weight in ensemble.weights.items() if name in names}
         return Merger(MergeConfig(method=ensemble.method, weights=weights), names)
 
@@ -57,7 +58,7 @@ def score_rankings(
     folder: Path,
     specs: Sequence[RankingSpec],
     rankings: Sequence[Ranking],
-    truth: TestTruth,
+    truth: GroundTruth,
     top_k: int,
     vocabulary: Vocabulary,
     progress: ProgressFactory = no_progress,
@@ -68,13 +69,13 @@ def score_rankings(
         folder: Receives the files.
         specs: The rankings' names and kinds; the last is the submission.
         rankings: The rankings.
-        truth: What is known of the test set.
+        truth: Ground truth of the test set.
         top_k: K of MAP@K.
         vocabulary: The segment classes.
         progress: Reports rankings scored.
 
     Returns:
-        A row per ranking; none without ground truth.
+        One row per ranking; empty without ground truth.
     """
     if not truth.is_known:
         write_scores(folder / SCORES_FILE, [])
@@ -97,12 +98,14 @@ def score_rankings(
     return rows
 
 
-def write_timeline(path: Path, work: PredictionPass, merger: Merger, truth: TestTruth, vocabulary: Vocabulary) -> None:
-    """Plot the timeline of the video with the most different concepts, or of the first where there is no dense truth."""
+def write_timeline(
+    path: Path, work: PredictionPass, merger: Merger, truth: GroundTruth, vocabulary: Vocabulary
+) -> None:
+    """Plot the timeline of the video with the most distinct sets of concepts; without dense truth, of the first video."""
     row = _most_varied_video(work, truth)
     segments, video_id = work.segments, work.reader.catalog.id_of(row)
-    if merger.needs_whole_classes:
-        # Ranks among all segments mean nothing to people.
+    if merger.needs_all_segments:
+        # Probabilities are easier to read than ranks.
         merger = Merger(merger.settings.model_copy(update={"method": "arithmetic"}), merger.segment_models)
     positions = np.flatnonzero(segments.rows == row)
     batch = slice(int(positions[0]), int(positions[-1]) + 1)
@@ -132,8 +135,8 @@ def write_timeline(path: Path, work: PredictionPass, merger: Merger, truth: Test
     )
 
 
-def _most_varied_video(work: PredictionPass, truth: TestTruth) -> int:
-    """Row of the video with the most different sets of concepts; of the first video without dense truth."""
+def _most_varied_video(work: PredictionPass, truth: GroundTruth) -> int:
+    """Row of the video with the most distinct sets of concepts; without dense truth, of the first video."""
     if truth.positives is None:
         return int(work.segments.rows[0])
     concepts: dict[bytes, dict[bytes, set[int]]] = {}

@@ -17,7 +17,7 @@ from yt8m.runs.recipe import Recipe
 from yt8m.runtime.console import err
 from yt8m.runtime.machine import make_fabric
 from yt8m.runtime.progress import ProgressFactory, no_progress, terminal_progress
-from yt8m.scoring.truth import TestTruth
+from yt8m.scoring.truth import GroundTruth
 from yt8m.vocabulary import Vocabulary
 
 
@@ -74,17 +74,17 @@ class RunContext:
         return FrameReader(self.catalog(part))
 
     @cached_property
-    def truth(self) -> TestTruth:
+    def truth(self) -> GroundTruth:
         """Known ratings and positives of the test set.
 
         Raises:
             Yt8mError: A file cannot be read, or nothing can be scored against it.
         """
-        return TestTruth.find(self.data / "segment", self.catalog("segment/test"), self.vocabulary)
+        return GroundTruth.find(self.data / "segment", self.catalog("segment/test"), self.vocabulary)
 
     @property
     def compares(self) -> bool:
-        """Whether each model is ranked and scored too: where the recipe asks for it and there is truth to score against."""
+        """Whether each model is ranked and scored too: if the recipe sets `compare` and there is truth to score against."""
         return self.recipe.compare and self.truth.is_known
 
     @property
@@ -113,7 +113,7 @@ class RunContext:
 
 
 def _index(folder: Path) -> Catalog:
-    """Index a folder of shards. Damage ends the run once, so that nobody trains on less data without noticing."""
+    """Index a folder of shards. Damage ends the run once, so that no data is lost unnoticed."""
     catalog = index_and_save(folder, progress=terminal_progress)
     if catalog.num_problems:
         raise Yt8mError(

@@ -16,16 +16,16 @@ from yt8m.prediction.predict import segments_of
 from yt8m.prediction.store import StoreIndex
 from yt8m.ranking.rank import rank_segments
 from yt8m.ranking.streaming import remove_partial_rankings
-from yt8m.ranking.weights import find_weights, out_of_fold
+from yt8m.ranking.weights import find_weights, predict_out_of_fold
 from yt8m.runs.comparison import ranking_specs, score_rankings, write_timeline
 from yt8m.runs.predicting import shared_pass
 from yt8m.runs.stages import RunStage
 from yt8m.runs.training import load_base, load_segment_model
 from yt8m.runtime.progress import track
 from yt8m.runtime.stopping import StopRequest
-from yt8m.scoring.report import SCORES_FILE, ScoreRow, read_scores
-from yt8m.submission.submission import write_submission
+from yt8m.scoring.scores import SCORES_FILE, ScoreRow, read_scores
 from yt8m.submission.table import write_table
+from yt8m.submission.writing import write_submission
 
 SUBMISSION_FILE = "submission.csv"
 TABLE_FILE = "segments.parquet"
@@ -89,7 +89,7 @@ def predict(stage: RunStage) -> RunScores | None:
     index = StoreIndex.of(
         models, segments, vocabulary.digest, reader.catalog.digest, ensemble.shifts, recipe.machine.precision
     )
-    needs_store = ensemble.store or any(spec.merger and spec.merger.needs_whole_classes for spec in specs)
+    needs_store = ensemble.store or any(spec.merger and spec.merger.needs_all_segments for spec in specs)
     with StopRequest(fabric) as stop:
         work = shared_pass(fabric, stop, reader, segments, models, ensemble.shifts)
         rankings = rank_segments(
@@ -100,7 +100,6 @@ def predict(stage: RunStage) -> RunScores | None:
             stage.fingerprint,
             recipe.seed,
             (store_folder, index) if needs_store else None,
-            context.progress,
         )
     if rankings is None:
         return None
@@ -125,7 +124,7 @@ def _found_weights(stage: RunStage, models: Mapping[str, FoldedClassifier]) -> d
     members = sorted(recipe.ensemble_models)
     held_out = {name: recipe.segment_models[name].fold for name in members}
     folds = [
-        out_of_fold(
+        predict_out_of_fold(
             reader,
             context.vocabulary,
             {name: models[name] for name in members if held_out[name] == fold},

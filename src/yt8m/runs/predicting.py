@@ -25,8 +25,8 @@ from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.runtime.progress import no_progress, terminal_progress
 from yt8m.runtime.stopping import StopRequest
 from yt8m.settings import fingerprint
-from yt8m.submission.submission import write_submission
 from yt8m.submission.table import write_table
+from yt8m.submission.writing import write_submission
 from yt8m.vocabulary import Vocabulary
 
 
@@ -106,7 +106,7 @@ def predict_folders(
     if output is not None:
         kinds = {name: model.kind for name, model in models.items()}
         merger = _make_merger(config, kinds, allow_unused=outputs.store is not None)
-        if merger.needs_whole_classes and outputs.store is None:
+        if merger.needs_all_segments and outputs.store is None:
             raise UsageError("The mean of ranks needs all probabilities at once; store them (--store) as well.")
     reader = FrameReader(catalog)
     segments = segments_of(reader)
@@ -128,7 +128,6 @@ def predict_folders(
                 folder,
                 fingerprint([index.model_dump(mode="json"), config.model_dump(mode="json"), outputs.top_k]),
                 store=None if outputs.store is None else (outputs.store, index),
-                progress=work.progress,
             )
             if rankings is not None:
                 outputs.write(rankings[0], classes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from yt8m.dataset.batches import FrameChoice
+from yt8m.dataset.batches import FrameSampling
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import load_model
@@ -40,7 +40,8 @@ def build(stage: RunStage) -> tuple[Classifier, Task]:
     """
     context, config = stage.context, stage.config
     torch.manual_seed(stage.seed)
-    provenance = {"name": stage.name, "seed": stage.seed, "stage": stage.fingerprint}
+    fold = {} if isinstance(config, BaseModelConfig) else {"fold": config.fold}
+    provenance = {"name": stage.name, "seed": stage.seed} | fold | {"stage": stage.fingerprint}
     if isinstance(config, BaseModelConfig):
         max_frames = config.classifier.encoder.max_frames
         task: Task = VideoTask(
@@ -48,7 +49,7 @@ def build(stage: RunStage) -> tuple[Classifier, Task]:
             context.reader("video/valid"),
             context.vocabulary,
             max_frames,
-            FrameChoice(stage.num_frames, config.clip_probability),
+            FrameSampling(stage.num_frames, config.clip_probability),
             config.training.batch_size,
             stage.seed,
             provenance,
@@ -67,7 +68,7 @@ def build(stage: RunStage) -> tuple[Classifier, Task]:
         config.loss,
         config.training.batch_size,
         stage.seed,
-        provenance | {"fold": config.fold},
+        provenance,
     )
     return model, task
 

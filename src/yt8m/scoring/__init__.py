@@ -1,1 +1,1 @@
-"""How good a ranking is, by the metric of the challenge without the faults of its public evaluator."""
+"""Score rankings by MAP@K: ground truth, metric, tables and plots."""

@@ -1,1 +1,1 @@
-"""Submission files and the Parquet table: write, read, check."""
+"""Submission files and Parquet tables: format, writing, checking."""

@@ -1,30 +1,26 @@
-"""A ranking as a table for people: a Parquet file with a row a listed segment, class by class, best first.
+"""Write a ranking as a Parquet table: one row per listed segment, class by class, best first.
 
-Rows say `class, name, video, start, probability`. Classes are written as they come, several to a row group, so a table
-of 100 million rows passes through little memory. Ids and names stand once a row group and rows refer to them; the bytes
-of the probabilities are stored apart by their place, where sorted numbers compress to a third.
+Several classes form a row group, so a table of 100 million rows needs little memory. Ids and names are
+dictionary-encoded once per row group; the probabilities are stored as byte streams, which compresses sorted numbers to a
+third.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from yt8m.files import written_atomically
-from yt8m.prediction.segments import Segments
 from yt8m.ranking.topk import Ranking
-from yt8m.submission.submission import label_ids_of
+from yt8m.submission.writing import label_ids_of
 from yt8m.vocabulary import Vocabulary
 
 ROWS_PER_GROUP = 2**19
-"""A row group ends with the class that reaches so many rows: large enough that the ids are not repeated too often."""
+"""A row group ends with the class that reaches this number of rows: large enough that ids are not repeated too often."""
 
 SCHEMA = pa.schema(
     [
@@ -35,110 +31,60 @@ SCHEMA = pa.schema(
         pa.field("probability", pa.float32(), nullable=False),
     ]
 )
-"""The columns: `class` is an id of the dataset's vocabulary, `start` in seconds."""
+"""The columns: `class` is a dataset id, `start` is in seconds."""
 
 
-class TableWriter:
-    """Writes the table of a ranking, a class at a time; as a context manager, the file is complete or absent.
-
-    Args:
-        path: The Parquet file to write.
-        segments: What positions mean.
-        vocabulary: The classes.
-    """
-
-    def __init__(self, path: Path, segments: Segments, vocabulary: Vocabulary) -> None:
-        self._path = path
-        self._segments = segments
-        self._label_ids = vocabulary.label_ids.astype(np.int32)
-        # Readers take the values of a dictionary for different ones, and two classes may have one name.
-        names = {name: place for place, name in enumerate(dict.fromkeys(vocabulary.names))}
-        self._name_of_class = np.array([names[name] for name in vocabulary.names], np.int32)
-        self._names = pa.array(names, pa.string())
-        self._video_ids = pa.array(segments.video_ids, pa.string())
-        self._waiting: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = []
-        self._num_waiting = 0
-        self._stack = ExitStack()
-        self._file: Any = None
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(written_atomically(self._path))
-            self._file = stack.enter_context(
-                pq.ParquetWriter(
-                    temporary,
-                    SCHEMA,
-                    compression="zstd",
-                    use_dictionary=["class", "name", "video", "start"],
-                    use_byte_stream_split=["probability"],
-                )
-            )
-            stack.push(self._write_rest)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._stack.__exit__(kind, error, trace)
-
-    def write(self, class_index: int, positions: NDArray[np.int32], probabilities: NDArray[np.float32]) -> None:
-        """Write the segments listed for a class.
-
-        Args:
-            class_index: The class, each once.
-            positions: Positions in the segments, best first, int32 (n,).
-            probabilities: Their probabilities, float32 (n,).
-
-        Raises:
-            ValueError: There is not a probability for each position.
-            OSError: The disk is full; the context manager makes a sentence of it.
-        """
-        if positions.shape != probabilities.shape or positions.ndim != 1:
-            raise ValueError(
-                f"expected positions (n,) and as many probabilities, found {positions.shape} and {probabilities.shape}."
-            )
-        self._waiting.append((class_index, positions, probabilities))
-        self._num_waiting += len(positions)
-        if self._num_waiting >= ROWS_PER_GROUP:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        if not self._num_waiting:
-            return
-        classes, positions, probabilities = zip(*self._waiting, strict=True)
-        of_row = np.repeat(np.array(classes, np.int64), [len(listed) for listed in positions])
-        listed = np.concatenate(positions)
-        self._waiting, self._num_waiting = [], 0
-        columns = [
-            pa.array(self._label_ids[of_row]),
-            pa.DictionaryArray.from_arrays(self._name_of_class[of_row], self._names),
-            pa.DictionaryArray.from_arrays(self._segments.rows[listed], self._video_ids),
-            pa.array(self._segments.start_seconds[listed]),
-            pa.array(np.concatenate(probabilities)),
-        ]
-        self._file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(of_row))
-
-    def _write_rest(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._write_group()
-
-
-def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary) -> None:
-    """Write a ranking as a table, class by class in the vocabulary's row order; complete or not at all.
+def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_group: int = ROWS_PER_GROUP) -> None:
+    """Write a ranking as a table, class by class in the vocabulary's row order; the write is atomic.
 
     Args:
         path: The Parquet file to write.
-        ranking: A class of the ranking for each row of the vocabulary.
+        ranking: One class for each row of the vocabulary.
         vocabulary: The classes.
+        rows_per_group: Minimum size of a row group, except the last.
 
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
-        ValueError: The ranking has other classes than the vocabulary.
+        ValueError: The number of classes is not that of the vocabulary.
     """
-    label_ids_of(ranking, vocabulary)
-    with TableWriter(path, ranking.segments, vocabulary) as table:
-        for class_index in range(len(ranking)):
-            table.write(class_index, ranking.positions(class_index), ranking.probabilities(class_index))
+    label_ids = np.array(label_ids_of(ranking, vocabulary), np.int32)
+    # The values of a dictionary must be distinct, but two classes may have the same name.
+    name_indices = {name: index for index, name in enumerate(dict.fromkeys(vocabulary.names))}
+    name_of_class = np.array([name_indices[name] for name in vocabulary.names], np.int32)
+    names, video_ids = pa.array(name_indices, pa.string()), pa.array(ranking.segments.video_ids, pa.string())
+    with (
+        written_atomically(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=["class", "name", "video", "start"],
+            use_byte_stream_split=["probability"],
+        ) as file,
+    ):
+        for classes in _row_groups(ranking, rows_per_group):
+            lists = [ranking.positions(class_index) for class_index in classes]
+            class_of_row = np.repeat(np.array(classes, np.int64), [len(listed) for listed in lists])  # (rows,)
+            positions = np.concatenate(lists)  # (rows,)
+            columns = [
+                pa.array(label_ids[class_of_row]),
+                pa.DictionaryArray.from_arrays(name_of_class[class_of_row], names),
+                pa.DictionaryArray.from_arrays(ranking.segments.rows[positions], video_ids),
+                pa.array(ranking.segments.start_seconds[positions]),
+                pa.array(np.concatenate([ranking.probabilities(class_index) for class_index in classes])),
+            ]
+            file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(positions))
+
+
+def _row_groups(ranking: Ranking, rows_per_group: int) -> Iterator[list[int]]:
+    """Yield the classes of each row group."""
+    classes: list[int] = []
+    num_rows = 0
+    for class_index, keys in enumerate(ranking.keys):
+        classes.append(class_index)
+        num_rows += len(keys)
+        if num_rows >= rows_per_group:
+            yield classes
+            classes, num_rows = [], 0
+    if num_rows:
+        yield classes

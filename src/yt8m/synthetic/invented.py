@@ -1,9 +1,9 @@
-"""Invented sources: video-level features with class structure worth learning, for trying the system without any data.
+"""Generated sources: video-level features with learnable classes, for trying the system without any data.
 
-Classes come in topics. A source carries one to three classes of a topic. Its mean vector is the topic's and the classes'
-directions, in a few latent dimensions mapped into the 1,152 features, under a larger part of its own; all is scaled to
-the spread of real features. So classes can be told apart, but not by a few noisy frames, and classes of a topic are
-easily confused: what surrounds a segment says something about it.
+Each source has one to three classes of one topic. Its mean vector is the sum of the topic's and the classes' directions in
+a few latent dimensions, mapped to the 1,152 features, and of a larger part of its own; all is scaled to the standard
+deviation of real features. So classes can be separated, but not from a few noisy frames, and classes of a topic are easily
+confused: the context of a segment helps.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ TOPICS = {
     "Games": ("Chess", "Arcade game", "Racing game", "Cards", "Puzzle", "Strategy game"),
     "Outdoors": ("Mountain", "River", "Forest", "Beach", "Snow", "Volcano"),
 }
-"""Topics and their classes; invented, though the names are those of things."""
+"""Topics and their classes; the features behind the names are generated."""
 
 LATENT_SIZE = 48
-"""Dimensions in which classes differ; mapped into the features, as concepts are in real ones."""
+"""Dimensions in which classes differ."""
 
 TOPIC_STRENGTH = 0.7
 CLASS_STRENGTH = 0.8
 OWN_STRENGTH = 0.5
-"""Length of a topic's, a class's and a source's own part in each latent dimension."""
+"""Scale of the topic's, the class's and the source's own part in each latent dimension."""
 
 LATENT_STD = 0.12
-"""Spread of a feature's mean that the latent dimensions make up."""
+"""Standard deviation of the features that comes from the latent dimensions."""
 
 FEATURE_STD = 0.48
-"""Spread of a feature's mean that is each source's own; with the latent part, about that of real videos."""
+"""Standard deviation of each source's own part of the features; together about that of real videos."""
 
 BACKGROUND_LABEL = 3000
-"""A label outside the segment classes, carried by some sources, as real ones do."""
+"""A label outside the segment classes, which some sources have, as real ones do."""
 
 
 def invented_vocabulary(seed: int = 0) -> Vocabulary:
@@ -52,12 +52,12 @@ def invented_vocabulary(seed: int = 0) -> Vocabulary:
 
 
 def invented_sources(num_sources: int, vocabulary: Vocabulary, seed: int = 0) -> Sources:
-    """Invent sources.
+    """Generate sources.
 
     Args:
         num_sources: N.
-        vocabulary: As `invented_vocabulary` gives it.
-        seed: Decides directions, labels and vectors.
+        vocabulary: The vocabulary of `invented_vocabulary`.
+        seed: Seed of directions, labels and vectors.
     """
     rng = np.random.default_rng([seed, 4])
     topics = list(TOPICS.values())
@@ -69,7 +69,7 @@ def invented_sources(num_sources: int, vocabulary: Vocabulary, seed: int = 0) ->
     labels = []
     for source in range(num_sources):
         topic = int(rng.integers(len(topics)))
-        # Some classes are common and some rare, as everywhere.
+        # Class frequencies follow Zipf's law.
         shares = 1 / np.arange(1, len(of_topic[topic]) + 1)
         count = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
         classes = rng.choice(of_topic[topic], count, replace=False, p=shares / shares.sum())

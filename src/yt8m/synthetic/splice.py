@@ -1,18 +1,17 @@
-"""Spliced videos: real video-level features joined into frame-level videos whose truth is known to the second.
+"""Spliced videos: real video-level features joined into frame-level videos with exact ground truth.
 
-A spliced video joins 1 to 4 sources. Each source owns a block of 5-second segments, and its frames are its mean vector
-plus temporally correlated noise, quantized (SPEC: spliced videos). Video labels are the union of the sources'; a
-segment is positive for a label exactly where its source carries it. Sources never cross between the parts of the
-dataset (train, valid, rated, test), and what video i of a part shows depends on (seed, part, i) and the part's sources
-alone; only its id goes by its number in the whole dataset.
+A spliced video joins 1 to 4 sources. Each source owns a block of 5-second segments, whose frames are its mean vector plus
+temporally correlated noise, quantized (docs/method.md, "Spliced videos"). Video labels are the union of the sources'
+labels; a segment is positive for a label exactly where its source has it. Sources are not shared between the parts of the
+dataset (train, valid, rated, test), and the content of video i of a part is a function of (seed, part, i) and the part's
+sources; only its id depends on its number in the whole dataset.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from yt8m.dataset.frames import NUM_FEATURES
 from yt8m.dataset.layout import find_shards
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError
-from yt8m.files import written_atomically
+from yt8m.files import write_csv
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.shards.records import SEGMENT_SECONDS, read_video_level_shard
 from yt8m.shards.writer import ShardWriter, encode_video
@@ -31,18 +30,18 @@ from yt8m.vocabulary import FILE_NAME as VOCABULARY_FILE
 from yt8m.vocabulary import Vocabulary
 
 NOISE_STD = 0.95
-"""Standard deviation of a frame around its video's mean, per dimension: read off a real frame-level video."""
+"""Standard deviation of a frame around its video's mean, per dimension, measured on a real frame-level video."""
 
 NOISE_CORRELATION = 0.4
-"""Correlation of that deviation from one second to the next."""
+"""Autocorrelation of that deviation at a lag of one second."""
 
 MAX_SOURCES = 4
 NUM_SEGMENTS_RANGE = (24, 60)
-"""Segments of a spliced video: as long as real ones, 2 to 5 minutes."""
+"""Segments of a spliced video: as many as real ones have, 2 to 5 minutes."""
 
 RATED_SEGMENTS = 5
-"""Rated segments for each class of a rated video, as in the real rated set. There a video is rated for one class; here
-for all of its segment classes, since a few hundred videos stand for tens of thousands."""
+"""Rated segments per class of a rated video, as in the real rated set. There a video is rated for one class; here for all
+of its segment classes, since a few hundred videos replace tens of thousands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ class Sources:
         return len(self.labels)
 
     def take(self, chosen: NDArray[np.integer]) -> Sources:
-        """Some of the sources, in the order asked for."""
+        """Some of the sources, in the given order."""
         return Sources(self.means[chosen], tuple(self.labels[i] for i in chosen.tolist()))
 
 
@@ -79,7 +78,7 @@ class SplicedVideo:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels of the whole video: the union over its segments."""
+        """Labels of the video: the union over its segments."""
         return np.unique(np.concatenate(self.segment_labels))
 
     @property
@@ -90,23 +89,23 @@ class SplicedVideo:
 
 
 def quantize(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Nearest byte of each value, the inverse of `q * 4/255 + 4/512 - 2` (SPEC: quantization)."""
+    """Nearest byte of each value, the inverse of `q * 4/255 + 4/512 - 2` (docs/method.md, "Quantization")."""
     quantized: NDArray[np.uint8] = np.clip(np.rint((values + (2 - 4 / 512)) * (255 / 4)), 0, 255).astype(np.uint8)
     return quantized
 
 
 def splice(sources: Sources, chosen: NDArray[np.integer], rng: np.random.Generator) -> SplicedVideo:
-    """Join some sources, in the order given, into one video.
+    """Join some sources, in the given order, into one video.
 
     Args:
-        sources: Where the chosen ones are taken from.
+        sources: All sources.
         chosen: 1 to 4 positions in `sources`.
-        rng: Decides the length, where the blocks meet, and the noise.
+        rng: Decides the length, the boundaries and the noise.
     """
     num_segments = int(rng.integers(*NUM_SEGMENTS_RANGE))
     cuts = np.sort(rng.choice(np.arange(1, num_segments), len(chosen) - 1, replace=False))
     owner = np.searchsorted(cuts, np.arange(num_segments), side="right")
-    # A video rarely ends with a whole segment.
+    # A video rarely ends with a complete segment.
     num_frames = num_segments * SEGMENT_SECONDS - int(rng.integers(0, SEGMENT_SECONDS))
     frame_owner = owner[np.arange(num_frames) // SEGMENT_SECONDS]
     noise = rng.standard_normal((num_frames, NUM_FEATURES), dtype=np.float32)
@@ -123,11 +122,10 @@ def splice(sources: Sources, chosen: NDArray[np.integer], rng: np.random.Generat
 def choose_ratings(
     video: SplicedVideo, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> list[tuple[int, int, float]]:
-    """Rate each segment class of a video on a few of its segments, picked at random.
+    """Rate each segment class of a video on `RATED_SEGMENTS` random segments, or on all where there are fewer.
 
     Returns:
-        (label id, start in seconds, 0 or 1), `RATED_SEGMENTS` a class where there are so many, sorted; empty where the
-        video has no segment class.
+        (label id, start in seconds, 0 or 1), sorted; empty where the video has no segment class.
     """
     positions = video.evaluated_positions
     ratings = []
@@ -141,7 +139,7 @@ _ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def video_id(number: int) -> str:
-    """A 4-character id, different for every number below 62^4, as the real ids look."""
+    """A 4-character id, as real ids are, different for every number below 62^4."""
     base = len(_ID_LETTERS)
     scattered = (number * 7_368_787 + 4_826_809) % base**4
     return "".join(_ID_LETTERS[scattered // base**digit % base] for digit in range(4))
@@ -149,7 +147,7 @@ def video_id(number: int) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many videos a spliced dataset has: `train` and `valid` to pre-train on, `rated`, and `test`."""
+    """Number of videos of a spliced dataset: `train` and `valid` for pre-training, `rated`, and `test`."""
 
     train: int
     valid: int
@@ -166,14 +164,14 @@ class _Part:
 
 
 def _deal(sources: Sources, sizes: Sizes, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Share the sources out to the parts, in proportion to their sizes and without overlap."""
+    """Divide the sources among the parts, in proportion to their sizes and without overlap."""
     counts = np.array([sizes.train, sizes.valid, sizes.rated, sizes.test])
     ends = np.rint(np.cumsum(counts) / counts.sum() * len(sources)).astype(np.int64)
     return np.split(rng.permutation(len(sources)), ends[:-1])
 
 
 def _choices(pool: NDArray[np.int64], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Sources of each video of a part: every source is used before any is used again, none twice in a video."""
+    """Sources of each video of a part: every source is used before any is used again, and none twice in a video."""
     chosen: list[NDArray[np.int64]] = []
     waiting: list[int] = []
     for _ in range(size):
@@ -199,24 +197,22 @@ def write_dataset(
     seed: int,
     progress: ProgressFactory = no_progress,
 ) -> None:
-    """Write a whole spliced dataset in the classic layout.
+    """Write a spliced dataset: the folders of shards, the vocabulary, and the ground truth of the test set.
 
-    `video/train`, `video/valid`, `segment/train` (rated), `segment/test` (no labels), `segment_vocabulary.csv`, and
-    the truth of the test set: `segment/test_ratings.csv` (video,label,start,score; rated segments only) and
-    `segment/test_positives.csv` (video,label,start; every positive segment inside the evaluated range, for segment
-    classes).
+    The truth is `segment/test_ratings.csv` (video,label,start,score; rated segments only) and
+    `segment/test_positives.csv` (video,label,start; all positive segments of segment classes that are evaluated).
 
     Args:
-        folder: Where to write; must not exist or be empty.
+        folder: Must not exist or be empty.
         sources: Features and labels to splice.
         vocabulary: The segment classes.
         sizes: Videos per part.
-        seed: Decides everything.
+        seed: Seed of everything.
         progress: Reports videos written, part by part.
 
     Raises:
-        UsageError: The folder holds something already, a size is impossible, or there are too few sources.
-        Yt8mError: The disk is full or the folder cannot be written to; what was written is removed.
+        UsageError: The folder is not empty, a size is invalid, or there are too few sources.
+        Yt8mError: The disk is full or the folder cannot be written to; the written files are removed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not empty; give a new folder.")
@@ -232,7 +228,7 @@ def write_dataset(
     carriers = np.flatnonzero([bool((vocabulary.class_indices(labels) >= 0).any()) for labels in sources.labels])
     if len(carriers) < MAX_SOURCES * len(parts):
         raise UsageError(
-            f"{len(carriers)} of the {len(sources)} sources carry a label of the segment vocabulary; "
+            f"{len(carriers)} of the {len(sources)} sources have a label of the segment vocabulary; "
             f"at least {MAX_SOURCES * len(parts)} are needed. Do vocabulary and sources belong together?"
         )
     usable = sources.take(carriers)
@@ -250,7 +246,7 @@ def write_dataset(
             _write_part(folder, part, videos, vocabulary, first_number, progress)
             first_number += part.size
     except BaseException:
-        # Half a dataset is none; and the folder has to be empty for the next try.
+        # A partial dataset is useless, and the folder has to be empty for the next try.
         shutil.rmtree(folder, ignore_errors=True)
         if existed:
             folder.mkdir()
@@ -267,7 +263,7 @@ def _spliced_videos(
 
 
 def num_shards(num_videos: int) -> int:
-    """Shards of a part: enough for eight folds, about 40 videos (10 MB) each when there are more."""
+    """Shards of a part: enough for eight folds, of about 40 videos (10 MB) each if there are more."""
     return max(min(num_videos, 16), num_videos // 40)
 
 
@@ -306,33 +302,26 @@ def _write_part(
                         for label in video.segment_labels[position].tolist()
                         if vocabulary.class_indices(label) >= 0
                     ]
-    next(numbers, None)  # lets a progress bar see the end
+    next(numbers, None)  # reports the last video
     if part.prefix == "test":
-        _write_csv(folder / "segment" / "test_ratings.csv", ("video", "label", "start", "score"), truth)
-        _write_csv(folder / "segment" / "test_positives.csv", ("video", "label", "start"), positives)
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str | int, ...]]) -> None:
-    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_csv(folder / "segment" / "test_ratings.csv", ("video", "label", "start", "score"), truth)
+        write_csv(folder / "segment" / "test_positives.csv", ("video", "label", "start"), positives)
 
 
 def _write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
-    _write_csv(path, ("Index", "Name"), zip(vocabulary.label_ids.tolist(), vocabulary.names, strict=True))
+    write_csv(path, ("Index", "Name"), zip(vocabulary.label_ids.tolist(), vocabulary.names, strict=True))
 
 
 def read_sources(folder: Path, progress: ProgressFactory = no_progress) -> Sources:
-    """Read video-level shards as sources.
+    """Read video-level shards as sources to splice.
 
     Args:
-        folder: Holds the shards, `*.tfrecord`.
+        folder: The folder of shards.
         progress: Reports shards read.
 
     Raises:
-        UsageError: The folder is missing or holds no shards.
-        ShardError: A shard is damaged or not of video level.
+        UsageError: The folder is missing or contains no shards.
+        ShardError: A shard is damaged or not video-level.
     """
     means: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
@@ -341,5 +330,5 @@ def read_sources(folder: Path, progress: ProgressFactory = no_progress) -> Sourc
             means.append(np.concatenate([record.mean_rgb, record.mean_audio]))
             labels.append(np.asarray(record.labels, np.int64))
     if not means:
-        raise UsageError(f"{folder}: its shards hold no videos.")
+        raise UsageError(f"{folder}: its shards contain no videos.")
     return Sources(np.stack(means), tuple(labels))

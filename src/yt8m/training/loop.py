@@ -7,11 +7,11 @@ run that is killed and resumed ends with the same weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.dataset.batches import Batches, Share
+from yt8m.dataset.batches import Batches, ProcessSlice
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import Interrupted, UsageError, Yt8mError
 from yt8m.files import clear_leftovers
-from yt8m.models.layers.dropout import split_over_processes
+from yt8m.models.layers.distributed import split_over_processes
 from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.stopping import StopRequest, StopRequested
 from yt8m.training.averaging import AveragingConfig, WeightAverage
@@ -42,6 +42,8 @@ METRIC_MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "auc": "max", "
 class TrainingConfig(OptimizationConfig):
     """One training run: optimization, averaging, evaluation, checkpoints."""
 
+    renamed: ClassVar[Mapping[str, str]] = {**OptimizationConfig.renamed, "choose_by": "monitor"}
+
     averaging: AveragingConfig = AveragingConfig()
     """Weight averaging (EMA, SWA) of the model that is evaluated and saved."""
     evaluate_every: int = Field(default=1000, gt=0)
@@ -59,7 +61,7 @@ class TrainingConfig(OptimizationConfig):
 class Task(Protocol):
     """What to train on, and how to evaluate."""
 
-    def batches(self, share: Share) -> Batches:
+    def batches(self, share: ProcessSlice) -> Batches:
         """Training batches of this process."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -116,10 +118,10 @@ def training_batches(fabric: Fabric, task: Task, config: TrainingConfig) -> Batc
     Raises:
         UsageError: They cannot be split into equal micro-batches.
     """
-    batches = task.batches(Share(fabric.global_rank, fabric.world_size))
-    if batches.share_size % config.gradient_accumulation:
+    batches = task.batches(ProcessSlice(fabric.global_rank, fabric.world_size))
+    if batches.local_batch_size % config.gradient_accumulation:
         raise UsageError(
-            f"gradient_accumulation {config.gradient_accumulation} does not divide the {batches.share_size} examples per "
+            f"gradient_accumulation {config.gradient_accumulation} does not divide the {batches.local_batch_size} examples per "
             "batch and process."
         )
     return batches

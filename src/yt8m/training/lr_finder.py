@@ -7,7 +7,6 @@ the loss falls fastest, not where it is lowest: slightly above that, it rises ag
 from __future__ import annotations
 
 import copy
-import csv
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from yt8m.dataset.read_ahead import on_device, step_loader
-from yt8m.files import written_atomically
+from yt8m.files import write_csv
 from yt8m.runtime.machine import MachineConfig
+from yt8m.runtime.plotting import BLUE, GRAY, ORANGE, hide_frame, save_figure
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
-from yt8m.scoring.report import DENSE_COLOR, RATED_COLOR, TRUTH_COLOR, save_picture
 from yt8m.settings import Settings
 from yt8m.training.loop import Task, TrainingConfig, training_batches
 from yt8m.training.optimization import make_optimizer, set_learning_rates
@@ -178,10 +177,7 @@ def lr_sweep(
 def write_lr_curve(path: Path, curve: LRCurve) -> None:
     """Write a CSV file `step,lr,loss,smoothed` with one row per step, counted from 1."""
     rows = zip(curve.sweep.learning_rates, curve.losses, curve.smoothed, strict=False)
-    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "lr", "loss", "smoothed"])
-        writer.writerows([step, *row] for step, row in enumerate(rows, start=1))
+    write_csv(path, ("step", "lr", "loss", "smoothed"), ([step, *row] for step, row in enumerate(rows, start=1)))
 
 
 def plot_lr_curve(path: Path, curve: LRCurve, name: str, peak_lr: float) -> None:
@@ -197,20 +193,20 @@ def plot_lr_curve(path: Path, curve: LRCurve, name: str, peak_lr: float) -> None
     smoothed = np.array(curve.smoothed)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, losses, color=TRUTH_COLOR, linewidth=0.9, label="batch")
-    axes.plot(rates, smoothed, color=RATED_COLOR, linewidth=2.2, label="smoothed")
+    axes.plot(rates, losses, color=GRAY, linewidth=0.9, label="batch")
+    axes.plot(rates, smoothed, color=BLUE, linewidth=2.2, label="smoothed")
     if (suggestion := curve.suggestion) is not None:
         label = f"suggested: {suggestion.peak_lr:.2g}"
-        axes.axvline(suggestion.peak_lr, color=DENSE_COLOR, linewidth=1.8, label=label)
+        axes.axvline(suggestion.peak_lr, color=ORANGE, linewidth=1.8, label=label)
     axes.axvline(peak_lr, color="#444444", linewidth=1.4, linestyle="--", label=f"recipe: {peak_lr:.2g}")
     axes.set_xscale("log")
     axes.set_ylim(*_loss_limits(losses, smoothed))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.spines[["top", "right"]].set_visible(False)
+    hide_frame(axes)
     figure.suptitle(f"{name}: learning-rate sweep", fontsize=11, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    save_picture(path, figure)
+    save_figure(path, figure)
 
 
 def _loss_limits(losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tuple[float | None, float | None]:

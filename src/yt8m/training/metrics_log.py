@@ -25,7 +25,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from pydantic import model_validator
 
 from yt8m.errors import Interrupted, UsageError
-from yt8m.files import written_atomically
+from yt8m.files import write_csv
 from yt8m.settings import Settings
 
 METRICS_FILE = "metrics.csv"
@@ -101,8 +101,7 @@ class MetricsLog:
         if wandb_run is not None:
             wandb_run.config.check()
         if self._writes:
-            with written_atomically(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([_HEADER, *self._rows])
+            write_csv(self._path, _HEADER, self._rows)
             # TensorBoard imports TensorFlow if that is installed, which takes seconds and prints warnings; a module of
             # this name turns that off.
             sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))

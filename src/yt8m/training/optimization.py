@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +15,12 @@ from yt8m.settings import Settings
 
 class OptimizationConfig(Settings):
     """Optimizer and learning-rate schedule."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "accumulate": "gradient_accumulation",
+        "peak_rate": "peak_lr",
+        "slow_rate_factor": "encoder_lr_factor",
+    }
 
     steps: int = Field(gt=0)
     """Number of optimizer steps."""

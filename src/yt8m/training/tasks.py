@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from yt8m.dataset.batches import (
-    FrameChoice,
+    FrameSampling,
+    ProcessSlice,
     SegmentBatch,
     SegmentBatches,
-    Share,
     VideoBatch,
     VideoBatches,
     context_frames,
@@ -102,7 +102,7 @@ class VideoTask(_ClassifierTask):
         valid: FrameReader,
         vocabulary: Vocabulary,
         max_frames: int,
-        choice: FrameChoice,
+        choice: FrameSampling,
         batch_size: int,
         seed: int,
         provenance: dict[str, Any],
@@ -114,7 +114,7 @@ class VideoTask(_ClassifierTask):
         if not len(self.valid_rows):
             raise UsageError(f"{valid.catalog.folder}: none of its videos has a label of the segment vocabulary.")
 
-    def batches(self, share: Share) -> VideoBatches:
+    def batches(self, share: ProcessSlice) -> VideoBatches:
         """Training batches of this process."""
         return VideoBatches(self.train, self.vocabulary, self.choice, self.batch_size, self.seed, share)
 
@@ -253,7 +253,7 @@ class SegmentTask(_ClassifierTask):
             rows = np.union1d(self.train_ratings.rows, self.valid_ratings.rows)
             self._context = ContextVectors(fabric, model, reader, rows)
 
-    def batches(self, share: Share) -> SegmentBatches:
+    def batches(self, share: ProcessSlice) -> SegmentBatches:
         """Training batches of this process."""
         return SegmentBatches(
             self.reader, self.vocabulary, self.train_ratings, self.margin_frames, self.batch_size, self.seed, share

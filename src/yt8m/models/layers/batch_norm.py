@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from yt8m.models.layers.blocks import row_blocks, statistics_dtype
 
-# ------------------------------------------------------------------------------------------------------ batch norm
+EPS = 1e-5
+"""Added to variances."""
 
 
 class _MaskedMoments(torch.autograd.Function):
-    """Mean and variance of the columns of (N, channels) over the rows of weight 1, in one reading of the rows.
+    """Mean and variance of the columns of (N, channels) over the rows of weight 1, in one pass over the rows.
 
-    Each block's mean and squared deviations are merged (Chan, Golub, LeVeque 1979), which is as accurate as the
-    two-pass formula. The gradient of both together is one expression a row.
+    Each block's mean and squared deviations are merged (Chan, Golub, LeVeque 1979), as accurate as the two-pass formula.
+    The gradient of both is one expression per row.
     """
 
     @staticmethod
@@ -28,7 +29,8 @@ class _MaskedMoments(torch.autograd.Function):
             counts.append(weight.sum())
             means.append((values * weight).sum(0) / counts[-1].clamp(min=1))
             deviations.append((values - means[-1]).square_().mul_(weight).sum(0))
-        block_counts, block_means = torch.stack(counts).unsqueeze(1), torch.stack(means)
+        block_counts = torch.stack(counts).unsqueeze(1)  # (blocks, 1)
+        block_means = torch.stack(means)  # (blocks, channels)
         mean = (block_means * block_counts).sum(0) / count
         between = ((block_means - mean).square() * block_counts).sum(0)
         variance = (torch.stack(deviations).sum(0) + between) / count
@@ -47,7 +49,7 @@ class _MaskedMoments(torch.autograd.Function):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes; its gradient is the sum of theirs."""
+    """Sum of a tensor over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _moments_over_processes(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge each process's mean and variance (channels,) of `count` rows into those of all rows, on every process."""
+    """Merge each process's mean and variance (channels,) over `count` rows into those over all rows."""
 
     def summed(tensor: Tensor) -> Tensor:
         return cast("Tensor", _SumOverProcesses.apply(tensor))  # type: ignore[no-untyped-call]
@@ -74,30 +76,26 @@ def _moments_over_processes(mean: Tensor, variance: Tensor, count: Tensor) -> tu
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch normalization over the valid frames only; parameters and buffers are named as in `nn.BatchNorm1d`.
+    """Batch norm over the valid frames only; parameters and buffers are named as in `nn.BatchNorm1d`.
 
-    Equal to `nn.BatchNorm1d` where every frame is valid, in training and in eval mode. One valid frame in a training
-    batch is no error: it is normalized to the bias. Statistics are float32 at least. With several processes they are
-    those of the global batch where `synchronized` is set (`split_over_processes`), and each process's own otherwise.
+    Equal to `nn.BatchNorm1d` where every frame is valid, in training and in eval mode. A single valid frame in a training
+    batch is normalized to the bias. Statistics are at least float32. With several processes they are those of the global
+    batch if `synchronized` is set (`split_over_processes`), and each process's own otherwise.
 
     Args:
         num_features: Channels.
-        affine: Whether to learn a weight and a bias a channel.
+        affine: Whether to learn a weight and a bias per channel.
         copies: Input channels are `copies` x `num_features`, and the copies of a channel share statistics, weight
             and bias (one cluster's logits in all groups).
-        eps: Added to the variance.
-        momentum: Share of a batch in the running statistics.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(
-        self, num_features: int, *, affine: bool = True, copies: int = 1, eps: float = 1e-5, momentum: float = 0.1
-    ) -> None:
+    def __init__(self, num_features: int, *, affine: bool = True, copies: int = 1) -> None:
         super().__init__()
-        self.num_features, self.copies, self.eps, self.momentum = num_features, copies, eps, momentum
+        self.num_features, self.copies, self.momentum = num_features, copies, 0.1
         self.synchronized = False
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
@@ -105,12 +103,8 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
-    def extra_repr(self) -> str:
-        """What printing the module shows."""
-        return f"{self.num_features}, copies={self.copies}, affine={self.weight is not None}"
-
     def statistics(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What to normalize with: the output is `(features - mean) * scale + bias`.
+        """Mean, scale and bias to normalize with, `(features - mean) * scale + bias`.
 
         In training mode the statistics are the batch's, and the running ones are updated.
 
@@ -119,13 +113,13 @@ class MaskedBatchNorm(nn.Module):
             mask: bool (...), or None where everything is valid.
 
         Returns:
-            mean, scale and bias, each (copies * num_features,), float32 at least.
+            Each (copies * num_features,), at least float32.
         """
         if self.training:
             mean, variance = self._batch_moments(features, mask)
         else:
             mean, variance = self.running_mean, self.running_var
-        scale = torch.rsqrt(variance + self.eps)
+        scale = torch.rsqrt(variance + EPS)
         if self.weight is not None and self.bias is not None:
             scale, bias = scale * self.weight, cast("Tensor", self.bias)
         else:
@@ -133,20 +127,16 @@ class MaskedBatchNorm(nn.Module):
         return mean.repeat(self.copies), scale.repeat(self.copies), bias.repeat(self.copies)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalize.
-
-        Args:
-            features: (..., copies * num_features).
-            mask: bool (...), or None where everything is valid.
+        """Normalize features (..., copies * num_features) with mask bool (...), None where everything is valid.
 
         Returns:
-            The same shape, float32 at least; what stands at masked places is of no use.
+            Same shape, at least float32; undefined at masked places.
         """
         mean, scale, bias = self.statistics(features, mask)
         return torch.addcmul(bias, features - mean, scale)
 
     def _batch_moments(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows = features.reshape(-1, features.shape[-1])
+        rows = features.reshape(-1, features.shape[-1])  # (N, copies * num_features)
         dtype = statistics_dtype(rows)
         weights = torch.ones_like(rows[:, 0], dtype=dtype) if mask is None else mask.reshape(-1).to(dtype)
         count = weights.sum().clamp(min=1)
@@ -167,10 +157,10 @@ class MaskedBatchNorm(nn.Module):
 
 
 def normalized_linear(norm: MaskedBatchNorm, linear: nn.Linear, features: Tensor, mask: Tensor | None) -> Tensor:
-    """`linear(norm(features, mask))`, normalizing on whichever side is smaller: the features or the weight.
+    """`linear(norm(features, mask))`, normalizing the smaller of the two: the features or the weight.
 
-    With many more frames than output channels it is the weight: `W ((x - mean) scale + bias) + b` is a linear layer
-    with the weight `W scale`, so that the normalized (B, T, channels) tensor is never made.
+    With many more frames than output channels it is the weight: `W ((x - mean) scale + bias) + b` is a linear layer with
+    the weight `W scale`, so that the normalized (B, T, channels) tensor is not needed.
 
     Args:
         norm: The batch norm.
@@ -185,11 +175,11 @@ def normalized_linear(norm: MaskedBatchNorm, linear: nn.Linear, features: Tensor
         return cast("Tensor", linear(norm(features, mask)))
     device = features.device.type
     with torch.autocast(device, enabled=False):
-        mean, scale, bias = norm.statistics(features, mask)
-        weight = linear.weight * scale
-        shift = linear.bias + linear.weight @ bias
+        mean, scale, bias = norm.statistics(features, mask)  # (channels,) each
+        weight = linear.weight * scale  # (output channels, channels)
+        shift = linear.bias + linear.weight @ bias  # (output channels,)
     if torch.is_autocast_enabled(device):
-        # Rounded before the mean is taken off, so that a channel's mean still cancels to the last digit.
+        # Rounded before the mean is subtracted, so that a channel's mean still cancels exactly.
         weight = weight.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         shift = shift - weight.to(shift.dtype) @ mean

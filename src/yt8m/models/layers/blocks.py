@@ -1,4 +1,4 @@
-"""Blocks of rows that fit into the processor's cache."""
+"""Block-wise computation over rows: cache-sized blocks, and the precision of sums over them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block on a CPU: 4 MB of float32, which the cache keeps from one operation to the next. Smaller blocks
-gain little, and make threads wait for each other so often that a busy machine stalls (measured: up to tenfold)."""
+"""Elements of a block on a CPU: 4 MB of float32, which stay in the cache from one operation to the next. Smaller blocks
+gain little, and threads then synchronize so often that a busy machine stalls (up to tenfold, measured)."""
 
 
 def row_blocks(rows: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension: cache-sized on a CPU, all at once on a device or while compiling (which fuses)."""
+    """Slices of the first dimension: cache-sized on a CPU, everything at once on a GPU or while compiling."""
     count = rows.shape[0]
     if rows.device.type != "cpu" or torch.compiler.is_compiling() or count == 0:
         yield slice(0, count)
@@ -24,5 +24,5 @@ def row_blocks(rows: Tensor) -> Iterator[slice]:
 
 
 def statistics_dtype(features: Tensor) -> torch.dtype:
-    """Float32 at least: sums over thousands of bfloat16 frames would lose most of their digits."""
+    """Type for sums over frames, at least float32: thousands of bfloat16 terms would lose most of their precision."""
     return torch.promote_types(features.dtype, torch.float32)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm, normalized_linear
 
-# ---------------------------------------------------------------------------------------------- gating and pooling
-
 
 class SqueezeExcite(nn.Module):
-    """The gate `x * sigmoid(W2 BN(ReLU(W1 BN(x))))` over channels (SPEC: SE gating).
+    """The gate `x * sigmoid(W2 BN(ReLU(W1 BN(x))))` over channels (docs/method.md, "SE gating").
 
     Args:
         channels: Size of x.
-        reduction: How many times narrower the hidden layer is.
+        reduction: Ratio of channels to hidden units.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -28,15 +26,15 @@ class SqueezeExcite(nn.Module):
         self.excite = nn.Linear(hidden, channels)
 
     def gate_logits(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of the gate, (..., channels), of features (..., channels) with a mask (...) or none."""
+        """Logits of the gate, (..., channels), for features (..., channels) with mask (...) or None."""
         hidden = F.relu(normalized_linear(self.squeeze_norm, self.squeeze, features, mask))
         return normalized_linear(self.excite_norm, self.excite, hidden, mask)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Gate features (..., channels); with a mask (...) the statistics are those of the valid frames."""
+        """Gate features (..., channels); with a mask (...), batch statistics are those of the valid frames."""
         return features * torch.sigmoid(self.gate_logits(features, mask))
 
 
-def squeeze_excite(channels: int, reduction: int | None) -> SqueezeExcite | None:
-    """The gate, or None where the reduction is 0 or None (gating off)."""
+def squeeze_excite(channels: int, reduction: int) -> SqueezeExcite | None:
+    """The gate, or None for a reduction of 0 (no gating)."""
     return SqueezeExcite(channels, reduction) if reduction else None

@@ -1,4 +1,4 @@
-"""Frames as numbers: dequantizing and masking."""
+"""Input layer: bytes are dequantized and masked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ AUDIO_SIZE = 128
 FRAME_SIZE = RGB_SIZE + AUDIO_SIZE
 
 InputValues = Literal["dequantized", "bytes"]
-"""What networks see of a byte: the value it stands for, or the number 0 to 255."""
-
-
-# ---------------------------------------------------------------------------------------------------------- frames
+"""Input of a network: dequantized values, or the bytes 0 to 255 themselves."""
 
 
 def dequantize(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn bytes into the values they stand for: `q * 4/255 + 4/512 - 2` (SPEC: the data, quantization).
+    """Dequantize bytes: `q * 4/255 + 4/512 - 2` (docs/method.md, "Quantization").
 
     Args:
         frames: uint8 of any shape.
@@ -31,48 +28,32 @@ def dequantize(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         Values from -1.9921875 to 2.0078125, same shape.
 
     Raises:
-        TypeError: The frames are not bytes; values that are dequantized already would be taken for bytes.
+        TypeError: The frames are not uint8, for example because they are already dequantized.
     """
     values = as_numbers(frames, torch.promote_types(dtype, torch.float32))
     return values.mul_(4 / 255).add_(4 / 512 - 2).to(dtype)
 
 
 def as_numbers(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn bytes into the numbers 0 to 255, a new tensor; each is exact in any floating-point type.
-
-    Args:
-        frames: uint8 of any shape.
-        dtype: Type of the result.
-
-    Raises:
-        TypeError: The frames are not bytes.
-    """
+    """Convert uint8 of any shape to the numbers 0 to 255, exact in any floating-point type; TypeError for others."""
     if frames.dtype != torch.uint8:
         raise TypeError(f"expected frames as bytes (uint8), found {frames.dtype}")
     return frames.to(dtype)
 
 
 def frame_mask(lengths: Tensor, num_frames: int) -> Tensor:
-    """Mark the frames that exist.
-
-    Args:
-        lengths: Number of frames of each video, int64 (B,).
-        num_frames: T, the length that the batch is padded to.
-
-    Returns:
-        bool (B, T), true where valid.
-    """
+    """Mask of the frames that exist, bool (B, T), from lengths int64 (B,); T is `num_frames`."""
     return torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
 class FrameInput(nn.Module):
-    """The first lines of every network: bytes and lengths in, (features, mask) out, on whatever device they are.
+    """The first layer of every network: bytes and lengths -> (features, mask).
 
     Args:
-        batch_norm: Also normalize each feature by its mean and deviation over the batch's valid frames (running
-            statistics in eval mode). It has no weight and bias of its own, since every encoder goes on with a linear
-            layer; so no gradient is ever computed for (B, T, D) inputs.
-        values: What a byte becomes: the value it stands for (`dequantized`), or the number 0 to 255 itself (`bytes`).
+        batch_norm: Also normalize each feature by its mean and standard deviation over the batch's valid frames (running
+            statistics in eval mode), without weight and bias, since a linear layer follows; so no gradient is ever
+            computed for inputs (B, T, D).
+        values: Whether to dequantize (`dequantized`), or to use the bytes 0 to 255 (`bytes`).
     """
 
     def __init__(self, batch_norm: bool = False, values: InputValues = "dequantized") -> None:
@@ -81,10 +62,10 @@ class FrameInput(nn.Module):
         self.norm = MaskedBatchNorm(FRAME_SIZE, affine=False) if batch_norm else None
 
     def forward(self, frames: Tensor, lengths: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Make features of bytes, and mask them.
+        """Convert and mask frames.
 
         Args:
-            frames: uint8 (B, T, D); anything may stand beyond a video's length.
+            frames: uint8 (B, T, D), any content beyond a video's length.
             lengths: int64 (B,), at least 1.
             dtype: Type of the features.
 

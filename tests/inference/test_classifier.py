@@ -1,4 +1,4 @@
-"""Folded classifiers against the classifiers that they are made of."""
+"""Folded classifiers against the classifiers themselves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.prediction.test_predict import trained
-from yt8m.inference.classifier import FoldedClassifier, digest_of, fold_classifiers
-from yt8m.inference.encoders import folded_encoder
-from yt8m.inference.linear import FoldedLinear, in_chunks
+from tests.support.tiny_models import CPU, fold_classifiers, trained
+from yt8m.inference.classifier import FoldedClassifier, digest_of
 from yt8m.models import EncoderConfig
 from yt8m.models.classifier import (
     Classifier,
@@ -29,7 +27,6 @@ from yt8m.models.layers.input import FrameInput
 from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 
-CPU = torch.device("cpu")
 NUM_CLASSES = 7
 WIDTH = 11
 
@@ -49,15 +46,15 @@ ENCODERS: dict[str, EncoderConfig] = {
     "nextvlad, normalized": NEXTVLAD.model_copy(update={"input_batch_norm": True}),
     "nextvlad, bytes": NEXTVLAD.model_copy(update={"input": "bytes"}),
     "nextvlad, bytes normalized": NEXTVLAD.model_copy(update={"input": "bytes", "input_batch_norm": True}),
-    "nextvlad, assignment as it is": NEXTVLAD.model_copy(update={"assignment_batch_norm": False}),
+    "nextvlad, assignment not normalized": NEXTVLAD.model_copy(update={"assignment_batch_norm": False}),
     "nextvlad, cut": NEXTVLAD.model_copy(update={"cut_after_linear": True}),
     "nextvlad, one group": NEXTVLAD.model_copy(update={"num_groups": 1, "expansion": 1}),
 }
 MIXTURES = {
     "shared gate": MixtureConfig(num_experts=3, initial_probability=0.3),
-    "a gate a class": MixtureConfig(num_experts=2, per_class=True, initial_probability=0.3),
+    "gate per class": MixtureConfig(num_experts=2, per_class=True, initial_probability=0.3),
     "mean of logits": MixtureConfig(num_experts=3, average="logits", initial_probability=0.3),
-    "mean of logits, a gate a class": MixtureConfig(
+    "mean of logits, gate per class": MixtureConfig(
         num_experts=2, average="logits", per_class=True, initial_probability=0.3
     ),
     "one expert": MixtureConfig(num_experts=1, initial_probability=0.3),
@@ -65,9 +62,9 @@ MIXTURES = {
 
 
 def ready(model: Any, seed: int) -> Any:
-    """Weights and statistics as training leaves them, also where networks see the numbers 0 to 255."""
+    """Weights and statistics as after training, also for an input of bytes."""
     model = trained(model, seed)
-    # Far apart, so that what is left out would show.
+    # Classes far apart, so that an omitted term is visible.
     model.mixture.experts.weight.data.mul_(4)
     for module in model.modules():
         if isinstance(module, FrameInput) and module.values == "bytes" and module.norm is not None:
@@ -75,7 +72,7 @@ def ready(model: Any, seed: int) -> Any:
             module.norm.running_var.mul_(5000)
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.frame_input.values == "bytes" and encoder.frame_input.norm is None:
-            # Otherwise all would be lost in saturation.
+            # Otherwise everything saturates.
             layer = getattr(encoder, "frame_projection", None)
             if layer is not None:
                 layer.weight.data.div_(100)
@@ -115,55 +112,55 @@ def aware(
 
 
 class Windows:
-    """Frames, and windows of 1 to 11 of them in any order, so that some see the same frames."""
+    """Frames, and windows of 1 to 11 of them in any order, some with common frames."""
 
     def __init__(self, seed: int, count: int = 24) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.frames = torch.randint(0, 256, (31, 1152), generator=generator, dtype=torch.uint8)
         self.frames[3] = 0
         self.frames[4] = 255
-        # Quiet frames beside loud ones: maxima and means differ.
+        # Frames with small values, so that maxima and means differ.
         self.frames[5:9] //= 4
         self.windows = torch.randint(0, 31, (count, WIDTH), generator=generator)
         self.lengths = torch.arange(count) % WIDTH + 1
         self.mask = torch.arange(WIDTH) < self.lengths.unsqueeze(1)
 
     def call(self, model: Any, *context: Tensor) -> Tensor:
-        """The classifier's own logits: a window is a video of its own, with other bytes beyond its length."""
+        """Logits of the classifier itself: each window is a video, with other bytes as padding."""
         with torch.no_grad():
             logits: Tensor = model(self.frames[self.windows], self.lengths, *context)
         return logits
 
 
-def folded_logits(model: FoldedClassifier, seen: Windows, contexts: Windows, of_video: Tensor) -> Tensor:
+def folded_logits(model: FoldedClassifier, segments: Windows, contexts: Windows, of_video: Tensor) -> Tensor:
     with torch.inference_mode():
         shared = None
         if model.context_encoder is not None:
-            shared = model.of_videos(model.encode_contexts(contexts.frames, contexts.windows, contexts.mask))
+            shared = model.video_terms(model.encode_contexts(contexts.frames, contexts.windows, contexts.mask))
         if model.segment_encoder is None:
             assert shared is not None
             return shared[of_video]
-        described = model.segment_encoder.describe(seen.frames)
+        embedded = model.segment_encoder.embed_frames(segments.frames)
         context = None if shared is None else shared[of_video]
-        return model.of_windows(described, seen.windows, seen.mask, context)
+        return model.window_logits(embedded, segments.windows, segments.mask, context)
 
 
-def own_logits(model: Classifier, seen: Windows, contexts: Windows, of_video: Tensor) -> Tensor:
+def unfolded_logits(model: Classifier, segments: Windows, contexts: Windows, of_video: Tensor) -> Tensor:
     if isinstance(model, ContextAwareClassifier):
         vectors = model.encode_context(contexts.frames[contexts.windows], contexts.lengths)
-        return seen.call(model, vectors[of_video])
-    return seen.call(model) if isinstance(model, ContextAgnosticClassifier) else contexts.call(model)[of_video]
+        return segments.call(model, vectors[of_video])
+    return segments.call(model) if isinstance(model, ContextAgnosticClassifier) else contexts.call(model)[of_video]
 
 
 def check(model: Classifier, seed: int = 1) -> None:
-    seen, contexts = Windows(seed), Windows(seed + 1, count=5)
+    segments, contexts = Windows(seed), Windows(seed + 1, count=5)
     of_video = torch.arange(24) // 3 % 5
-    expected = own_logits(model, seen, contexts, of_video)
-    found = folded_logits(FoldedClassifier(model, CPU), seen, contexts, of_video)
+    expected = unfolded_logits(model, segments, contexts, of_video)
+    found = folded_logits(FoldedClassifier(model, CPU), segments, contexts, of_video)
     assert found.dtype == torch.float32
     assert found.shape == (24, NUM_CLASSES)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    # Logits that are all alike, or that saturate, would agree whatever is computed.
+    # Equal or saturated logits would agree for any computation.
     assert expected.std(0).min() > 4e-3
     assert expected.abs().median() < 10
 
@@ -192,112 +189,63 @@ def test_fusion_with_and_without_a_gate(reduction: int) -> None:
     check(aware(reduction=reduction, seed=8))
 
 
-def test_a_mixture_that_says_nothing_is_likely_is_folded_too() -> None:
-    """Logits far below zero, where a ranking's end is."""
+def test_logits_far_below_zero() -> None:
+    """Such logits are at the end of a ranking."""
     model = agnostic(seed=9)
     with torch.no_grad():
         model.mixture.experts.bias -= 12
-    seen = Windows(1)
-    expected = seen.call(model)
+    segments = Windows(1)
+    expected = segments.call(model)
     assert expected.median() < -10
-    found = folded_logits(FoldedClassifier(model, CPU), seen, seen, torch.arange(24))
+    found = folded_logits(FoldedClassifier(model, CPU), segments, segments, torch.arange(24))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_half_the_digits_stay_close() -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     model = aware(seed=10)
-    seen, contexts, of_video = Windows(1), Windows(2, 5), torch.arange(24) % 5
-    expected = own_logits(model, seen, contexts, of_video)
-    found = folded_logits(FoldedClassifier(model, CPU, torch.bfloat16), seen, contexts, of_video)
+    segments, contexts, of_video = Windows(1), Windows(2, 5), torch.arange(24) % 5
+    expected = unfolded_logits(model, segments, contexts, of_video)
+    found = folded_logits(FoldedClassifier(model, CPU, torch.bfloat16), segments, contexts, of_video)
     assert found.dtype == torch.float32
     difference = (found - expected).abs()
     assert 0 < difference.max() < 0.2 * expected.std()
 
 
-def test_a_model_that_is_folded_is_left_as_it_is() -> None:
+def test_folding_does_not_change_the_model() -> None:
     model = aware(seed=11)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded_logits(FoldedClassifier(model, CPU), Windows(1), Windows(2, 5), torch.arange(24) % 5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_what_a_classifier_sees_is_kept() -> None:
-    folded = fold_classifiers({"a": agnostic(), "b": aware(), "v": video()}, CPU)
+def test_properties_of_folded_classifiers() -> None:
+    folded = fold_classifiers({"a": agnostic(), "b": aware(), "v": video()})
     assert [model.kind for model in folded.values()] == ["agnostic", "aware", "video"]
     assert [model.margin_frames for model in folded.values()] == [3, 3, 0]
     assert [model.max_frames for model in folded.values()] == [0, WIDTH, WIDTH]
     assert {model.num_classes for model in folded.values()} == {NUM_CLASSES}
 
 
-# -------------------------------------------------------------------------------------------------------------- chunks
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5, 6])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 100])
-def test_chunks_always_have_their_size(rows: int, size: int) -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    def sums(first: Tensor, second: Tensor) -> Tensor:
-        shapes.extend([tuple(first.shape), tuple(second.shape)])
-        assert torch.equal(first[:, 0], second), "rows stay together"
-        return 2 * first
-
-    values = torch.arange(rows * 3).view(rows, 3)
-    found = in_chunks(sums, size, values, values[:, 0])
-    assert torch.equal(found, 2 * values)
-    assert shapes == [(size, 3), (size,)] * -(-rows // size)
-
-
-def test_chunks_are_filled_up_with_rows_that_are_there() -> None:
-    """Zeros would be no window: one without a frame divides by nothing."""
-    seen: list[Tensor] = []
-
-    def noted(rows: Tensor) -> Tensor:
-        seen.append(rows)
-        return rows
-
-    in_chunks(noted, 4, torch.tensor([1, 2, 3, 4, 5, 6]))
-    assert [rows.tolist() for rows in seen] == [[1, 2, 3, 4], [5, 6, 5, 5]]
-
-
-@pytest.mark.parametrize("rows", [64, 512, 1024])
-@pytest.mark.parametrize(
-    ("num_inputs", "num_outputs"), [(1152, 40), (40, 5), (24, 10), (10, 2), (150, 9), (2047, 11), (512, 65)]
-)
-def test_a_row_comes_to_the_same_bits_wherever_it_stands(rows: int, num_inputs: int, num_outputs: int) -> None:
-    generator = torch.Generator().manual_seed(num_inputs)
-    weight, bias = torch.randn(num_outputs, num_inputs + 1, generator=generator, dtype=torch.float64).split(
-        [num_inputs, 1], dim=1
-    )
-    linear = FoldedLinear(weight, bias.squeeze(1), torch.float32, CPU)
-    features = torch.randn(rows, num_inputs, generator=generator)
-    order = torch.randperm(rows, generator=generator)
-    assert torch.equal(linear(features[order]), linear(features)[order])
-
-
-def test_a_window_alone_is_the_window_in_company() -> None:
+def test_windows_are_batch_invariant() -> None:
     folded = FoldedClassifier(aware(seed=12), CPU)
     assert folded.segment_encoder is not None
-    seen, contexts, of_video = Windows(1), Windows(2, 5), torch.arange(24) % 5
-    together = folded_logits(folded, seen, contexts, of_video)
+    segments, contexts, of_video = Windows(1), Windows(2, 5), torch.arange(24) % 5
+    together = folded_logits(folded, segments, contexts, of_video)
     with torch.inference_mode():
-        context = folded.of_videos(folded.encode_contexts(contexts.frames, contexts.windows, contexts.mask))
-        described = folded.segment_encoder.describe(seen.frames)
+        context = folded.video_terms(folded.encode_contexts(contexts.frames, contexts.windows, contexts.mask))
+        embedded = folded.segment_encoder.embed_frames(segments.frames)
         for row in range(24):
             one = slice(row, row + 1)
-            alone = folded.of_windows(described, seen.windows[one], seen.mask[one], context[of_video[one]])
+            alone = folded.window_logits(embedded, segments.windows[one], segments.mask[one], context[of_video[one]])
             assert torch.equal(alone, together[one])
 
 
-# ------------------------------------------------------------------------------------------------------------- sharing
-
-
-def test_equal_context_encoders_are_folded_once() -> None:
+def test_equal_context_encoders_are_shared() -> None:
     first, second, other = aware(seed=1), aware(seed=2), aware(seed=3)
     second.context_encoder.load_state_dict(first.context_encoder.state_dict())
     teacher = video(NEXTVLAD, seed=4)
     teacher.encoder.load_state_dict(first.context_encoder.state_dict())
-    folded = fold_classifiers({"first": first, "second": second, "other": other, "teacher": teacher}, CPU)
+    folded = fold_classifiers({"first": first, "second": second, "other": other, "teacher": teacher})
     assert folded["second"].context_encoder is folded["first"].context_encoder
     assert folded["teacher"].context_encoder is folded["first"].context_encoder
     assert folded["other"].context_encoder is not folded["first"].context_encoder
@@ -311,32 +259,23 @@ def nudged(model: nn.Module, name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["rgb.centroids", "rgb.descriptor_norm.running_var", "projection.bias"])
-def test_encoders_that_differ_in_any_number_are_not_taken_for_the_same(name: str) -> None:
+def test_encoders_that_differ_in_one_number_are_not_shared(name: str) -> None:
     first, second = aware(seed=1), aware(seed=1)
     assert digest_of(first) == digest_of(second)
     nudged(second.context_encoder, name)
     assert digest_of(first.context_encoder) != digest_of(second.context_encoder)
     assert digest_of(first) != digest_of(second)
-    folded = fold_classifiers({"first": first, "second": second}, CPU)
+    folded = fold_classifiers({"first": first, "second": second})
     assert folded["first"].context_encoder is not folded["second"].context_encoder
     assert folded["first"].digest != folded["second"].digest
 
 
-def test_equal_weights_under_other_settings_are_not_the_same() -> None:
+def test_encoders_that_differ_in_a_setting_are_not_shared() -> None:
     fewer = NEXTVLAD.model_copy(update={"max_frames": 3})
     first, second = aware(seed=1), aware(fewer, seed=1)
     second.load_state_dict(first.state_dict())
-    folded = fold_classifiers({"first": first, "second": second}, CPU)
+    folded = fold_classifiers({"first": first, "second": second})
     assert folded["first"].context_encoder is not folded["second"].context_encoder
     wider = ContextAgnosticClassifier(agnostic().config.model_copy(update={"margin_frames": 9}), NUM_CLASSES)
     wider.load_state_dict(agnostic().state_dict())
     assert digest_of(wider) != digest_of(agnostic())
-
-
-def test_an_encoder_without_a_folded_form_is_named() -> None:
-    class Mean(Encoder):
-        def encode(self, features: Tensor, mask: Tensor) -> Tensor:
-            return features.mean(1)
-
-    with pytest.raises(TypeError, match="no folded form of Mean"):
-        folded_encoder(Mean(1152, False), torch.float32, CPU)

@@ -1,0 +1,66 @@
+"""Scores of several rankings: a CSV file and a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from yt8m.files import write_csv
+
+SCORES_FILE = "scores.csv"
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores of one ranking.
+
+    Args:
+        name: The model, or the models merged.
+        kind: "agnostic", "aware", "mixture" or "random".
+        map_at_k: MAP@K over the rated segments; None without ratings.
+        dense_map: MAP over all segments; None if not all positives are known.
+    """
+
+    name: str
+    kind: str
+    map_at_k: float | None
+    dense_map: float | None
+
+
+def score_table(rows: Sequence[ScoreRow], k: int) -> Table:
+    """Make a table for the terminal, the best score of each column in bold."""
+    table = Table("ranking", "kind")
+    table.add_column(f"MAP@{k:,}", justify="right")
+    table.add_column("dense MAP", justify="right")
+    columns = [row.map_at_k for row in rows], [row.dense_map for row in rows]
+    best = [max((value for value in column if value is not None), default=None) for column in columns]
+    for row in rows:
+        cells = [_cell(value, top) for value, top in zip((row.map_at_k, row.dense_map), best, strict=True)]
+        table.add_row(row.name, row.kind, *cells)
+    return table
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"[bold]{value:.4f}[/bold]" if value == best else f"{value:.4f}"
+
+
+def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
+    """Write a CSV file `ranking,kind,map_at_k,dense_map`."""
+    cells = (
+        [row.name, row.kind, *("" if value is None else f"{value:.6f}" for value in (row.map_at_k, row.dense_map))]
+        for row in rows
+    )
+    write_csv(path, ("ranking", "kind", "map_at_k", "dense_map"), cells)
+
+
+def read_scores(path: Path) -> list[ScoreRow]:
+    """Read a file that `write_scores` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    return [ScoreRow(name, kind, *(float(cell) if cell else None for cell in cells)) for name, kind, *cells in rows]

@@ -1,0 +1,227 @@
+"""The submission format: its rules, and the problems of a file that violates them.
+
+The header `Class,Segments` is followed by one line per class, `label_id,video:start video:start ...`, best segment first
+(docs/method.md, "Metric"). Segments are handled as the bytes `video:start` of the file, which is read line by line: 1,000
+classes of 100,000 segments are about 1 GB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+from yt8m.errors import UsageError, Yt8mError
+from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.vocabulary import Vocabulary
+
+HEADER = b"Class,Segments"
+
+# A start has one spelling (no leading zeros), so equal segments are equal bytes. The quantifiers are possessive, so that
+# a line of a million bytes is matched without a stack for backtracking.
+_SEGMENT = rb"[^\s,:\x00]++:(?:0|5|[1-9][0-9]*[05])"
+_ONE_SEGMENT = re.compile(_SEGMENT)
+_SEGMENT_LIST = re.compile(rb"(?:" + _SEGMENT + rb"(?: (?!\Z)|\Z))*+")
+_ANY_START = re.compile(rb"[^\s,:\x00]+:(-?)(?:0|[1-9][0-9]*)")
+
+
+class ProblemKind(StrEnum):
+    """Kinds of problems of a submission; each has a description in the plural."""
+
+    description: str
+
+    def __new__(cls, value: str, description: str) -> ProblemKind:
+        """Add a kind."""
+        kind = str.__new__(cls, value)
+        kind._value_ = value
+        kind.description = description
+        return kind
+
+    HEADER = "header", "headers other than 'Class,Segments'"
+    NO_CLASS = "no_class", "files without a class"
+    LINE = "line", "lines that are not a class id, a comma and segments"
+    ENCODING = "encoding", "lines that are not UTF-8 text"
+    CLASS_UNKNOWN = "class_unknown", "classes outside the vocabulary"
+    CLASS_REPEATED = "class_repeated", "repeated classes"
+    TOO_MANY = "too_many", f"classes with more than {MAX_SEGMENTS:,} segments"
+    SPACES = "spaces", "empty items: doubled, leading or trailing spaces"
+    NEGATIVE = "negative", "segments with a negative start"
+    OFF_GRID = "off_grid", f"segments with a start that is not a multiple of {SEGMENT_SECONDS} seconds"
+    MALFORMED = "malformed", "items that are not 'video:start'"
+    REPEATED = "repeated", "segments repeated within a class"
+    VIDEO_UNKNOWN = "video_unknown", "segments of videos that the shards do not contain"
+    BEYOND_END = "beyond_end", "segments beyond the end of their video"
+
+
+Report = Callable[[ProblemKind, str, int | None], None]
+"""Receives a problem: its kind, what was found and expected, and the number of the line (None for the complete file)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLine:
+    """The line of a class.
+
+    Args:
+        number: Number of the line, from 1.
+        label_id: The class.
+        num_items: Number of items in its list, valid or not.
+        segments: The well-formed segments, best first.
+        places: Place of each segment in the list, from 1.
+    """
+
+    number: int
+    label_id: int
+    num_items: int
+    segments: list[bytes]
+    places: Sequence[int]
+
+
+def parse_submission(lines: Iterable[bytes], vocabulary: Vocabulary | None, report: Report) -> Iterator[ClassLine]:
+    """Parse a submission and report every problem that its text alone shows.
+
+    The header must be there; each class must be a whole number, of the vocabulary, and occur once; its segments must be
+    at most 100,000, well formed (`video:start`, the start a multiple of 5 without leading zeros) and distinct. Empty lines
+    are skipped.
+
+    Args:
+        lines: The lines of the file.
+        vocabulary: The allowed classes; without it all are.
+        report: Receives each problem, in the order of the file.
+    """
+    allowed = None if vocabulary is None else frozenset(vocabulary.label_ids.tolist())
+    first_lines: dict[int, int] = {}
+    lines = iter(lines)
+    header = next(lines, b"").rstrip(b"\r\n")
+    start = 2
+    if header != HEADER:
+        report(ProblemKind.HEADER, f"expected the header {HEADER.decode()!r}, found {_excerpt(header)}", 1)
+        if _parse_label_id(header) is not None:  # The header is missing: this is the line of a class.
+            lines, start = chain([header], lines), 1
+    for number, line in enumerate(lines, start=start):
+        stripped = line.rstrip(b"\r\n")
+        if not stripped:
+            continue
+        label_id = _parse_label_id(stripped)
+        if label_id is None:
+            message = f"expected a class id, a comma and segments, found {_excerpt(stripped)}"
+            report(ProblemKind.LINE, message, number)
+            continue
+        if allowed is not None and label_id not in allowed:
+            message = f"{label_id} is not a class of the vocabulary; expected an id (column Index), not a row number"
+            report(ProblemKind.CLASS_UNKNOWN, message, number)
+        first = first_lines.setdefault(label_id, number)
+        if first != number:
+            message = f"class {label_id} occurs a second time, after line {first}; expected one line per class"
+            report(ProblemKind.CLASS_REPEATED, message, number)
+        yield _parse_segments(number, label_id, stripped, report)
+    if not first_lines:
+        report(ProblemKind.NO_CLASS, "contains no class; expected one line per class below the header", None)
+
+
+def read_submission(path: Path, vocabulary: Vocabulary | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """Read a submission class by class and check it.
+
+    Args:
+        path: The file.
+        vocabulary: The allowed classes; without it all are.
+
+    Yields:
+        (label_id, segments best first), a segment as the bytes `video:start`.
+
+    Raises:
+        UsageError: The file is missing or cannot be opened; raised by the first iteration, like all other errors.
+        Yt8mError: The file is not a valid submission; the message is the first problem of `parse_submission`.
+    """
+
+    def refuse(_: ProblemKind, message: str, line: int | None) -> None:
+        raise Yt8mError(located(path, line, message))
+
+    with opened_submission(path) as file:
+        for line in parse_submission(file, vocabulary, refuse):
+            yield line.label_id, line.segments
+
+
+@contextmanager
+def opened_submission(path: Path) -> Iterator[BinaryIO]:
+    """Open a submission to read it.
+
+    Raises:
+        UsageError: The file is missing or cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file; expected a submission.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read as a submission ({error.strerror}).") from None
+
+
+def located(path: Path, line: int | None, message: str) -> str:
+    """The message of a problem as a sentence with its location."""
+    return f"{path}{'' if line is None else f', line {line}'}: {message}."
+
+
+def segment_message(label_id: int, place: int, segment: bytes, reason: str) -> str:
+    """The message of a problem of one item of a class's list; `place` counts from 1."""
+    return f"segment {place} of class {label_id} is {_excerpt(segment)}; {reason}"
+
+
+def _parse_label_id(line: bytes) -> int | None:
+    """The class id at the start of a line; None if the line does not start with an id and a comma."""
+    label_id, comma, _ = line.partition(b",")
+    # bytes.isdigit accepts only the ten ASCII digits.
+    return int(label_id) if comma and label_id.isdigit() and len(label_id) <= 18 else None
+
+
+def _parse_segments(number: int, label_id: int, line: bytes, report: Report) -> ClassLine:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        report(ProblemKind.ENCODING, f"byte {error.start} of the line is not UTF-8 text", number)
+    listed = line.partition(b",")[2]
+    items = listed.split(b" ") if listed else []
+    if len(items) > MAX_SEGMENTS:
+        message = f"class {label_id} lists {len(items):,} segments; at most {MAX_SEGMENTS:,} are allowed"
+        report(ProblemKind.TOO_MANY, message, number)
+    if _SEGMENT_LIST.fullmatch(listed) and len(set(items)) == len(items):
+        return ClassLine(number, label_id, len(items), items, range(1, len(items) + 1))
+    seen: set[bytes] = set()
+    segments: list[bytes] = []
+    places: list[int] = []
+    for place, item in enumerate(items, start=1):
+        if not _ONE_SEGMENT.fullmatch(item):
+            kind, expected = _fault(item)
+            report(kind, segment_message(label_id, place, item, expected), number)
+            continue
+        if item in seen:
+            message = segment_message(label_id, place, item, "the class lists it more than once")
+            report(ProblemKind.REPEATED, message, number)
+        seen.add(item)
+        segments.append(item)
+        places.append(place)
+    return ClassLine(number, label_id, len(items), segments, places)
+
+
+def _fault(item: bytes) -> tuple[ProblemKind, str]:
+    """The problem of a malformed item, and what was expected."""
+    if not item:
+        return ProblemKind.SPACES, "expected single spaces between segments and none at the ends"
+    match = _ANY_START.fullmatch(item)
+    if match is None:
+        return ProblemKind.MALFORMED, "expected 'video:start', the start in seconds without leading zeros"
+    if match[1]:
+        return ProblemKind.NEGATIVE, "expected a start of 0 or later"
+    return ProblemKind.OFF_GRID, f"expected a start that is a multiple of {SEGMENT_SECONDS} seconds"
+
+
+def _excerpt(text: bytes) -> str:
+    """The first 40 characters of a text, quoted for a message."""
+    start = text[:200].decode("utf-8", errors="replace")
+    return repr(start[:40] + "..." if len(start) > 40 else start)

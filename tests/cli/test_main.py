@@ -1,0 +1,215 @@
+"""The `yt8m` command: its commands by panel, how errors end it, and what it prints where."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import yt8m
+from tests.support.command import refused, succeeds
+from tests.support.command import yt8m as command
+from tests.support.processes import environment, run_command, run_python
+from tests.support.tiny_run import FinishedRun
+from tests.support.tiny_shards import random_videos, write_shards
+from yt8m.cli.main import GROUPS, app
+from yt8m.dataset import layout
+from yt8m.dataset.catalog import Catalog
+
+PANELS = {
+    "Data": ["download", "index", "describe", "splice"],
+    "Training": ["run", "estimate", "pretrain", "finetune", "find-lr", "demo"],
+    "Prediction": ["predict", "merge", "locate"],
+    "Results": ["check", "evaluate"],
+    "Models": ["import-2019"],
+}
+COMMANDS = [name for names in PANELS.values() for name in names]
+
+HEAVY = {"torch", "numpy", "pyarrow", "matplotlib", "lightning_fabric", "yaml"}
+"""Libraries that take long to import; pydantic is one of typer's own."""
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_these_are_all_commands() -> None:
+    assert list(typer.main.get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+    assert {panel: list(commands) for panel, commands in GROUPS.items()} == PANELS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_lists_the_commands_by_panel(arguments: list[str]) -> None:
+    panels: dict[str, list[str]] = {}
+    for line in command(*arguments).out.splitlines():
+        if line.startswith("╭"):
+            names = panels.setdefault(line.split()[1], [])
+        elif match := re.match(r"│ ([a-z][a-z0-9-]*) ", line):
+            names.append(match[1])
+    assert {panel: names for panel, names in panels.items() if panel != "Options"} == PANELS
+
+
+def test_exit_status_of_help() -> None:
+    assert command("--help").status == command("-h").status == command("run", "-h").status == 0
+    # Without a command, nothing was done.
+    assert command().status == 2
+
+
+def test_version() -> None:
+    assert succeeds("--version").out == f"yt8m {yt8m.__version__}\n"
+
+
+def test_python_m_runs_the_command() -> None:
+    ended = run_python("-m", "yt8m", "--version")
+    assert (ended.status, ended.out, ended.err) == (0, f"yt8m {yt8m.__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    """The script that a shell sources calls the command, and the command lists what may follow."""
+    shown = run_command("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert (shown.status, shown.err) == (0, "")
+    assert "_COMPLETE=complete_" in shown.out
+    # As the installed script is called, whose name decides the variable.
+    script = "import sys; sys.argv[0] = 'yt8m'; from yt8m.cli.main import main; main()"
+    words = {"COMP_WORDS": "yt8m fi", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "yt8m fi"}
+    words["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+    completed = run_python("-c", script, _YT8M_COMPLETE=f"complete_{shell}", **words)
+    assert re.findall(r"f(?:inetune|ind-lr)\b", completed.out)[:2] == ["finetune", "find-lr"]
+    assert "predict" not in completed.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["no-such-command"], ["run"]])
+def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    code = """
+import sys
+from yt8m.cli.main import main
+try:
+    main()
+except SystemExit:
+    print(*sys.modules, file=sys.stderr)
+"""
+    loaded = run_python("-c", code, *arguments).err.splitlines()[-1].split()
+    assert "typer" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["no-such-command"], "No such command 'no-such-command'."),
+        (["find-rate"], "No such command 'find-rate'. Did you mean 'find-lr'?"),
+        (["run", "demo", "--out", "x"], "Missing option '--data'."),
+        (["run", "demo", "--data", "x"], "Missing option '--out'."),
+        (["run"], "Missing argument"),
+        (["finetune", "demo", "agnostic-dbof", "--data", "x"], "Missing option '--out'."),
+        (["index"], "Missing argument"),
+        (["evaluate", "x.csv", "--truth", "y.csv", "--k", "0"], "Invalid value for '--k'"),
+        (["splice", "x", "--pretrain", "none"], "Invalid value for '--pretrain'"),
+        (
+            ["merge", "x", "--shards", "y", "--vocabulary", "z", "--out", "o", "--top-k", "100001"],
+            "Invalid value for '--top-k'",
+        ),
+    ],
+)
+def test_usage_errors(arguments: list[str], expected: str) -> None:
+    outcome = command(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "Error" in outcome.err
+    assert expected in " ".join(outcome.err.replace("│", " ").split())
+    assert "Traceback" not in outcome.err
+
+
+def test_an_error_ends_a_process_with_its_sentence_alone(tmp_path: Path) -> None:
+    ended = run_python("-m", "yt8m", "index", tmp_path / "absent")
+    assert (ended.status, ended.out) == (2, "")
+    absent = tmp_path / "absent"
+    assert ended.err == (
+        f"yt8m: {absent}: there is no such folder; expected a folder of shards "
+        "(*.tfrecord, *.tfrecords or NAME-00000-of-00100).\n"
+    )
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `yt8m index` raise an error."""
+
+    def failing(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(layout, "dataset_parts", failing)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("index", tmp_path)
+
+
+def test_an_interrupted_command_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, KeyboardInterrupt())
+    sentence = refused(130, "index", tmp_path)
+    assert sentence.startswith("Interrupted. The same command ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE])
+def test_errors_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fail(monkeypatch, OSError(number, os.strerror(number), str(tmp_path / "file")))
+    assert refused(1, "index", tmp_path) == f"{tmp_path / 'file'}: {os.strerror(number)}."
+    fail(monkeypatch, OSError(number, os.strerror(number)))
+    assert refused(1, "index", tmp_path) == f"A file: {os.strerror(number)}."
+
+
+def test_other_errors_of_the_operating_system_keep_their_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "file"))
+    with pytest.raises(FileNotFoundError):
+        command("index", tmp_path)
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
+    write_shards(tmp_path, random_videos(3))
+    with subprocess.Popen(
+        [sys.executable, "-m", "yt8m", "describe", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read().decode()
+        assert process.wait(60) == 1
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+# -------------------------------------------------------------------------------------------------------------- colors
+
+
+def test_pipes_get_no_escape_sequences(data: Path) -> None:
+    for arguments in (["--help"], ["describe", "--help"], ["describe", data], ["describe", data, "--json"], ["run"]):
+        for variables in ({}, {"NO_COLOR": "1"}):
+            shown = run_command(*arguments, **variables)
+            assert "\x1b" not in shown.out + shown.err
+            assert shown.out + shown.err
+
+
+def test_colors_can_be_forced(finished_run: FinishedRun, tiny_dataset: Path, places: list[object]) -> None:
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
+    locate = ["locate", video, "--run", finished_run.out, *places]
+    for arguments in (["--help"], locate):
+        colored, plain = run_command(*arguments, FORCE_COLOR="1"), run_command(*arguments)
+        assert "\x1b[" in colored.out
+        assert "\x1b" not in plain.out
+        # Only colors and attributes: the text is the same.
+        assert re.sub(r"\x1b\[[0-9;]*m", "", colored.out) == plain.out
+    assert "\x1b" not in run_command(*locate, "--json", FORCE_COLOR="1").out

@@ -1,0 +1,58 @@
+"""Scores of rankings as a table and as a CSV file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from yt8m.scoring.scores import ScoreRow, read_scores, score_table, write_scores
+
+ROWS = [
+    ScoreRow("random", "random", 0.60004, 0.004),
+    ScoreRow("dbof", "agnostic", 0.85, None),
+    ScoreRow("mixture", "mixture", 0.84996, 0.19),
+]
+
+
+def shown(rows: list[ScoreRow], styled: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=styled, color_system="standard" if styled else None)
+    console.print(score_table(rows, 1000))
+    return file.getvalue()
+
+
+def test_table_shows_every_score() -> None:
+    lines = shown(ROWS).splitlines()
+    cells = [line.replace("┃", "│").strip("│").split("│") for line in lines if "│" in line or "┃" in line]
+    assert [[cell.strip() for cell in row] for row in cells] == [
+        ["ranking", "kind", "MAP@1,000", "dense MAP"],
+        ["random", "random", "0.6000", "0.0040"],
+        ["dbof", "agnostic", "0.8500", "-"],
+        ["mixture", "mixture", "0.8500", "0.1900"],
+    ]
+
+
+def test_the_best_of_each_column_is_bold() -> None:
+    lines = shown(ROWS, styled=True).splitlines()
+    bold = {
+        name: next(line for line in lines if name in line).count("\x1b[1m0") for name in ("random", "dbof", "mixture")
+    }
+    assert bold == {"random": 0, "dbof": 1, "mixture": 1}
+    dbof = next(line for line in lines if "dbof" in line)
+    assert "\x1b[1m0.8500" in dbof
+
+
+def test_scores_round_trip_through_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scores.csv"
+    write_scores(path, ROWS)
+    assert path.read_text().splitlines() == [
+        "ranking,kind,map_at_k,dense_map",
+        "random,random,0.600040,0.004000",
+        "dbof,agnostic,0.850000,",
+        "mixture,mixture,0.849960,0.190000",
+    ]
+    assert read_scores(path) == ROWS
+    write_scores(path, [])
+    assert read_scores(path) == []

@@ -1,0 +1,57 @@
+"""The `yt8m` command in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yt8m
+from tests.support.command import Outcome
+
+IN_SMALL_BATCHES = """
+from yt8m.cli.main import main
+from yt8m.prediction import predict
+
+predict.SEGMENTS_PER_BATCH = 16
+main()
+"""
+"""A script that runs the command and predicts in batches so small that each of several processes has some."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment, with this checkout's package, one thread, and no process group."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    package = {"PYTHONPATH": str(Path(yt8m.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return inherited | package | variables
+
+
+def run_python(*arguments: object, **variables: str) -> Outcome:
+    """Run Python with these arguments and additional environment variables."""
+    ended = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=environment(**variables),
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+def run_command(*arguments: object, **variables: str) -> Outcome:
+    """Run `yt8m` as the installed script does."""
+    return run_python("-c", "from yt8m.cli.main import main; main()", *arguments, **variables)
+
+
+def torchrun(script: Path, *arguments: object) -> Outcome:
+    """Run `IN_SMALL_BATCHES` as two processes.
+
+    Args:
+        script: Where to write it.
+        arguments: Arguments of the command.
+    """
+    script.write_text(IN_SMALL_BATCHES)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run_python(*launcher, script, *arguments)
