@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import (
     Rating,
     TinyVideo,

@@ -96,7 +96,9 @@ def nextvlad(t: Tensors, prefix: str, network: dict[str, Any], x: Tensor, is_cut
     return gate(t, f"{prefix}se_gating", encoded) if network["se_reduction"] > 0 else encoded
 
 
-def encoded(t: Tensors, prefix: str, network: dict[str, Any], frames: Tensor, is_segment_encoder: bool = False) -> Tensor:
+def encoded(
+    t: Tensors, prefix: str, network: dict[str, Any], frames: Tensor, is_segment_encoder: bool = False
+) -> Tensor:
     if network["type"] == "dbof":
         return dbof(t, prefix, network, frames)
     return nextvlad(t, prefix, network, frames, is_segment_encoder)
