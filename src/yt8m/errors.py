@@ -4,8 +4,6 @@ The command line shows a `Yt8mError` without a traceback and exits with its `exi
 is a bug and keeps its traceback.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Atomic writes: a file or folder is written under a temporary name beside its final one, then renamed."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import os

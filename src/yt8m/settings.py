@@ -4,8 +4,6 @@ Every group of settings derives from `Settings` and is defined beside the code t
 values of a YAML file into one, or raises one sentence that names the file, the key, what was found and what was expected.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

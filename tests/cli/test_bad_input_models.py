@@ -29,7 +29,7 @@ def test_a_model_of_another_vocabulary(
     model = finished_run.model("finetune/bare")
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary"]
     sentence = refused(2, "predict", model, *shards, vocabulary, "--out", out, "--accelerator", "cpu")
-    assert sentence.startswith(f"{model}: this model's 12 classes are those of another vocabulary")
+    assert sentence.startswith(f"{model}: the model's 12 classes are of another vocabulary")
     succeeds("predict", model, *shards, tiny_dataset, "--store", out, "--accelerator", "cpu")
     sentence = refused(2, "merge", out, *shards, vocabulary, "--out", tmp_path / "submission.csv")
     assert sentence == f"{out}: was predicted with another vocabulary than {vocabulary}."
@@ -55,7 +55,7 @@ def test_a_model_folder_of_another_vocabulary_in_a_run(
         "\n".join("vocabulary: 0123456789abcdef" if line.startswith("vocabulary:") else line for line in lines)
     )
     sentence = refused(2, "run", tiny_recipe, "--data", tiny_dataset, "--out", out, "--only", "predict")
-    assert f"{out / 'finetune/bare/model'}: this model's 12 classes are those of another vocabulary" in sentence
+    assert f"{out / 'finetune/bare/model'}: the model's 12 classes are of another vocabulary" in sentence
     assert not (out / "predict").exists()
 
 
@@ -200,7 +200,7 @@ def test_invalid_arguments_of_locate(finished_run: FinishedRun, tiny_dataset: Pa
     )
     other = other_vocabulary(tiny_dataset, tmp_path / "other.csv")
     sentence = refused(2, "locate", known, bare, "--shards", shards, "--vocabulary", other)
-    assert sentence.startswith(f"{bare}: this model's 12 classes are those of another vocabulary")
+    assert sentence.startswith(f"{bare}: the model's 12 classes are of another vocabulary")
     assert "expected 'auto', 'cpu', 'cuda' or 'mps'" in refused(
         2, "locate", known, bare, *places, "--accelerator", "gpu"
     )

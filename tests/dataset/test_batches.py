@@ -127,7 +127,7 @@ def test_videos_without_a_class_are_left_out(data: TinyData) -> None:
     assert videos_with_classes(data.reader.catalog, VOCABULARY).tolist() == wanted
     assert not {4, 9} & set(wanted)
     elsewhere = Vocabulary(np.array([1000]), ("other",))
-    with pytest.raises(UsageError, match="none of its 13 videos carries a label of the segment vocabulary"):
+    with pytest.raises(UsageError, match="none of its 13 videos has a label of the segment vocabulary"):
         VideoBatches(data.reader, elsewhere, FrameSampling(9), 4, 0)
 
 
@@ -310,7 +310,7 @@ def test_folds_go_by_shard_whatever_order_files_were_made_in(tmp_path: Path) -> 
         catalog = index_folder(folder)
         folds.append(dict(zip(catalog.video_ids, fold_of_videos(catalog, 3).tolist(), strict=True)))
     assert folds[0] == folds[1] == {video.id: number // 2 % 3 for number, video in enumerate(videos)}
-    with pytest.raises(UsageError, match=r"6 folds by shard need at least 6 shards, found 5; set `folds` lower"):
+    with pytest.raises(UsageError, match=r"6 folds by shard need at least 6 shards, found 5; lower `folds`"):
         fold_of_videos(catalog, 6)
 
 

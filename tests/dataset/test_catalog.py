@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.progress import RecordedProgress
 from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import (
     Rating,
@@ -128,9 +129,10 @@ def test_catalog_of_videos_without_labels_and_ratings_round_trips(tmp_path: Path
 
 def test_progress_counts_bytes(tmp_path: Path) -> None:
     sizes = [path.stat().st_size for path in write_shards(tmp_path, random_videos(4))]
-    seen: list[tuple[int, int]] = []
-    index_folder(tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(sizes[0], sum(sizes)), (sum(sizes), sum(sizes))]
+    progress = RecordedProgress()
+    index_folder(tmp_path, progress=progress)
+    assert progress.reports == {f"index {tmp_path}": [(sizes[0], sum(sizes), ""), (sum(sizes), sum(sizes), "")]}
+    assert progress.units == {f"index {tmp_path}": "bytes"}
 
 
 # --- Oddities
@@ -286,7 +288,7 @@ def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
         (one, 0, "oddity", "2 labels outside the vocabulary, the first 5000", "dropped"),
         (one, 0, "oddity", "1 repeated label", "kept once"),
         (one, 0, "oddity", "a rating of label 3 at second 40 of a video of 40 frames", "dropped"),
-        (one, 0, "oddity", "a rating of label 3 at second 12, which is no multiple of 5", "dropped"),
+        (one, 0, "oddity", "a rating of label 3 at second 12, which is not a multiple of 5", "dropped"),
         (one, 0, "oddity", "a rating of label 4000 at second 10, and the vocabulary has no such label", "dropped"),
         (one, 0, "oddity", "a rating of label 3 at second 10 is 0.5, neither 0 nor 1", "dropped"),
         (one, 0, "oddity", "2 ratings of label 9 at second 5 contradict each other", "all dropped"),
@@ -406,8 +408,8 @@ def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
         load_or_index(tmp_path)
     assert str(raised.value) == (
-        f"{tmp_path / 'shards.txt'}: 7 of the 10 shards that it names are not in {tmp_path} "
-        f"({', '.join(names[3:8])}, ...); fetch them, or take them off the list."
+        f"{tmp_path / 'shards.txt'}: 7 of 10 listed shards are not in {tmp_path} "
+        f"({', '.join(names[3:8])}, ...); download them, or remove them from the list."
     )
     assert not catalog.is_current()
 
@@ -415,7 +417,7 @@ def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("# nothing\n\n", "names no shard; write one name a line"),
+        ("# nothing\n\n", "contains no names; expected a list of shards, one per line"),
         ("../tiny0000.tfrecord", r"'../tiny0000.tfrecord' is no shard; expected names such as"),
         ("/etc/passwd", "'/etc/passwd' is no shard"),
         ("tiny0000.csv", "'tiny0000.csv' is no shard"),
@@ -524,10 +526,10 @@ def test_list_of_problems_is_bounded_and_counted(tmp_path: Path, monkeypatch: py
 def test_folders_without_usable_shards(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
         index_folder(tmp_path / "missing")
-    with pytest.raises(UsageError, match="holds no shards"):
+    with pytest.raises(UsageError, match="contains no shards"):
         index_folder(tmp_path)
     (tmp_path / ".a.0123.tfrecord").touch()
-    with pytest.raises(UsageError, match="holds no shards"):
+    with pytest.raises(UsageError, match="contains no shards"):
         index_folder(tmp_path)
     path = write_records(tmp_path / "a.tfrecord", [b"garbage"])
     with pytest.raises(UsageError, match="is a file; expected a folder"):
@@ -574,7 +576,7 @@ def test_missing_foreign_and_damaged_catalogs_are_refused_in_words(tmp_path: Pat
     foreign = path.read_bytes()
     for content in (b"", b"some text", whole[:-10], whole[: len(whole) // 2], foreign):
         path.write_bytes(content)
-        with pytest.raises(Yt8mError, match="is no catalog, or a damaged one; run `yt8m index"):
+        with pytest.raises(Yt8mError, match="is not a catalog, or is damaged; run `yt8m index"):
             Catalog.load(tmp_path)
 
 
@@ -603,20 +605,21 @@ def test_a_catalog_that_points_outside_its_shards_is_refused(tmp_path: Path, cha
     column = getattr(catalog, name).copy()
     column[1] = value
     replace(catalog, **{name: column}).save()
-    with pytest.raises(Yt8mError, match="is no catalog, or a damaged one"):
+    with pytest.raises(Yt8mError, match="is not a catalog, or is damaged"):
         Catalog.load(tmp_path)
 
 
 def test_load_or_index_reads_shards_only_when_they_changed(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(4))
-    reads: list[int] = []
-    first = load_or_index(tmp_path, progress=lambda done, _: reads.append(done))
+    reads: list[float] = []
+    progress = RecordedProgress(lambda _, num_bytes: reads.append(num_bytes))
+    first = load_or_index(tmp_path, progress=progress)
     assert len(reads) == 2
-    assert_same(load_or_index(tmp_path, progress=lambda done, _: reads.append(done)), first)
+    assert_same(load_or_index(tmp_path, progress=progress), first)
     assert len(reads) == 2
     write_shard(tmp_path / "new.tfrecord", random_videos(1, id_prefix="n"))
     assert not first.is_current()
-    assert len(load_or_index(tmp_path, progress=lambda done, _: reads.append(done))) == 5
+    assert len(load_or_index(tmp_path, progress=progress)) == 5
     assert len(reads) == 5
     with pytest.raises(UsageError):
         load_or_index(tmp_path / "missing")

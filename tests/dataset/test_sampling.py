@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yt8m.dataset import sampling
 from yt8m.dataset.sampling import (
+    GOLDEN_GAMMA,
     crop,
     evaluated_segments,
     even_frames,
@@ -20,6 +20,7 @@ from yt8m.dataset.sampling import (
     sampled_clip,
     sampled_frames,
     segment_window,
+    splitmix64,
 )
 
 
@@ -48,9 +49,9 @@ def slow_keys(seed: int, position: int, num_keys: int) -> list[int]:
 
 def test_splitmix_gives_its_published_numbers() -> None:
     # The first numbers of SplitMix64 started at 1234567, as listed by Rosetta Code's task on it.
-    golden, state = np.uint64(0x9E3779B97F4A7C15), np.uint64(1234567)
-    counters = state + np.arange(1, 6, dtype=np.uint64) * golden
-    assert sampling._mixed(counters).tolist() == [
+    state = np.uint64(1234567)
+    counters = state + np.arange(1, 6, dtype=np.uint64) * GOLDEN_GAMMA
+    assert splitmix64(counters).tolist() == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
 

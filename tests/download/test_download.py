@@ -172,7 +172,7 @@ def test_lists(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not in the plans"):
             select(plans, None, path)
     path.write_text("# nothing\n")
-    with pytest.raises(UsageError, match="names no shard"):
+    with pytest.raises(UsageError, match="contains no names"):
         select(plans, None, path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
@@ -886,7 +886,7 @@ def test_the_command_fails_in_one_sentence(server: HostileServer, data: Path, tm
         "expected NUMBER/COUNT": [*where, "--shard", "0/3"],
         "is a file; expected a dataset folder": [tmp_path / "file", "--server", server.url],
         "cannot be read as a list of shards": [*where, "--list", tmp_path / "absent"],
-        "expected an address like": [data, "--server", "ftp://host"],
+        "expected an address such as": [data, "--server", "ftp://host"],
         "--server 127.0.0.1:80: expected an address": [data, "--server", "127.0.0.1:80"],
         "--server http://: expected an address": [data, "--server", "http://"],
         "--server http://host:x: expected an address": [data, "--server", "http://host:x"],

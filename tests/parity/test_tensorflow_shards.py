@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.support.rows import labels_of, ratings_of
+from tests.support.tensorflow import read_with_tensorflow, tf
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.shards.records import read_video_level_shard
 from yt8m.shards.tfrecord import iterate_records
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-tf = pytest.importorskip("tensorflow", reason="TensorFlow is the independent reader and writer of these tests")
-
-
-def as_tensorflow_reads(path: Path) -> list[dict[str, Any]]:
-    """Records of a shard, through TensorFlow's own reader and parser."""
-    integers = tf.io.VarLenFeature(tf.int64)
-    context_features = {
-        "id": tf.io.FixedLenFeature([], tf.string),
-        "labels": integers,
-        "segment_labels": integers,
-        "segment_start_times": integers,
-        "segment_end_times": integers,
-        "segment_scores": tf.io.VarLenFeature(tf.float32),
-    }
-    sequence_features = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in ("rgb", "audio")}
-    records = []
-    for serialized in tf.data.TFRecordDataset(str(path)):
-        context, lists = tf.io.parse_single_sequence_example(serialized, context_features, sequence_features)
-        found = {name: value.values.numpy().tolist() for name, value in context.items() if name != "id"}
-        found["id"] = context["id"].numpy().decode()
-        found["frames"] = np.concatenate(
-            [tf.io.decode_raw(lists[name], tf.uint8).numpy() for name in ("rgb", "audio")], axis=1
-        )
-        records.append(found)
-    return records
 
 
 def written_by_tensorflow(path: Path, videos: list[TinyVideo]) -> None:
@@ -73,7 +45,7 @@ def written_by_tensorflow(path: Path, videos: list[TinyVideo]) -> None:
 def test_tensorflow_reads_every_field_that_we_write(tmp_path: Path) -> None:
     videos = random_videos(4, ratings_per_video=5, label_ids=[0, 127, 128, 3861])
     videos += random_videos(2, seed=1, labeled=False, num_frames=(1, 3), id_prefix="t")
-    found = as_tensorflow_reads(write_shard(tmp_path / "a.tfrecord", videos))
+    found = read_with_tensorflow(write_shard(tmp_path / "a.tfrecord", videos))
     assert len(found) == len(videos)
     for theirs, video in zip(found, videos, strict=True):
         labels, starts, scores = zip(*video.ratings, strict=True) if video.ratings else ((), (), ())
@@ -140,9 +112,9 @@ def test_video_level_shards_both_ways(tmp_path: Path, shared_data: Path) -> None
         assert count >= 5
 
 
-def test_real_video_is_read_as_tensorflow_reads_it(shared_data: Path) -> None:
+def test_real_video_is_read_read_with_tensorflow_it(shared_data: Path) -> None:
     folder = shared_data / "yt8m_frame_level"
-    (theirs,) = as_tensorflow_reads(folder / "SjJ3.tfrecord")
+    (theirs,) = read_with_tensorflow(folder / "SjJ3.tfrecord")
     catalog = index_folder(folder)
     assert theirs["frames"].shape == (170, 1152)
     assert (catalog.id_of(0), labels_of(catalog, 0).tolist()) == (theirs["id"], theirs["labels"]) == ("SjJ3", [11])

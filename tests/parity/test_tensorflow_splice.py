@@ -7,13 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from tests.synthetic.test_splice import CLASSES, distinct_sources, owners
+from tests.support.spliced import CLASSES, distinct_sources, owners
+from tests.support.tensorflow import read_with_tensorflow
 from yt8m.synthetic.splice import Sizes, write_dataset
-
-pytest.importorskip("tensorflow", reason="TensorFlow is the independent reader of these tests")
-from tests.parity.test_tensorflow_shards import as_tensorflow_reads
 
 
 def test_tensorflow_reads_a_spliced_dataset(tmp_path: Path) -> None:
@@ -25,7 +22,7 @@ def test_tensorflow_reads_a_spliced_dataset(tmp_path: Path) -> None:
     ids, shown = [], set()
     for part, count in (("video/train", 2), ("video/valid", 1), ("segment/train", 2), ("segment/test", 2)):
         records = [
-            record for path in sorted((tmp_path / "data" / part).iterdir()) for record in as_tensorflow_reads(path)
+            record for path in sorted((tmp_path / "data" / part).iterdir()) for record in read_with_tensorflow(path)
         ]
         assert len(records) == count
         for record in records:

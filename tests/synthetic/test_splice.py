@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from tests.support.progress import RecordedProgress
 from tests.support.rows import labels_of, ratings_of
+from tests.support.spliced import CLASSES, dequantized, distinct_sources, owners
 from tests.support.tiny_shards import random_videos, write_shard, write_video_level_shard
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
@@ -33,12 +34,7 @@ from yt8m.synthetic.splice import (
 )
 from yt8m.vocabulary import Vocabulary
 
-CLASSES = Vocabulary(np.array([13, 3, 8, 5]), ("thirteen", "three", "eight", "five"))
 SIZES = Sizes(train=5, valid=2, rated=4, test=3)
-
-
-def dequantized(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return frames.astype(np.float64) * (4 / 255) + 4 / 512 - 2
 
 
 def constant_sources(count: int, seed: int = 0) -> Sources:
@@ -47,17 +43,6 @@ def constant_sources(count: int, seed: int = 0) -> Sources:
     means = rng.normal(0, 0.3, (count, 1152)).astype(np.float32)
     labels = tuple(np.array([[13, 3, 8, 5][i % 4], 100 + i]) for i in range(count))
     return Sources(means, labels)
-
-
-def distinct_sources(count: int) -> Sources:
-    """Every source is a corner of its own, so that frames tell which source they are of despite the noise."""
-    means = np.where(np.random.default_rng(5).random((count, 1152)) < 0.5, -0.8, 0.8).astype(np.float32)
-    return Sources(means, tuple(np.array([[13, 3, 8, 5][i % 4], 100 + i]) for i in range(count)))
-
-
-def owners(frames: NDArray[np.uint8], sources: Sources) -> list[int]:
-    """The source that each frame is nearest to."""
-    return [int(i) for i in (dequantized(frames) @ sources.means.T).argmax(1)]
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -307,18 +292,14 @@ def test_more_videos_leave_the_first_ones_as_they_were(dataset: tuple[Path, Sour
 
 
 def test_a_progress_bar_sees_every_video_of_every_part(tmp_path: Path) -> None:
-    seen: dict[str, list[int]] = {}
-    ended = []
-
-    def progress(items, name):  # type: ignore[no-untyped-def]
-        for item in items:
-            seen.setdefault(name, []).append(item)
-            yield item
-        ended.append(name)
-
+    progress = RecordedProgress()
     write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, Sizes(2, 1, 1, 1), 0, progress)
-    assert [len(items) for items in seen.values()] == [2, 1, 1, 1]
-    assert ended == list(seen) == ["pre-training videos", "validation videos", "rated videos", "test videos"]
+    assert progress.reports == {
+        "pre-training videos": [(1, 2, ""), (2, 2, "")],
+        "validation videos": [(1, 1, "")],
+        "rated videos": [(1, 1, "")],
+        "test videos": [(1, 1, "")],
+    }
 
 
 @pytest.mark.parametrize(("videos", "shards"), [(1, 1), (8, 8), (16, 16), (400, 16), (640, 16), (3000, 75)])
@@ -346,10 +327,10 @@ def test_impossible_sizes_are_refused(sizes: Sizes, problem: str, tmp_path: Path
 
 
 def test_too_few_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^15 of the 15 sources carry a label .* at least 16 are needed\. Do "):
+    with pytest.raises(UsageError, match=r"^15 of the 15 sources have a label .* at least 16 are needed\. Do "):
         write_dataset(tmp_path / "a", distinct_sources(15), CLASSES, SIZES, 0)
     elsewhere = Vocabulary(np.array([999]), ("other",))
-    with pytest.raises(UsageError, match=r"^0 of the 40 sources carry a label of the segment vocabulary; "):
+    with pytest.raises(UsageError, match=r"^0 of the 40 sources have a label of the segment vocabulary; "):
         write_dataset(tmp_path / "a", distinct_sources(40), elsewhere, SIZES, 0)
     with pytest.raises(UsageError, match=r"^20 sources are too few for parts of "):
         write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, Sizes(1000, 1, 1, 1), 0)
@@ -408,7 +389,7 @@ def test_sources_are_read_in_the_order_of_shard_names(tmp_path: Path) -> None:
 def test_folders_without_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
         read_sources(tmp_path / "none")
-    with pytest.raises(UsageError, match="holds no shards"):
+    with pytest.raises(UsageError, match="contains no shards"):
         read_sources(tmp_path)
     write_shard(tmp_path / "b.tfrecord", random_videos(1, num_frames=(5, 5)))
     with pytest.raises(ShardError, match=r"b\.tfrecord, record 0"):

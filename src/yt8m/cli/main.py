@@ -1,7 +1,5 @@
 """The `yt8m` command: its commands by group, and how errors end it. A command's docstring is its help."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

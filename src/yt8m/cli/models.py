@@ -1,7 +1,5 @@
 """Commands for models: import-2019."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

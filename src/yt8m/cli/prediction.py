@@ -1,7 +1,5 @@
 """Commands for prediction: predict, merge, locate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

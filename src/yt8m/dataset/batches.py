@@ -8,8 +8,6 @@ Datasets are indexed by step and return complete batches, so a loader needs no c
 with zero bytes; `lengths` has their number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Describe a catalog in numbers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

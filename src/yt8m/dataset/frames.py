@@ -6,8 +6,6 @@ copy of memory, and sampled ones one copy per frame, which is a third faster tha
 them off (`batches.join_features`). Frames stay uint8.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import OrderedDict

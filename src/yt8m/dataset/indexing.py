@@ -3,8 +3,6 @@
 Damaged records are skipped, irregular ones are repaired the same way each time, and both are reported with their place.
 """
 
-from __future__ import annotations
-
 import csv
 import mmap
 from collections import Counter

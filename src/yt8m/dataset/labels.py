@@ -1,7 +1,5 @@
 """Labels and ratings as arrays: masks, folds, mined negatives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Dataset folders: their parts, the shards of a folder, and lists of the shards to use."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

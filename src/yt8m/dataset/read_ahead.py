@@ -6,8 +6,6 @@ only their places. The batch of a step is in slot `step % slots`; there are two 
 batch in use and the one before it.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 from collections.abc import Iterator

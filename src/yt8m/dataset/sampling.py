@@ -3,8 +3,6 @@
 Times are in seconds, which are also frames: a segment that starts at second 30 has frames 30 to 34.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

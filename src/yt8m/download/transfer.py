@@ -4,8 +4,6 @@ A retry continues after the last byte that arrived, and failures count only whil
 does not support. A file is complete when its MD5 is right, so a faulty server costs time and nothing else.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import time

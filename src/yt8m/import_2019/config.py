@@ -1,7 +1,5 @@
 """Settings of the 2019 implementation: its `config.yaml`, and the equivalent configs of this package."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator

@@ -3,8 +3,6 @@
 Shapes: B examples, T frames, D=1152 features, C classes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

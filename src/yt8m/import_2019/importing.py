@@ -15,8 +15,6 @@ Padding and frames outside the video stay masked: the 2019 networks use zero byt
 the padded batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model in a 2019 folder: its kind, the equivalent config, and the names of its modules."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Weights of the 2019 implementation: read safely, checked, and converted to a state dict of this package."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import zipfile

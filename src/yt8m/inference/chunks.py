@@ -1,7 +1,5 @@
 """Work in chunks of fixed sizes, so that results are batch-invariant (see `classifier`); short chunks are padded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -12,8 +12,6 @@ fixed shapes, with padding in the last chunk. On Intel CPUs, the order in MKL de
 unless MKL_CBWR=AUTO,STRICT, which `yt8m.runtime.environment` sets before torch is imported.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ Shapes: N frames, S windows, W frames of a window, D=1152 features, P size of a 
 K clusters, G groups, J features of a group.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

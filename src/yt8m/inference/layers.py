@@ -1,7 +1,5 @@
 """Folded layers: linear layers, gates and mixtures with batch norm folded in, as matrix products of fixed shapes."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ All segments are predicted, including the first six and the last two, which a su
 the others are those of `yt8m predict`.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ video is too long for the line), its highest probability, and the times at which
 carries the same information as its color.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `ENCODERS` maps the type of an encoder's config to its class. A new encoder is a file and an entry here.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import Field

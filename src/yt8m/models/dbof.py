@@ -6,8 +6,6 @@ frames -> Linear(D -> H) -> ReLU -> SE gate -> masked max ++ masked mean (2H) ->
 Linear(2H -> output_size, no bias) -> ReLU -> SE gate (docs/method.md, "DBoF"). Weights have torch's initialization.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812

@@ -3,8 +3,6 @@
 Shapes: B videos or segments, T frames, D=1152 features.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn

@@ -9,8 +9,6 @@ intra-normalized -> BatchNorm -> cluster dropout; then both -> Linear -> ReLU ->
 Lin, Xiao, Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product minus a_k c_k, without a (B, T, K, G, J) tensor.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar, Literal, Self
 

@@ -3,8 +3,6 @@
 The two files suffice to rebuild the model. Loading neither imports training code nor unpickles anything.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Each process predicts a slice of the batches. `store_predictions` writes a store
 blocks; `ranking.streaming` ranks predictions as they are made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ computed once for all segments that contain them, and the segments of many video
 batch-invariant: they do not depend on the batch, the order of the shards or the number of processes (see `inference`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -6,8 +6,6 @@ error of p, but is off by 2.4e-4 near 1 and by 50% near 1e-7. Code 0 stands for 
 that were never written.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

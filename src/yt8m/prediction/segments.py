@@ -1,7 +1,5 @@
 """Segments to predict and rank, and the order in which ties are ranked."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

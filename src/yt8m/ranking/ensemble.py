@@ -4,8 +4,6 @@ Every method maps the 16-bit codes of each model (see `prediction.quantization`)
 streamed and stored probabilities give bit-identical results. Sums are float32, in the order of the models' names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Rank the segments of one pass of prediction: while their probabilities stream, or from a store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

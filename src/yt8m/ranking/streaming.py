@@ -4,8 +4,6 @@ Every process saves its partial rankings (at most 1 GB each) every few minutes a
 first process merges the partial rankings of all processes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress

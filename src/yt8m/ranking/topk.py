@@ -5,8 +5,6 @@ ties. Smaller keys rank first, keys are distinct, and a key encodes both its seg
 sorting of integers, and its result does not depend on the order, the batches or the processes of the segments.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO

@@ -6,8 +6,6 @@ cross-entropy of the ratings. For the arithmetic mean this is the linear opinion
 all models share a fold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

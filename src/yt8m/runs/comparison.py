@@ -1,7 +1,5 @@
 """Compare the rankings of a run: each model, each kind of model, the ensemble, a random order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the stages of a run share: the recipe, the dataset, the output folder and the devices."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The demo: the whole pipeline in a few minutes, on generated data."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

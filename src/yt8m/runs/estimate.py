@@ -5,8 +5,6 @@ seconds for any size. Memory is the most that is allocated at once, operation by
 and needs less. Time is measured: a few steps on this machine, on random bytes.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import statistics

@@ -1,7 +1,5 @@
 """The last stage of a run: predict the test set with the trained models, merge, rank, write the submission, score it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Prediction and merging outside of a run: model folders or stores to a submission, a table or a store."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@
 Everything is validated before anything runs: keys, types, values, and that every model named exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self

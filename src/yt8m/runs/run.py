@@ -1,7 +1,5 @@
 """Run a recipe: its stages in order, each into its own folder; finished ones are skipped."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from yt8m.dataset.labels import fold_of_videos

@@ -1,7 +1,5 @@
 """Train the models of a run: build a stage's network and task, train it, load the result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The terminal: results on standard output, messages and progress on standard error, both through rich."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 out = Console(highlight=False, soft_wrap=True)

@@ -1,7 +1,5 @@
 """Environment variables that the numerical libraries read when they are loaded: set them before torch is imported."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

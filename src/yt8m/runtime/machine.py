@@ -1,7 +1,5 @@
 """Devices, precision and processes of a run, through Lightning Fabric."""
 
-from __future__ import annotations
-
 import os
 from typing import Literal
 

@@ -5,8 +5,6 @@ is ever printed. A subprocess sends the messages; its output is discarded, so th
 is killed when it hangs.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

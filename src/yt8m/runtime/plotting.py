@@ -1,7 +1,5 @@
 """The style of plots."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from matplotlib.axes import Axes

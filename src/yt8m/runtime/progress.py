@@ -1,7 +1,5 @@
 """Progress reports: the protocol of the argument `progress` of library functions, and progress bars on the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol, TypeVar

@@ -4,8 +4,6 @@ A signal to any process stops all of them at the same step: at every step the pr
 asynchronous all-reduce, whose result the next step reads, so that no step waits for it.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType

@@ -5,8 +5,6 @@ precision (AP) divides by all rated positives of the class. The mean is over the
 the submission names them or not.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Plots: scores of rankings, and the timeline of a video."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scores of several rankings: a CSV file and a table for the terminal."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass

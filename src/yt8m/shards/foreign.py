@@ -1,7 +1,5 @@
 """Files that are no TFRecord files, and what to do about them."""
 
-from __future__ import annotations
-
 import re
 import zlib
 

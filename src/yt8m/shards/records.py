@@ -6,8 +6,6 @@ headers proves it without parsing a frame. Everything else that protobuf allows 
 unknown ones) is read as protobuf reads it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ masked CRC32C. A payload with a wrong checksum costs only that record, since its
 wrong length, or an end in the middle of a record, costs the rest of the shard.
 """
 
-from __future__ import annotations
-
 import mmap
 import struct
 from collections.abc import Iterator

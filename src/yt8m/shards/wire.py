@@ -3,8 +3,6 @@
 Work and memory are in proportion to the record's size, whatever its bytes are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -4,8 +4,6 @@ The lines go through the parser of `read_submission`, so a file is accepted exac
 catalog of the predicted shards, video ids and starts are checked as well, one class at a time.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ dictionary-encoded once per row group; the probabilities are stored as byte stre
 third.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

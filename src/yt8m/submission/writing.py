@@ -1,7 +1,5 @@
 """Write a ranking as a submission (see `yt8m.submission.format`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

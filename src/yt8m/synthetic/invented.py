@@ -6,8 +6,6 @@ deviation of real features. So classes can be separated, but not from a few nois
 confused: the context of a segment helps.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from yt8m.dataset.frames import NUM_FEATURES

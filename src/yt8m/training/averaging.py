@@ -3,8 +3,6 @@
 The averaged model is evaluated and saved instead of the trained one; training continues with the trained weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

@@ -5,8 +5,6 @@ random state, since the random numbers of a step depend on (seed, step) only. Tr
 thread writes a copy of the state in memory while the next steps run.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

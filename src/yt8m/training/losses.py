@@ -3,8 +3,6 @@
 All take logits, so that probabilities near 0 and 1 lose no digits. Shapes: B videos or segments, C classes.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812

@@ -4,8 +4,6 @@ A sweep trains while the learning rate rises exponentially. Suggested as the pea
 the loss falls fastest, not where it is lowest: slightly above that, it rises again.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable, Iterator

@@ -5,8 +5,6 @@ cannot drop anything: it gets the repeated steps twice, and since `step` is the 
 coincide.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import math

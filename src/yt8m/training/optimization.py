@@ -1,7 +1,5 @@
 """AdamW with weight decay on weight matrices only, and the slanted triangular schedule (docs/method.md, "Optimization")."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ Launching the roughly 200 kernels of a compiled step takes longer than running t
 backward, clipping and optimizer is one launch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast

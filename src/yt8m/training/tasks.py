@@ -4,8 +4,6 @@ Evaluation counts every held-out example once, for any number of processes, and 
 Shapes: B videos or segments, N of them in a process's evaluation, T frames, D=1152 features, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

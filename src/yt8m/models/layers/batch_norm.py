@@ -1,7 +1,5 @@
 """Batch norm over valid frames only, over one process or several."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

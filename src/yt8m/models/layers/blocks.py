@@ -1,7 +1,5 @@
 """Block-wise computation over rows: cache-sized blocks, and the precision of sums over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Layers set up for global batches that are split over several processes."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm

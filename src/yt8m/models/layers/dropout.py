@@ -1,7 +1,5 @@
 """Dropout whose result does not depend on the number of processes."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Squeeze-and-excitation gating."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Input layer: bytes are dequantized and masked."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B videos or segments (b in a block), N experts, C classes. The gate has C columns, or 1 that all classes share.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, cast
 

@@ -3,8 +3,6 @@
 Shapes: B videos or segments (b in a block), T frames.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch
