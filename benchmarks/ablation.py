@@ -39,7 +39,7 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.files import written_atomically
 from yt8m.models import dbof
 from yt8m.models.layers.pooling import gated_max_mean_pool
-from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.ranking import MAX_SEGMENTS
 from yt8m.runs.recipe import read_recipe
 from yt8m.runs.run import Run
 from yt8m.runs.stages import read_record

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import plain_models as plain
 from measuring import memory, new_process
-from yt8m.dataset.batches import context_frames, read_padded
+from yt8m.dataset.batches import context_frames, join_features, read_padded
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.sampling import segment_window
@@ -253,13 +253,13 @@ def loop_of_2019(setting: Setting, way: str) -> Measured:
                 for second, length in zip(segments.start_seconds[batch].tolist(), lengths, strict=True)
             ]
             seen = read_padded(reader, rows, windows)
-            frames, valid = seen.frames.to(device), seen.lengths.to(device)
+            frames, valid = join_features(seen).to(device), seen.lengths.to(device)
             for name, max_frames in needs.items():
                 if max_frames is None:
                     call(name, frames, valid)
                     continue
                 context = context_frames(reader, rows, max_frames)
-                vectors = forward[name].encode_context(context.frames.to(device), context.lengths.to(device))  # type: ignore[operator]
+                vectors = forward[name].encode_context(join_features(context).to(device), context.lengths.to(device))  # type: ignore[operator]
                 call(name, frames, valid, vectors)
 
     seconds = []

@@ -62,7 +62,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import plain_models as plain
 from measuring import in_new_process, memory, new_process
-from yt8m.dataset.batches import SegmentBatch, VideoBatch, context_frames
+from yt8m.dataset.batches import SegmentBatch, VideoBatch, context_frames, join_features
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.models.classifier import (
     Classifier,
@@ -342,7 +342,7 @@ class Trained:
 
         def loss_of(network: nn.Module, batch: Any) -> Tensor:
             """The loss of the tasks in `yt8m.training.tasks`."""
-            logits = network(batch.frames, batch.lengths, *(context.lookup(batch.rows) for context in contexts))
+            logits = network(join_features(batch), batch.lengths, *(context.lookup(batch.rows) for context in contexts))
             if case.kind == "video":
                 return video_loss(logits, batch.labels)
             return segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives)
@@ -369,7 +369,7 @@ class Trained:
             rows = np.arange(number * case.batch, (number + 1) * case.batch)
             videos: Any = invented_videos(case)
             padded = context_frames(videos, rows, SAMPLED)
-            given = (padded.frames.to(self.device), padded.lengths.to(self.device))
+            given = (join_features(padded).to(self.device), padded.lengths.to(self.device))
             if not way.encodes_context:
                 parts = zip(*(tensor.split(32) for tensor in given), strict=True)
                 given = torch.cat([model.encode_context(*part) for part in parts])
@@ -377,7 +377,7 @@ class Trained:
         # Frames without the headers of a shard's rows.
         self.batches = [
             (
-                batch.frames.to(self.device),
+                join_features(batch).to(self.device),
                 *(value.to(self.device) for value in batch[2:]),
                 contexts[i % CONTEXT_BATCHES],
             )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.full_disk import FullDisk
-from yt8m.errors import Yt8mError
-from yt8m.files import written_atomically
+from yt8m.errors import UsageError, Yt8mError
+from yt8m.files import read_names, written_atomically
 
 
 def names_in(folder: Path) -> list[str]:
@@ -128,3 +128,26 @@ def test_full_disk(full_disk: FullDisk) -> None:
         temporary.write_bytes(bytes(100_000))
     full_disk.free()
     assert names_in(full_disk.folder) == []
+
+
+def test_lists_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("# a comment\n a.tfrecord \n\nb#1.tfrecord # another\n\tc.tfrecord\r\n")
+    assert read_names(path, "shards") == ["a.tfrecord", "b#1.tfrecord", "c.tfrecord"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"# nothing\n\n", "contains no names; expected a list of shards, one per line."),
+        (b"\xff\xfe", "cannot be read as a list of shards (not UTF-8)."),
+        (None, "cannot be read as a list of shards (No such file or directory)."),
+    ],
+)
+def test_lists_without_names(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    path = tmp_path / "list.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError) as raised:
+        read_names(path, "shards")
+    assert str(raised.value) == f"{path}: {expected}"

@@ -23,9 +23,6 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Creates the parent folder of `path`. For a folder, create the temporary path as a folder; it replaces an existing
     one. A file is flushed to the disk before the rename.
 
-    Args:
-        path: The final name.
-
     Yields:
         The path to write to, in the same folder and with the same suffix.
 
@@ -52,9 +49,6 @@ def clear_leftovers(path: Path) -> None:
     """Remove what killed processes left of writing `path`; restore a folder that was being replaced.
 
     Call this only while no other process writes `path`.
-
-    Args:
-        path: A final name passed to `written_atomically` before.
     """
     leftover_name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}(\.old)?")
     for leftover in path.parent.glob(".*"):

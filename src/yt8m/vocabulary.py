@@ -4,13 +4,12 @@ Column `c` of a model's output is the class in row `c` of `segment_vocabulary.cs
 and shards name a class by its id in the vocabulary of 3,862 labels.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,7 +40,7 @@ class Vocabulary:
         return len(self.label_ids)
 
     @classmethod
-    def load(cls, path: Path) -> Vocabulary:
+    def load(cls, path: Path) -> Self:
         """Read `segment_vocabulary.csv` (columns `Index` and `Name`, others ignored).
 
         Args:

@@ -51,7 +51,8 @@ def test_no_space_for_a_checkpoint(
     arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", out]
     sentence = refused(1, *arguments)
     assert sentence.startswith(f"{out / 'pretrain/dbof/checkpoint.pt'}: no space left on the disk; ")
-    left = {name for name in files_in(out) if "tensorboard" not in name}
+    # Steps go on while a thread writes the checkpoint, so a model may have been saved before the write failed.
+    left = {name for name in files_in(out) if "tensorboard" not in name and "/model/" not in name}
     assert left == {"recipe.yaml", "pretrain/dbof/stage.yaml", "pretrain/dbof/metrics.csv"}
     full_disk.free()
     succeeds(*arguments)

@@ -40,7 +40,7 @@ def test_a_truncated_shard(tmp_path: Path) -> None:
     assert len(problems) == 1
     assert problems[0].startswith(f"{path}, record 2, byte ")
     assert "the shard ends inside a record (5 bytes are missing)" in problems[0]
-    assert last == f"yt8m: {tmp_path}: 1 damaged place was left out of the catalogs, as listed above."
+    assert last == f"yt8m: {tmp_path}: 1 damaged place was skipped, as listed above."
     assert Catalog.load(tmp_path).video_ids == ["0000", "0001", "b0000", "b0001"]
 
 
@@ -76,7 +76,7 @@ def test_a_folder_without_a_usable_record(tmp_path: Path) -> None:
         outcome = command(name, tmp_path)
         assert outcome.status == 1
         last = outcome.err.splitlines()[-1]
-        assert last.startswith(f"yt8m: {tmp_path}: no video of its 2 shards can be used: ")
+        assert last.startswith(f"yt8m: {tmp_path}: no usable video in 2 shards: ")
     assert files_in(tmp_path) == {"a.tfrecord", "b.tfrecord"}
 
 
@@ -87,10 +87,10 @@ def test_irregular_records_are_counted_and_repaired(tmp_path: Path) -> None:
     shown = succeeds("index", tmp_path)
     assert shown.err == ""
     for expected in (
-        "2 labels outside the vocabulary (dropped)",
-        "2 ratings outside the video (dropped)",
-        "1 ratings not at a multiple of 5 seconds (dropped)",
-        "1 ratings of labels outside the vocabulary (dropped)",
+        "labels outside the vocabulary (dropped): 2",
+        "ratings outside the video (dropped): 2",
+        "ratings not at a multiple of 5 seconds (dropped): 1",
+        "ratings of labels outside the vocabulary (dropped): 1",
     ):
         assert expected in shown.out
         assert expected in succeeds("describe", tmp_path).out

@@ -27,7 +27,7 @@ def test_index_writes_the_catalog_of_each_part(data: Path) -> None:
             int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line.removeprefix(str(data / part)))
         ]
         assert numbers == [size, catalog.num_frames.sum(), len(catalog.rating_labels), len(catalog.shards)]
-    assert f"{TINY_SIZES.test} videos without labels (kept)" in shown.out
+    assert f"videos without labels (kept): {TINY_SIZES.test}" in shown.out
 
 
 def test_index_of_one_folder(data: Path) -> None:
@@ -65,7 +65,7 @@ def test_describe_counts_videos_frames_and_ratings(data: Path, tiny_vocabulary: 
     positive = int(catalog.rating_values.sum())
     assert any(line.startswith(f"ratings {sum(per_class)} ({positive} positive) of ") for line in rated)
     assert f"ratings per class {min(per_class)} to {max(per_class)}, median {np.median(per_class):.0f}" in rated
-    assert lines[-1] == "irregular 8 videos without labels (kept)"
+    assert lines[-1] == "irregular videos without labels (kept): 8"
     assert len(list(data.rglob(FILE_NAME))) == 4
 
 

@@ -56,7 +56,7 @@ def test_describe(data: Path, tiny_vocabulary: Vocabulary) -> None:
         assert f"evaluated segments {part['evaluated_segments']:,}" in text
         assert ("ratings per class" in text) == (part["ratings_per_class"] is not None) == (part["ratings"] > 0)
         assert part["classes_rated"] <= len(tiny_vocabulary)
-        assert all(f"irregular {count:,} {oddity}" in text for oddity, count in part["oddities"].items() if count)
+        assert all(f"irregular {oddity}: {count:,}" in text for oddity, count in part["oddities"].items() if count)
         assert (part["problems"], part["num_problems"]) == ([], 0)
     catalog = Catalog.load(data / "segment/train")
     assert parts[2]["num_frames"] == catalog.num_frames.sum()
@@ -117,9 +117,9 @@ def test_evaluate(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path,
     shown = succeeds("evaluate", *arguments, "--json", "--per-class", tmp_path / "classes.csv")
     assert shown.err == f"{tmp_path / 'classes.csv'}: AP of each class\n"
     score = parsed(shown.out)
-    assert (score["k"], score["dense"]) == (100_000, dense)
-    assert plain.startswith(f"{score['map_at_k']:.6f} MAP@100,000")
-    assert f"{score['map_at_k']:.6f}" == score_rows(finished_run.out)[-1][column]
+    assert (score["k"], score["is_dense"]) == (100_000, dense)
+    assert plain.startswith(f"{score['mean_average_precision']:.6f} MAP@100,000")
+    assert f"{score['mean_average_precision']:.6f}" == score_rows(finished_run.out)[-1][column]
     assert f"{score['num_classes']:,} classes with a positive counted, {score['num_absent']:,} of them absent" in plain
     assert f"{score['num_ignored']:,} other classes of the file not counted" in plain
     assert (score["num_repeated_ratings"], score["num_contradictory_ratings"]) == (0, 0)

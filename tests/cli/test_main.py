@@ -156,7 +156,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_interrupted_command_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, KeyboardInterrupt())
     sentence = refused(130, "index", tmp_path)
-    assert sentence.startswith("Interrupted. The same command ")
+    assert sentence.startswith("Interrupted. Run the same command to continue")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE])
@@ -164,7 +164,7 @@ def test_errors_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fail(monkeypatch, OSError(number, os.strerror(number), str(tmp_path / "file")))
     assert refused(1, "index", tmp_path) == f"{tmp_path / 'file'}: {os.strerror(number)}."
     fail(monkeypatch, OSError(number, os.strerror(number)))
-    assert refused(1, "index", tmp_path) == f"A file: {os.strerror(number)}."
+    assert refused(1, "index", tmp_path) == f"Writing a file: {os.strerror(number)}."
 
 
 def test_other_errors_of_the_operating_system_keep_their_traceback(

@@ -110,7 +110,7 @@ def test_estimate_names_a_stage_that_does_not_fit(tiny_recipe: Path, monkeypatch
 
 
 def test_estimate_of_no_stage(tiny_recipe: Path) -> None:
-    assert "trains no such stage" in refused(2, "estimate", tiny_recipe, "--only", "predict")
+    assert "trains no stage 'predict'" in refused(2, "estimate", tiny_recipe, "--only", "predict")
 
 
 # ------------------------------------------------------------------------------------------------------------- find-lr
@@ -195,7 +195,7 @@ def test_demo_runs_its_recipe_on_spliced_data(
     make_tiny(monkeypatch, tiny_recipe)
     shown = succeeds("demo", tmp_path / "demo")
     assert re.search(r"│ mixture +│ mixture +│ +0\.\d{4} │ +0\.\d{4} │", shown.out)
-    assert shown.out.splitlines()[-1].endswith(f"s in all; everything is in {tmp_path / 'demo'}")
+    assert shown.out.splitlines()[-1].endswith(f"s in total; results: {tmp_path / 'demo'}")
     assert (tmp_path / "demo/run/submission.csv").is_file()
     assert shown.err.count(" of 6, ") == 2
     assert shown.err.count(" of 4, ") == 2

@@ -23,6 +23,7 @@ from yt8m.dataset.batches import (
     SegmentBatches,
     VideoBatches,
     context_frames,
+    join_features,
     stream_items,
 )
 from yt8m.dataset.frames import FrameReader
@@ -154,7 +155,7 @@ def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: T
     choices: dict[int, set[tuple[int, ...]]] = {}
     for step in range(12):
         batch = batches[step]
-        for (row, seconds), labels in zip(places(data, batch.frames, batch.lengths), batch.labels, strict=True):
+        for (row, seconds), labels in zip(places(data, join_features(batch), batch.lengths), batch.labels, strict=True):
             length = len(data.videos[row].frames)
             start, stop = (30, length - 10) if length > 40 else (0, length)
             assert start <= seconds[0] <= seconds[-1] < stop
@@ -192,7 +193,7 @@ def test_a_batch_of_segments_holds_windows_and_ratings(data: TinyData) -> None:
     seen: list[tuple[int, int, int, float]] = []
     for step in range(batches.num_items):
         batch = batches[step]
-        for i, (row, seconds) in enumerate(places(data, batch.frames, batch.lengths)):
+        for i, (row, seconds) in enumerate(places(data, join_features(batch), batch.lengths)):
             length = len(data.videos[row].frames)
             assert batch.rows[i] == row
             start = seconds[0] + 3
@@ -219,8 +220,8 @@ def test_shares_of_processes_put_together_are_the_batch_of_one(data: TinyData, s
             if name in ("rgb", "audio"):
                 continue
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
-        rows = places(data, batch.frames, batch.lengths)
-        assert rows == [row for part in parts for row in places(data, part.frames, part.lengths)]
+        rows = places(data, join_features(batch), batch.lengths)
+        assert rows == [row for part in parts for row in places(data, join_features(part), part.lengths)]
 
 
 @STREAMS
@@ -245,8 +246,8 @@ def test_what_is_random_elsewhere_changes_no_batch(data: TinyData, stream: Strea
 
 @STREAMS
 def test_another_seed_gives_other_batches(data: TinyData, stream: Stream) -> None:
-    ours, theirs = stream(data, seed=0)[0], stream(data, seed=1)[0]
-    assert not (ours.frames.shape == theirs.frames.shape and torch.equal(ours.frames, theirs.frames))
+    ours, theirs = (join_features(stream(data, seed=seed)[0]) for seed in (0, 1))
+    assert not (ours.shape == theirs.shape and torch.equal(ours, theirs))
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused(data: TinyData) -> None:
@@ -319,7 +320,7 @@ def test_context_frames_are_those_of_inference(data: TinyData) -> None:
     lengths = [len(data.videos[row].frames) for row in rows.tolist()]
     context = context_frames(data.reader, rows, 5)
     for (row, seconds), wanted, length in zip(
-        places(data, context.frames, context.lengths), rows, lengths, strict=True
+        places(data, join_features(context), context.lengths), rows, lengths, strict=True
     ):
         start, stop = (30, length - 10) if length > 40 else (0, length)
         step = (stop - start) / 5

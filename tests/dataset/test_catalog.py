@@ -292,7 +292,7 @@ def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
         (one, 0, "oddity", "a rating of label 4000 at second 10, and the vocabulary has no such label", "dropped"),
         (one, 0, "oddity", "a rating of label 3 at second 10 is 0.5, neither 0 nor 1", "dropped"),
         (one, 0, "oddity", "2 ratings of label 9 at second 5 contradict each other", "all dropped"),
-        (one, 0, "oddity", "2 ratings of label 3 at second 20 say the same", "kept once"),
+        (one, 0, "oddity", "2 ratings of label 3 at second 20 are equal", "kept once"),
         (one, 1, "oddity", "12 rgb frames and 10 audio frames", "cut to the shorter"),
         (one, 2, "damage", "", "the record was skipped"),
         (one, 3, "oddity", "2 labels, 2 starts, 2 ends and 1 scores of ratings", "their ratings dropped"),
@@ -534,7 +534,7 @@ def test_folders_without_usable_shards(tmp_path: Path) -> None:
     path = write_records(tmp_path / "a.tfrecord", [b"garbage"])
     with pytest.raises(UsageError, match="is a file; expected a folder"):
         index_folder(path)
-    with pytest.raises(ShardError, match=r"no video of its 1 shards can be used: .*a.tfrecord, record 0"):
+    with pytest.raises(ShardError, match=r"no usable video in 1 shard: .*a.tfrecord, record 0"):
         index_folder(tmp_path)
 
 

@@ -126,7 +126,8 @@ def limited_time() -> Iterator[None]:
         raise TimeoutError(f"still busy after {MAX_SECONDS_EACH:g} s")
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS_EACH)
+    # An exception in a weak-reference callback is swallowed, so the alarm repeats until one is raised elsewhere.
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS_EACH, 0.1)
     try:
         yield
     finally:

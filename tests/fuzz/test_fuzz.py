@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.fuzz.check import check_record
 from tests.fuzz.mutations import mutated_record
-from tests.fuzz.runner import CORPUS, fuzz, replay
+from tests.fuzz.runner import CORPUS, fuzz, limited_time, replay
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, record
 from yt8m.dataset import frames, indexing
 from yt8m.shards import records, wire
@@ -180,3 +181,21 @@ def test_wrong_limits_are_seen(
 ) -> None:
     monkeypatch.setattr(holder, constant, value)
     assert fuzz(6000, 1, tmp_path, max_failures=1).failures
+
+
+def test_the_alarm_repeats_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a destructor is swallowed; the alarm still ends what comes after it."""
+
+    class Busy:
+        def __del__(self) -> None:
+            spin(0.15)
+
+    def spin(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    monkeypatch.setattr("tests.fuzz.runner.MAX_SECONDS_EACH", 0.05)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with pytest.raises(TimeoutError), limited_time():
+        spin(5 if Busy() else 0)  # the object is deleted at once

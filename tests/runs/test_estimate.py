@@ -131,7 +131,7 @@ def test_every_stage_of_a_recipe_has_a_cost_and_equal_stages_are_timed_once() ->
 def test_only_some_stages(only: str | None, expected: list[str]) -> None:
     found = estimate(dbof_recipe(), NUM_CLASSES, only, make_timer=FakeTimer)
     assert [cost.stage for cost in found.costs] == expected
-    with pytest.raises(UsageError, match=r"^--only predict: the recipe trains no such stage\.$"):
+    with pytest.raises(UsageError, match=r"^The recipe trains no stage 'predict' \(known: "):
         estimate(dbof_recipe(), NUM_CLASSES, "predict", make_timer=FakeTimer)
 
 

@@ -52,9 +52,9 @@ def test_a_model_folder_of_another_kind_is_refused(copy: Path, tiny_dataset: Pat
     base.rename(segment)
     shutil.copytree(copy / "finetune/aware/model", base)
     context = RunContext(read_recipe(tiny_recipe), tiny_dataset, copy)
-    with pytest.raises(UsageError, match="contains another kind of model than a segment classifier"):
+    with pytest.raises(UsageError, match="expected a segment classifier, found a video classifier"):
         load_segment_model(context, "bare")
-    with pytest.raises(UsageError, match="contains another kind of model than a video classifier"):
+    with pytest.raises(UsageError, match="expected a video classifier, found a segment classifier"):
         load_base(context, "dbof")
 
 
@@ -110,7 +110,7 @@ def test_trained_models_that_cannot_be_base_models(
     for folder, sentence in (
         (tmp_path / "absent", "there is no such model folder"),
         (segment, "expected a video classifier, found a segment classifier"),
-        (other, f"its classes are those of another vocabulary than that of {tiny_dataset}"),
+        (other, f"it has another vocabulary than {tiny_dataset}"),
     ):
         recipe = with_trained_models(tiny_recipe, tmp_path / "recipe.yaml", dbof=good, nextvlad=folder)
         assert refused(2, "run", recipe, *where).startswith(f"{folder}: {sentence}")

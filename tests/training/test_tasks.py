@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
 from tests.support.tiny_tasks import CONFIG, segment_case, video_case, video_classifier
-from yt8m.dataset.batches import SINGLE_PROCESS, FrameSampling, ProcessSlice
+from yt8m.dataset.batches import SINGLE_PROCESS, FrameSampling, ProcessSlice, join_features
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
@@ -143,7 +143,7 @@ def test_cached_context_vectors_give_the_loss_of_the_complete_model(kind: str, t
     model, task = segment_case(tiny_dataset, kind)
     diversified(model)
     batch = task.batches(SINGLE_PROCESS)[0]
-    inputs = [batch.frames, batch.lengths]
+    inputs = [join_features(batch), batch.lengths]
     if kind == "aware":
         context = [
             batch_of_one(task.reader, row, context_seconds(task.reader.catalog.num_frames[row]))
@@ -160,7 +160,7 @@ def test_the_loss_uses_the_configured_weights(tiny_dataset: Path) -> None:
     diversified(model)
     batch = task.batches(SINGLE_PROCESS)[0]
     task.config = SegmentLossConfig(positive_weight=4.0, mined_weight=2.0)
-    logits = model(batch.frames, batch.lengths)
+    logits = model(join_features(batch), batch.lengths)
     expected = segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives, 4.0, 2.0)
     assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
     default = SegmentLossConfig()

@@ -11,51 +11,42 @@ import typer
 
 from yt8m.cli.options import JsonOption
 from yt8m.cli.output import index_folders, load_catalog, print_json
-from yt8m.errors import UsageError
+from yt8m.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from yt8m.dataset.describe import Description, Summary
 
-FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.", show_default=False)]
+FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder, or any folder of shards.")]
 
 
 def download(
-    data: Annotated[Path, typer.Argument(help="The dataset folder to fill.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="The dataset folder to fill.")],
     partitions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PARTITION]...",
+            metavar="PARTITION",
             help="Partitions of the official dataset: 2/frame/train, 2/frame/validate, 2/frame/test, 2/video/train, "
             "2/video/validate, 2/video/test, 3/frame/validate, 3/frame/test. By default, those that training and "
             "prediction need.",
-            show_default=False,
         ),
     ] = None,
     mirror: Annotated[
-        str | None,
-        typer.Option(help="The nearest official mirror: us (the default), eu or asia.", show_default=False),
+        str | None, typer.Option(help="The nearest official mirror: us (the default), eu or asia.")
     ] = None,
     shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="Only this fraction of each partition, such as 1/100.", show_default=False),
+        str | None, typer.Option("--shard", help="Only this fraction of each partition, such as 1/100.")
     ] = None,
     listed: Annotated[
         Path | None,
-        typer.Option(
-            "--list",
-            help="Only the shards named in this file, one path per line, as in a shards.txt.",
-            show_default=False,
-        ),
+        typer.Option("--list", help="Only the shards named in this file, one path per line, as in a shards.txt."),
     ] = None,
     connections: Annotated[int, typer.Option(min=1, max=64, help="Shards to fetch at once.")] = 4,
     indexed: Annotated[bool, typer.Option("--index/--no-index", help="Index frame-level folders afterwards.")] = True,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Read shards that are already complete again, and compare their MD5s."),
+        bool, typer.Option("--check", help="Read shards that are already complete again, and compare their MD5s.")
     ] = False,
     server: Annotated[
-        str | None,
-        typer.Option(help="URL of another server with the layout of the official ones.", show_default=False),
+        str | None, typer.Option(help="URL of another server with the layout of the official ones.")
     ] = None,
 ) -> None:
     """Download the official dataset, or a part of it, into a dataset folder.
@@ -95,15 +86,14 @@ def download(
         check=check,
         policy=RetryPolicy(seed=os.getpid()),
         progress=terminal_progress,
-        report=lambda sentence: err.print(sentence, markup=False),
+        report=err.print,
     )
     folders = []
     for report in reports:
         missing = f" of {report.num_shards:,}" if report.num_complete < report.num_shards else ""
         out.print(
             f"{report.folder}: {report.num_complete:,}{missing} shards, {format_bytes(report.num_bytes)}, "
-            f"{report.num_before:,} of them present before",
-            markup=False,
+            f"{report.num_before:,} of them present before"
         )
         if report.is_frame_level:
             folders.append(report.folder)
@@ -121,7 +111,7 @@ def index(
     """Write the catalog of each folder of shards.
 
     A catalog (`catalog.parquet`, beside the shards) has one row per video: where its frames are, its labels and ratings.
-    Damaged records are left out and listed, one line each; the exit status is then 1. Irregular ones are repaired.
+    Damaged records are skipped and listed, one line each; the exit status is then 1. Irregular ones are repaired.
     `catalog_report.csv` lists every problem: shard, record, byte, what was found, what was done.
 
     A `shards.txt` in a folder of shards selects the shards to use, one name per line. In a dataset folder its lines are
@@ -140,7 +130,7 @@ def index(
 def describe(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Describe a dataset: videos, frames, labels, ratings per class, irregular records.
 
-    Folders without a catalog are indexed first. Damaged records are left out and listed, one line each.
+    Folders without a catalog are indexed first. Damaged records are skipped and listed, one line each.
 
     ```sh
     yt8m describe data
@@ -155,9 +145,9 @@ def describe(folder: FolderArgument, as_json: JsonOption = False) -> None:
     place = folder / FILE_NAME
     vocabulary = Vocabulary.load(folder) if place.is_file() else None
     if vocabulary is not None and not as_json:
-        out.print(f"{place}: {len(vocabulary):,} segment classes", markup=False)
+        out.print(f"{place}: {len(vocabulary):,} segment classes")
     elif vocabulary is None and folder.is_dir():
-        err.print(f"{place} is missing, so classes are counted without it.", markup=False)
+        err.print(f"{place} is missing, so classes are counted without it.")
     descriptions = (count(load_catalog(part), vocabulary) for part in dataset_parts(folder))
     if as_json:
         print_json([asdict(description) for description in descriptions])
@@ -167,17 +157,12 @@ def describe(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
 
 def splice(
-    out_folder: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The dataset folder to create.", show_default=False)
-    ],
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="The dataset folder to create.")],
     sources: Annotated[
         str, typer.Option(help="A folder of video-level shards, or `builtin` for generated sources.")
     ] = "builtin",
     vocabulary: Annotated[
-        Path | None,
-        typer.Option(
-            help="segment_vocabulary.csv of the sources' dataset; not needed with builtin ones.", show_default=False
-        ),
+        Path | None, typer.Option(help="segment_vocabulary.csv of the sources' dataset; not needed with builtin ones.")
     ] = None,
     pretrain: Annotated[
         int, typer.Option(min=1, help="Videos for pre-training; a tenth as many are added for validation.")
@@ -188,7 +173,7 @@ def splice(
 ) -> None:
     """Create a frame-level dataset with exact ground truth by joining video-level features.
 
-    A spliced video joins 1 to 4 sources; a segment is positive for a label exactly where its source has it. The ground
+    A spliced video joins 1 to 4 sources; a segment is positive for a label exactly where its source has that label. The ground
     truth of the test set goes to segment/test_ratings.csv and segment/test_positives.csv.
 
     ```sh
@@ -215,9 +200,7 @@ def splice(
         classes = Vocabulary.load(vocabulary)
         means = read_sources(Path(sources), terminal_progress)
     write_dataset(out_folder, means, classes, sizes, seed, terminal_progress)
-    out.print(
-        f"{out_folder}: {total:,} videos spliced from {len(means):,} sources, {len(classes):,} classes", markup=False
-    )
+    out.print(f"{out_folder}: {total:,} videos spliced from {len(means):,} sources, {len(classes):,} classes")
 
 
 def _print_description(d: Description) -> None:
@@ -239,13 +222,13 @@ def _print_description(d: Description) -> None:
         rows.append(("rated classes", f"{d.classes_rated:,}"))
     if d.ratings_per_class is not None:
         rows.append(("ratings per class", _spread(d.ratings_per_class)))
-    rows += [("irregular", f"{count:,} {oddity}") for oddity, count in d.oddities.items() if count]
+    rows += [("irregular", f"{oddity}: {count:,}") for oddity, count in d.oddities.items() if count]
     if d.num_problems:
-        rows.append(("damaged", f"{d.num_problems:,} places, left out"))
+        rows.append(("damaged", f"{counted(d.num_problems, 'place')}, skipped"))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, value)
-    out.print(str(d.folder), markup=False)
+    out.print(str(d.folder))
     out.print(table)
 
 

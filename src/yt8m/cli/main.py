@@ -15,7 +15,7 @@ from yt8m.errors import Yt8mError
 from yt8m.runtime.environment import prepare_environment
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 app = typer.Typer(
     help="Find the moments in videos where a concept appears: train, merge, rank and score temporal localizers on "
@@ -27,12 +27,7 @@ app = typer.Typer(
 )
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Data": {
-        "download": data.download,
-        "index": data.index,
-        "describe": data.describe,
-        "splice": data.splice,
-    },
+    "Data": {"download": data.download, "index": data.index, "describe": data.describe, "splice": data.splice},
     "Training": {
         "run": training.run,
         "estimate": training.estimate,
@@ -81,7 +76,7 @@ def _errors_as_sentences() -> Iterator[None]:
         if left.code != INTERRUPTED:
             raise
         _exit(
-            "Interrupted. The same command starts again: a download continues with the files that it has, and training "
+            "Interrupted. Run the same command to continue: a download keeps its complete files, and training resumes "
             "from its last checkpoint.",
             INTERRUPTED,
         )
@@ -92,11 +87,11 @@ def _errors_as_sentences() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE):
             raise
-        _exit(f"{error.filename or 'A file'}: {error.strerror}.", 1)
+        _exit(f"{error.filename or 'Writing a file'}: {error.strerror}.", 1)
 
 
 def _exit(sentence: str, status: int) -> None:
-    print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that paths stay whole and can be copied
+    print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that long paths are not wrapped
     sys.exit(status)
 
 

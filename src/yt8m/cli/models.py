@@ -7,31 +7,25 @@ import typer
 
 
 def import_2019(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of a 2019 model: config.yaml and model.pth.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to create.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of a 2019 model: config.yaml and model.pth.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to create.")],
     check: Annotated[
         Path | None,
         typer.Option(
             help="Predictions of the original for some videos (example.npz: video, segment, probabilities). A "
-            "probability that differs by more than 1e-5 is an error, and OUT is not written.",
-            show_default=False,
+            "probability that differs by more than 1e-5 is an error, and OUT is not written."
         ),
     ] = None,
     vocabulary: Annotated[
         Path | None,
-        typer.Option(
-            help="segment_vocabulary.csv with the model's classes in order; the challenge's own by default.",
-            show_default=False,
-        ),
+        typer.Option(help="segment_vocabulary.csv with the model's classes in order; the challenge's own by default."),
     ] = None,
 ) -> None:
     """Convert a model that the 7th place of 2019 published to a model folder.
 
-    The model is a video classifier, a segment classifier, or a segment classifier with context, as its config.yaml and
-    tensors have it. The converted model predicts the original's probabilities and merges like any other. Only tensors
-    are unpickled from model.pth.
+    The model is a video classifier, a segment classifier, or a segment classifier with context, depending on its
+    config.yaml and tensors. The converted model predicts the original's probabilities and merges like any other. Only
+    tensors are unpickled from model.pth.
 
     It can be trained further in Python, with two exceptions: the context encoder of a classifier with context stays
     frozen, also where it was trained in 2019, and the batch norm of NeXtVLAD's assignment is folded into the layer before.
@@ -48,11 +42,6 @@ def import_2019(
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
     digest, size = (OFFICIAL_DIGEST, OFFICIAL_SIZE) if classes is None else (classes.digest, len(classes))
     made = import_model(folder, out, vocabulary_digest=digest, num_classes=size, example=check)
-    terminal.print(
-        f"{out}: {made.kind} classifier of {made.num_classes:,} classes, {made.num_parameters:,} parameters",
-        markup=False,
-    )
+    terminal.print(f"{out}: {made.kind} classifier of {made.num_classes:,} classes, {made.num_parameters:,} parameters")
     if made.difference is not None:
-        terminal.print(
-            f"{check}: probabilities differ by at most {made.difference:.2g} ({TOLERANCE:g} is allowed)", markup=False
-        )
+        terminal.print(f"{check}: probabilities differ by at most {made.difference:.2g} ({TOLERANCE:g} is allowed)")

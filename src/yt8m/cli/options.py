@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the settings that they stand for."""
+"""Arguments and options that several commands share, and the settings that they set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yt8m.errors import UsageError
+from yt8m.ranking import MAX_SEGMENTS
 
 if TYPE_CHECKING:
     from yt8m.ranking.ensemble import MergeConfig
@@ -16,32 +17,21 @@ if TYPE_CHECKING:
 DataOption = Annotated[
     Path,
     typer.Option(
-        "--data",
-        help="Dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv.",
-        show_default=False,
+        "--data", help="Dataset folder: video/train, video/valid, segment/train, segment/test, segment_vocabulary.csv."
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Output folder of the run.", show_default=False)]
-RecipeArgument = Annotated[
-    str, typer.Argument(help="YAML file of a recipe, or the name of one that ships with yt8m.", show_default=False)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting: path=value. Repeatable.", show_default=False),
-]
+OutOption = Annotated[Path, typer.Option("--out", help="Output folder of the run.")]
+RecipeArgument = Annotated[str, typer.Argument(help="YAML file of a recipe, or the name of one that ships with yt8m.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: path=value. Repeatable.")]
 OnlyOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Only this kind of stage (pretrain, finetune, predict) or stage (pretrain/NAME).", show_default=False
-    ),
+    str | None, typer.Option(help="Only this kind of stage (pretrain, finetune, predict) or stage (pretrain/NAME).")
 ]
-VocabularyOption = Annotated[Path, typer.Option("--vocabulary", help="segment_vocabulary.csv.", show_default=False)]
-ShardsOption = Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.", show_default=False)]
+VocabularyOption = Annotated[Path, typer.Option("--vocabulary", help="segment_vocabulary.csv.")]
+ShardsOption = Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, for scripts.")]
 AcceleratorOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WeightOption = Annotated[
-    list[str] | None,
-    typer.Option("--weight", help="Weight of a model, NAME=NUMBER; 1 by default. Repeatable.", show_default=False),
+    list[str] | None, typer.Option("--weight", help="Weight of a model, NAME=NUMBER; 1 by default. Repeatable.")
 ]
 MergeOption = Annotated[
     list[str] | None,
@@ -49,14 +39,12 @@ MergeOption = Annotated[
         "--set",
         help="How to merge models, path=value as in a recipe's ensemble: method=geometric, or "
         "video_prior={models: [NAME], video_exponent: 0.2}. Repeatable.",
-        show_default=False,
     ),
 ]
 TableOption = Annotated[
-    Path | None,
-    typer.Option("--table", help="Also write the ranking, with probabilities, as a Parquet table.", show_default=False),
+    Path | None, typer.Option("--table", help="Also write the ranking, with probabilities, as a Parquet table.")
 ]
-TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=100_000, help="Segments to list per class.")]
+TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=MAX_SEGMENTS, help="Segments to list per class.")]
 
 
 def merge_config(weights: Sequence[str] | None, overrides: Sequence[str] | None) -> MergeConfig:

@@ -55,17 +55,16 @@ def index_folders(folder: Path, parts: Sequence[Path], verify: bool, strict: boo
         out.print(
             f"{part / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
             f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards"
-            + (f" (those in {listed.path})" if listed else ""),
-            markup=False,
+            + (f" (those in {listed.path})" if listed else "")
         )
         for oddity, count in catalog.oddities.items():
-            out.print(f"    {count:,} {oddity}", markup=False)
+            out.print(f"    {oddity}: {count:,}")
         if (part / REPORT_NAME).is_file():
-            out.print(f"    all of them, with their places: {part / REPORT_NAME}", markup=False)
+            out.print(f"    all of them, with their places: {part / REPORT_NAME}")
         print_problems(catalog)
         damaged += catalog.num_problems
     if damaged:
-        raise Yt8mError(f"{folder}: {damaged_places(damaged)} left out of the catalogs, as listed above.")
+        raise Yt8mError(f"{folder}: {damaged_places(damaged)} skipped, as listed above.")
 
 
 def print_problems(catalog: Catalog) -> None:
@@ -73,6 +72,6 @@ def print_problems(catalog: Catalog) -> None:
     from yt8m.runtime.console import err
 
     for problem in catalog.problems:
-        err.print(problem, markup=False, soft_wrap=True)
+        err.print(problem)
     if catalog.num_problems > len(catalog.problems):
-        err.print(f"... and {catalog.num_problems - len(catalog.problems):,} more of the kind.")
+        err.print(f"... and {catalog.num_problems - len(catalog.problems):,} more")

@@ -18,19 +18,19 @@ from yt8m.cli.options import (
 )
 from yt8m.cli.output import load_catalog, print_json, print_problems
 from yt8m.errors import UsageError, counted
+from yt8m.ranking import MAX_SEGMENTS
 
 
 def predict(
-    models: Annotated[list[Path], typer.Argument(help="Model folders of segment classifiers.", show_default=False)],
+    models: Annotated[list[Path], typer.Argument(help="Model folders of segment classifiers.")],
     shards: ShardsOption,
     vocabulary: VocabularyOption,
-    out: Annotated[Path | None, typer.Option("--out", help="The submission to write.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The submission to write.")] = None,
     store: Annotated[
         Path | None,
         typer.Option(
             "--store",
             help="Folder to keep all probabilities in, for `yt8m merge`: 2 bytes per segment, class and model.",
-            show_default=False,
         ),
     ] = None,
     table: TableOption = None,
@@ -44,10 +44,9 @@ def predict(
             max=5,
             help="Test-time shift: seconds to move the frames seen of a segment by. Repeatable; the probabilities are "
             "averaged (--shift -1 --shift 0 --shift 1).",
-            show_default=False,
         ),
     ] = None,
-    top_k: TopKOption = 100_000,
+    top_k: TopKOption = MAX_SEGMENTS,
     accelerator: AcceleratorOption = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
 ) -> None:
@@ -80,18 +79,18 @@ def predict(
     names = predict_folders(models, load_catalog(shards), vocabulary, config, outputs, machine, shifts)
     for path, what in ((store, "probabilities"), (out, "submission"), (table, "table")):
         if path is not None and names is not None:
-            terminal.print(f"{path}: {what} of {', '.join(names)}", markup=False)
+            terminal.print(f"{path}: {what} of {', '.join(names)}")
 
 
 def merge(
-    predictions: Annotated[list[Path], typer.Argument(help="Folders of stored predictions.", show_default=False)],
+    predictions: Annotated[list[Path], typer.Argument(help="Folders of stored predictions.")],
     shards: ShardsOption,
     vocabulary: VocabularyOption,
-    out: Annotated[Path, typer.Option("--out", help="The submission to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The submission to write.")],
     table: TableOption = None,
     weight: WeightOption = None,
     overrides: MergeOption = None,
-    top_k: TopKOption = 100_000,
+    top_k: TopKOption = MAX_SEGMENTS,
 ) -> None:
     r"""Merge stored predictions into a submission: the best segments of every class.
 
@@ -110,25 +109,18 @@ def merge(
     names = merge_stores(
         predictions, load_catalog(shards), vocabulary, config, PredictionOutputs(out, table, None, top_k)
     )
-    terminal.print(f"{out}: {config.method} mean of {len(names)} models ({', '.join(names)})", markup=False)
+    terminal.print(f"{out}: {config.method} mean of {len(names)} models ({', '.join(names)})")
 
 
 def locate(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The id of a video, or a shard.", show_default=False)],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The id of a video, or a shard.")],
     vocabulary: VocabularyOption,
-    models: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Model folders of segment classifiers.", show_default=False),
-    ] = None,
+    models: Annotated[list[Path] | None, typer.Argument(help="Model folders of segment classifiers.")] = None,
     run_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--run", help="Folder of a run, instead of models: the ensemble of its recipe.", show_default=False
-        ),
+        Path | None, typer.Option("--run", help="Folder of a run, instead of models: the ensemble of its recipe.")
     ] = None,
     shards: Annotated[
-        Path | None,
-        typer.Option("--shards", help="Folder of the shards that contain the video.", show_default=False),
+        Path | None, typer.Option("--shards", help="Folder of the shards that contain the video.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Concepts to show, the most probable first.")] = 10,
     threshold: Annotated[
@@ -136,8 +128,7 @@ def locate(
     ] = 0.5,
     limit: Annotated[int, typer.Option(min=1, help="Videos of a shard to show.")] = 3,
     picture: Annotated[
-        Path | None,
-        typer.Option("--svg", help="Also write the timelines as an SVG of 80 columns.", show_default=False),
+        Path | None, typer.Option("--svg", help="Also write the timelines as an SVG of 80 columns.")
     ] = None,
     accelerator: AcceleratorOption = "auto",
     as_json: JsonOption = False,
@@ -153,6 +144,7 @@ def locate(
     ```
     """
     from yt8m.dataset.frames import FrameReader
+    from yt8m.dataset.layout import is_shard_name
     from yt8m.locate.locate import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
     from yt8m.locate.timeline import write_svg
     from yt8m.runtime.console import err, out
@@ -161,7 +153,7 @@ def locate(
     if bool(models) == (run_folder is not None):
         raise UsageError("yt8m locate needs either model folders, or --run DIR, the folder of a run with an ensemble.")
     classes = Vocabulary.load(vocabulary)
-    is_shard = video.endswith(".tfrecord")
+    is_shard = is_shard_name(Path(video).name) or (shards is None and Path(video).is_file())
     if is_shard:
         reader = read_shard(Path(video))
         print_problems(reader.catalog)

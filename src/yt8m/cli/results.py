@@ -11,23 +11,20 @@ import typer
 from yt8m.cli.options import JsonOption
 from yt8m.cli.output import load_catalog, print_json
 from yt8m.errors import Yt8mError, counted
+from yt8m.ranking import MAX_SEGMENTS
 
 if TYPE_CHECKING:
     from yt8m.submission.check import Checked
 
-SubmissionArgument = Annotated[Path, typer.Argument(help="The submission.", show_default=False)]
+SubmissionArgument = Annotated[Path, typer.Argument(help="The submission.")]
 
 
 def check(
     submission: SubmissionArgument,
     shards: Annotated[
-        Path | None,
-        typer.Option("--shards", help="Folder of the predicted shards: check ids and starts.", show_default=False),
+        Path | None, typer.Option("--shards", help="Folder of the predicted shards: check ids and starts.")
     ] = None,
-    vocabulary: Annotated[
-        Path | None,
-        typer.Option(help="segment_vocabulary.csv: check classes.", show_default=False),
-    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="segment_vocabulary.csv: check classes.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check whether a submission would be accepted, and list everything that is wrong with it.
@@ -58,9 +55,7 @@ def check(
 
 def evaluate(
     submission: SubmissionArgument,
-    truth: Annotated[
-        Path, typer.Option(help="A folder of rated shards, or a CSV file: video,label,start,score.", show_default=False)
-    ],
+    truth: Annotated[Path, typer.Option(help="A folder of rated shards, or a CSV file: video,label,start,score.")],
     dense: Annotated[
         bool,
         typer.Option(
@@ -68,14 +63,10 @@ def evaluate(
         ),
     ] = False,
     vocabulary: Annotated[
-        Path | None,
-        typer.Option(help="segment_vocabulary.csv: refuse other classes, and name classes.", show_default=False),
+        Path | None, typer.Option(help="segment_vocabulary.csv: refuse other classes, and name classes.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="Length that the list of each class is cut to.")] = 100_000,
-    per_class: Annotated[
-        Path | None,
-        typer.Option(help="CSV file to write the AP of each class to.", show_default=False),
-    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length that the list of each class is cut to.")] = MAX_SEGMENTS,
+    per_class: Annotated[Path | None, typer.Option(help="CSV file to write the AP of each class to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a submission: MAP@K over the classes with a rated positive.
@@ -99,18 +90,7 @@ def evaluate(
     score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
     repeated, contradictory = score.num_repeated_ratings, score.num_contradictory_ratings
     if as_json:
-        print_json(
-            {
-                "map_at_k": score.mean_average_precision,
-                "k": k,
-                "dense": dense,
-                "num_classes": score.num_classes,
-                "num_absent": score.num_absent,
-                "num_ignored": score.num_ignored,
-                "num_repeated_ratings": repeated,
-                "num_contradictory_ratings": contradictory,
-            }
-        )
+        print_json(asdict(score) | {"num_classes": score.num_classes})
     else:
         out.print(f"{score.mean_average_precision:.6f} MAP@{k:,}{' (dense)' if dense else ''}")
         out.print(
@@ -121,24 +101,23 @@ def evaluate(
             out.print(f"truth: {repeated:,} repeated ratings, {contradictory:,} contradictory ones")
     if per_class is not None:
         write_class_scores(per_class, score, classes)
-        err.print(f"{per_class}: AP of each class", markup=False)
+        err.print(f"{per_class}: AP of each class")
 
 
 def _print_check(checked: Checked) -> None:
     from yt8m.runtime.console import out
 
     for sentence in checked.messages:
-        out.print(sentence, markup=False)
+        out.print(sentence)
     if checked.num_problems > len(checked.messages):
         out.print(f"... and {checked.num_problems - len(checked.messages):,} more; all of them by kind:")
         for kind, count in checked.problems.items():
-            out.print(f"    {kind.description}: {count:,}", markup=False)
+            out.print(f"    {kind.description}: {count:,}")
     for remark in checked.remarks:
-        out.print(f"remark: {remark}.", markup=False)
+        out.print(f"remark: {remark}.")
     for what in checked.not_checked:
-        out.print(f"not checked: {what}.", markup=False)
+        out.print(f"not checked: {what}.")
     if checked.is_accepted:
         out.print(
-            f"{checked.path}: would be accepted: {checked.num_classes:,} classes, {checked.num_segments:,} segments",
-            markup=False,
+            f"{checked.path}: would be accepted: {checked.num_classes:,} classes, {checked.num_segments:,} segments"
         )

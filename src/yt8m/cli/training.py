@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: RecipeArgument,
-    data: DataOption,
-    out: OutOption,
-    only: OnlyOption = None,
-    overrides: SetOption = None,
+    recipe: RecipeArgument, data: DataOption, out: OutOption, only: OnlyOption = None, overrides: SetOption = None
 ) -> None:
     """Run a recipe: pre-train, fine-tune, predict, merge, and score where the ground truth is known.
 
@@ -45,8 +41,7 @@ def run(
 def estimate(
     recipe: RecipeArgument,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Dataset folder, for its number of classes; 1,000 without it.", show_default=False),
+        Path | None, typer.Option(help="Dataset folder, for its number of classes; 1,000 without it.")
     ] = None,
     only: OnlyOption = None,
     overrides: SetOption = None,
@@ -76,7 +71,7 @@ def estimate(
 
 def pretrain(
     recipe: RecipeArgument,
-    model: Annotated[str, typer.Argument(help="A base model of the recipe.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A base model of the recipe.")],
     data: DataOption,
     out: OutOption,
     overrides: SetOption = None,
@@ -92,7 +87,7 @@ def pretrain(
 
 def finetune(
     recipe: RecipeArgument,
-    model: Annotated[str, typer.Argument(help="A segment model of the recipe.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A segment model of the recipe.")],
     data: DataOption,
     out: OutOption,
     overrides: SetOption = None,
@@ -108,7 +103,7 @@ def finetune(
 
 def find_lr(
     recipe: RecipeArgument,
-    model: Annotated[str, typer.Argument(help="A base model or a segment model of the recipe.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A base model or a segment model of the recipe.")],
     data: DataOption,
     out: OutOption,
     steps: Annotated[int, typer.Option(help="Steps, each at a higher learning rate than the previous one.")] = 200,
@@ -138,8 +133,7 @@ def find_lr(
     found = training.find_lr(RunContext(settings, data, out), model, sweep)
     terminal.print(
         f"{model}: suggested peak_lr {found.suggestion.peak_lr:.2g} (the loss is lowest at "
-        f"{found.suggestion.lowest_loss_lr:.2g}); the recipe has {found.peak_lr:g}; plot: {found.picture}",
-        markup=False,
+        f"{found.suggestion.lowest_loss_lr:.2g}); the recipe has {found.peak_lr:g}; plot: {found.picture}"
     )
 
 
@@ -164,7 +158,7 @@ def demo(
         done, scores = run_demo(folder, seed)
         notification.result = _summary(done, scores)
     _print_results(done, scores)
-    typer.echo(f"{time.monotonic() - started:.0f} s in all; everything is in {folder}")
+    typer.echo(f"{time.monotonic() - started:.0f} s in total; results: {folder}")
 
 
 def _run(
@@ -211,11 +205,10 @@ def _print_results(done: Run, scores: RunScores) -> None:
     out.print(stages)
     out.print(
         f"{done.out / SUBMISSION_FILE}: the best segments of {len(done.context.vocabulary):,} classes, "
-        f"out of {scores.num_segments:,} segments predicted",
-        markup=False,
+        f"out of {scores.num_segments:,} segments predicted"
     )
     pictures = sorted((done.out / "predict").glob("*.png"))
-    out.print(f"plots: {', '.join(map(str, pictures))}", markup=False)
+    out.print(f"plots: {', '.join(map(str, pictures))}")
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -247,14 +240,12 @@ def _print_estimate(found: Estimate) -> None:
     out.print(
         f"TFLOP: matrix products of a step. Steps timed on {found.device}{each}. Memory is that of one process's "
         f"tensors; batches read ahead take up to {max(cost.read_ahead for cost in found.costs) / 2**20:,.0f} MiB, the "
-        "libraries 0.5 to 1 GiB. Reading, evaluation and prediction are not included.",
-        markup=False,
+        "libraries 0.5 to 1 GiB. Reading, evaluation and prediction are not included."
     )
     available = found.available_memory
-    for cost in found.costs if available is not None else []:
+    for cost in found.costs:
         if available is not None and cost.memory > available:
             out.print(
                 f"{cost.stage} needs more than the {available / 2**30:.1f} GiB of this device: set its "
-                f"training.gradient_accumulation to {cost.micro_batches_to_fit(available)} or more.",
-                markup=False,
+                f"training.gradient_accumulation to {cost.micro_batches_to_fit(available)} or more."
             )

@@ -36,30 +36,12 @@ from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 
-def join_features(rgb: Tensor, audio: Tensor) -> Tensor:
-    """Cut the headers off the rows of a batch (see `frames`), and concatenate the features.
-
-    Args:
-        rgb: uint8 (B, T, 1034), on any device.
-        audio: uint8 (B, T, 137).
-
-    Returns:
-        Frames, uint8 (B, T, D), on the same device.
-    """
-    return torch.cat((rgb[..., -NUM_RGB:], audio[..., -NUM_AUDIO:]), -1)
-
-
 class PaddedFrames(NamedTuple):
     """Frames of several videos: rows rgb uint8 (B, T, 1034) and audio uint8 (B, T, 137), lengths int64 (B,)."""
 
     rgb: Tensor
     audio: Tensor
     lengths: Tensor
-
-    @property
-    def frames(self) -> Tensor:
-        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
-        return join_features(self.rgb, self.audio)
 
 
 class VideoBatch(NamedTuple):
@@ -69,11 +51,6 @@ class VideoBatch(NamedTuple):
     audio: Tensor
     lengths: Tensor
     labels: Tensor
-
-    @property
-    def frames(self) -> Tensor:
-        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
-        return join_features(self.rgb, self.audio)
 
 
 class SegmentBatch(NamedTuple):
@@ -91,10 +68,14 @@ class SegmentBatch(NamedTuple):
     ratings: Tensor
     negatives: Tensor
 
-    @property
-    def frames(self) -> Tensor:
-        """Frames without headers, uint8 (B, T, D); zero beyond the length."""
-        return join_features(self.rgb, self.audio)
+
+def join_features(batch: PaddedFrames | VideoBatch | SegmentBatch) -> Tensor:
+    """Cut the headers off the rows of a batch (see `frames`), and concatenate the features.
+
+    Returns:
+        Frames, uint8 (B, T, D), zero beyond the length, on the device of the batch.
+    """
+    return torch.cat((batch.rgb[..., -NUM_RGB:], batch.audio[..., -NUM_AUDIO:]), -1)
 
 
 class ProcessSlice(NamedTuple):
@@ -246,9 +227,7 @@ class VideoBatches(Batches):
         reader: Frames and catalog.
         vocabulary: The segment classes; videos without any of them are excluded.
         choice: Sampling of frames.
-        batch_size: Videos in a global batch.
-        seed: Seed of order and sampling.
-        share: This process's slice of each batch.
+        batch_size, seed, share: See `Batches`; the seed is also that of the sampling.
 
     Raises:
         UsageError: No video has a label among the segment classes.
@@ -295,9 +274,7 @@ class SegmentBatches(Batches):
         vocabulary: The segment classes.
         ratings: The rated segments to train on.
         margin: Frames on either side of a segment.
-        batch_size: Segments in a global batch.
-        seed: Seed of the order.
-        share: This process's slice of each batch.
+        batch_size, seed, share: See `Batches`.
     """
 
     def __init__(

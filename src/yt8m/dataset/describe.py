@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import Catalog
+from yt8m.dataset.labels import videos_with_classes
 from yt8m.dataset.sampling import num_evaluated_segments
 from yt8m.vocabulary import Vocabulary
 
@@ -86,7 +87,7 @@ def describe(catalog: Catalog, vocabulary: Vocabulary | None = None) -> Descript
         frames_per_video=_spread(catalog.num_frames),
         labels_per_video=float(num_labels.mean()),
         videos_without_labels=int((num_labels == 0).sum()),
-        videos_with_classes=None if vocabulary is None else _videos_with_classes(catalog, vocabulary),
+        videos_with_classes=None if vocabulary is None else len(videos_with_classes(catalog, vocabulary)),
         evaluated_segments=int(num_evaluated_segments(catalog.num_frames).sum()),
         rated_videos=len(np.unique(rows)),
         rated_segments=_num_changes(rows, catalog.rating_start_seconds),
@@ -109,11 +110,6 @@ def _ratings_per_class(catalog: Catalog, vocabulary: Vocabulary | None) -> NDArr
         return np.unique(catalog.rating_labels, return_counts=True)[1].astype(np.int64)
     columns = vocabulary.class_indices(catalog.rating_labels)
     return np.bincount(columns[columns >= 0], minlength=len(vocabulary)).astype(np.int64)
-
-
-def _videos_with_classes(catalog: Catalog, vocabulary: Vocabulary) -> int:
-    rows = np.repeat(np.arange(len(catalog)), np.diff(catalog.label_starts))
-    return len(np.unique(rows[vocabulary.class_indices(catalog.label_values) >= 0]))
 
 
 def _num_changes(rows: NDArray[np.int64], starts: NDArray[np.int32]) -> int:

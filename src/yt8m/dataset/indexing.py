@@ -57,6 +57,10 @@ OnProblem = Callable[[Problem], None]
 """Called with each problem as it is found, in order."""
 
 
+def _ignore(_: Problem) -> None:
+    """Drop a problem; the catalog itself describes damage."""
+
+
 def damaged_places(count: int) -> str:
     """A number of damaged places, as the beginning of a sentence."""
     return f"{counted(count, 'damaged place')} {'was' if count == 1 else 'were'}"
@@ -69,7 +73,7 @@ def index_folder(
     strict: bool = False,
     vocabulary_size: int = NUM_LABELS,
     progress: ProgressFactory = no_progress,
-    on_problem: OnProblem | None = None,
+    on_problem: OnProblem = _ignore,
 ) -> Catalog:
     """Read every shard of a folder and make its catalog; nothing is written (see `index_and_save`).
 
@@ -94,8 +98,7 @@ def index_folder(
         if strict:
             path = folder / problem.shard
             raise ShardError(path, f"{problem.found}.", record=problem.record, offset=problem.offset)
-        if on_problem is not None:
-            on_problem(problem)
+        on_problem(problem)
 
     with progress(f"index {folder}", total, "bytes") as report:
         for position, path in enumerate(paths):
@@ -111,11 +114,7 @@ def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_L
     Raises:
         ShardError: The shard cannot be read, is of another dataset, or has no record that can be used.
     """
-
-    def ignore(_: Problem) -> None:
-        """The catalog itself describes damage."""
-
-    return _join(path.parent, [_index_shard(path, 0, verify, vocabulary_size, ignore)], ignore)
+    return _join(path.parent, [_index_shard(path, 0, verify, vocabulary_size, _ignore)], _ignore)
 
 
 def index_and_save(
@@ -264,24 +263,14 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
                 raise problem from None
             problems.damage(problem, "the record was skipped")
             continue
-        num_frames = min(video.rgb.num_frames, video.audio.num_frames)
-        if video.rgb.num_frames != video.audio.num_frames:
-            found = f"{video.rgb.num_frames:,} rgb frames and {video.audio.num_frames:,} audio frames"
+        rgb, audio = video.rgb, video.audio
+        num_frames = min(rgb.num_frames, audio.num_frames)
+        if rgb.num_frames != audio.num_frames:
+            found = f"{rgb.num_frames:,} rgb frames and {audio.num_frames:,} audio frames"
             problems.odd(Oddity.LENGTHS_DIFFER, record, found)
         ids.append(video.id.encode())
-        rows.append(
-            (
-                position,
-                record.number,
-                record.offset,
-                len(record.payload),
-                num_frames,
-                record.offset + video.rgb.offset,
-                video.rgb.stride,
-                record.offset + video.audio.offset,
-                video.audio.stride,
-            )
-        )
+        location = (position, record.number, record.offset, len(record.payload), num_frames)
+        rows.append((*location, record.offset + rgb.offset, rgb.stride, record.offset + audio.offset, audio.stride))
         labels.append(_known_labels(video.labels, vocabulary_size, record, problems))
         ratings.append(_usable_ratings(video, num_frames, vocabulary_size, record, problems))
     problems.close()
@@ -388,7 +377,7 @@ def _join(folder: Path, parts: list[_ShardRows], on_problem: OnProblem) -> Catal
     ids = np.concatenate([part.ids for part in parts])
     if not len(ids):
         reason = problems[0] if problems else "they contain no records."
-        raise ShardError(folder, f"no video of its {counted(len(parts), 'shard')} can be used: {reason}")
+        raise ShardError(folder, f"no usable video in {counted(len(parts), 'shard')}: {reason}")
     rows = np.concatenate([part.rows for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     label_counts = np.concatenate([part.label_counts for part in parts])

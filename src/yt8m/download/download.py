@@ -4,8 +4,6 @@ The plan, partial files and a ledger of verified shards are beside the shards, s
 download, and neither fetches nor hashes complete shards again.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import fcntl
@@ -15,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from yt8m.download.partial import Counter, Part, StoppableThreads, hash_file, part_path, publish, write_complete
 from yt8m.download.plan import PARTITIONS, Fraction, Server, Shard, read_plan, select
@@ -99,7 +98,7 @@ class _Ledger:
         lines = (line.split("\t") for line in text.splitlines())
         self._known = {fields[0]: tuple(fields[1:]) for fields in lines}
 
-    def __enter__(self) -> _Ledger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,7 +191,7 @@ def download(
         check: Whether to fetch the plans again and hash verified shards again.
         policy: Timeouts and retries.
         pause: Waits for a number of seconds between attempts, for tests.
-        progress: Reports bytes hash_file and fetched.
+        progress: Reports bytes hashed and fetched.
         report: Called with a message for each existing shard whose MD5 is wrong.
 
     Yields:

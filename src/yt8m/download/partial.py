@@ -1,7 +1,5 @@
 """Partial downloads: threads that stop together, and the `.NAME.part` files that they append to."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time
@@ -37,11 +35,7 @@ class Counter:
 
 
 class StoppableThreads:
-    """Daemon threads that stop together; one that waits for the network does not delay the end of the command.
-
-    Args:
-        size: Number of threads.
-    """
+    """Daemon threads that stop together; one that waits for the network does not delay the end of the command."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -116,7 +110,7 @@ def write_complete(path: Path, content: bytes) -> None:
     publish(path)
 
 
-def hash_file(path: Path, threads: StoppableThreads, count: Counter) -> tuple[hashlib._Hash, int]:
+def hash_file(path: Path, threads: StoppableThreads, count: Counter) -> "tuple[hashlib._Hash, int]":
     """MD5 of a file, to be updated further, and its size in bytes."""
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as file:

@@ -3,8 +3,6 @@
 Plans are not trusted: their names become file names, so they are validated. Nothing here accesses the network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -12,7 +10,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from yt8m.errors import UsageError, Yt8mError
@@ -79,9 +77,6 @@ def official_server(mirror: str = "us") -> Server:
     They are public buckets of Google Cloud Storage, named after the hosts that serve them over plain HTTP
     (`us.data.yt8m.org`). They are accessed through the storage's own host, which has TLS: plain HTTP would allow shards
     and MD5s to be tampered with together.
-
-    Args:
-        mirror: us, eu or asia.
 
     Raises:
         UsageError: There is no such mirror.
@@ -181,7 +176,7 @@ class Fraction:
     count: int
 
     @classmethod
-    def parse(cls, text: str) -> Fraction:
+    def parse(cls, text: str) -> Self:
         """Parse `NUMBER/COUNT`.
 
         Raises:

@@ -95,7 +95,7 @@ class _Attempts:
     """
 
     def __init__(self, policy: RetryPolicy, name: str, max_failures: int, pause: Callable[[float], object]) -> None:
-        self._patience = policy
+        self._policy = policy
         self._max_failures = max_failures
         self._pause = pause
         self._random = random.Random(f"{policy.seed} {name}")
@@ -110,7 +110,7 @@ class _Attempts:
         self._failures = 0 if progressed else self._failures + 1
         if self._failures == self._max_failures:
             raise PermanentError(f"{error}, {self._failures} times in a row", is_outage=True)
-        policy = self._patience
+        policy = self._policy
         delay = min(policy.max_delay_seconds, policy.first_delay_seconds * 2 ** max(0, self._failures - 1))
         delay *= self._random.uniform(0.5, 1)
         if error.retry_after is not None:
@@ -136,7 +136,7 @@ class Network:
         pause: Callable[[float], object] | None = None,
     ) -> None:
         self._threads = threads
-        self._patience = policy
+        self._policy = policy
         self._pause = threads.stopping.wait if pause is None else pause
         parts = urlsplit(address)
         proxy = getproxies().get(parts.scheme)
@@ -156,7 +156,7 @@ class Network:
         Raises:
             PermanentError: It cannot be fetched.
         """
-        attempts = _Attempts(self._patience, url, min(MAX_SMALL_ATTEMPTS, self._patience.max_failures), self._pause)
+        attempts = _Attempts(self._policy, url, min(MAX_SMALL_ATTEMPTS, self._policy.max_failures), self._pause)
         while True:
             self._threads.check()
             try:
@@ -166,7 +166,7 @@ class Network:
 
     def _read_small(self, url: str) -> bytes:
         content = bytearray()
-        with closing(self._open("GET", url)) as response, _network_errors(self._patience):
+        with closing(self._open("GET", url)) as response, _network_errors(self._policy):
             while block := response.read(_BLOCK_BYTES):
                 content += block
                 if len(content) > MAX_SMALL_BYTES:
@@ -194,7 +194,7 @@ class Network:
         Raises:
             PermanentError: It cannot be fetched.
         """
-        attempts = _Attempts(self._patience, url, self._patience.max_failures, self._pause)
+        attempts = _Attempts(self._policy, url, self._policy.max_failures, self._pause)
         largest, num_downloads = part.size, 0
         while not part.matches(md5):
             self._threads.check()
@@ -230,7 +230,7 @@ class Network:
             if part.size and not (response.status == 206 and requested):
                 part.clear()
             part.validator = _validator(response)
-            with _network_errors(self._patience):
+            with _network_errors(self._policy):
                 part.append(_blocks(response, part, end))
             if total is not None and part.size < total:
                 raise _TransientError(f"the server sent {part.size:,} of {total:,} bytes")
@@ -239,7 +239,7 @@ class Network:
         redirects = urllib3.Retry(
             total=None, connect=0, read=0, status=0, other=0, redirect=5, respect_retry_after_header=False
         )
-        with _network_errors(self._patience):
+        with _network_errors(self._policy):
             response = self._pool.request(method, url, headers=headers, preload_content=False, retries=redirects)
         history = response.retries.history if response.retries is not None else ()
         is_downgraded = url.startswith("https:") and any(

@@ -34,9 +34,6 @@ from yt8m.settings import read_yaml
 def read_model(folder: Path) -> Classifier:
     """Read a 2019 model as a network of this package, in eval mode.
 
-    Args:
-        folder: Folder with `config.yaml` and `model.pth`.
-
     Raises:
         UsageError: There is no such folder, or its `config.yaml` does not describe a 2019 model.
         Yt8mError: `model.pth` is damaged, contains more than tensors, or its tensors do not fit the settings.

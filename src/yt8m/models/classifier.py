@@ -7,8 +7,6 @@ fine-tuned on the frames of segments and their margins. The context-aware one ad
 video: `encode_context` once per video, then the forward pass for each of its segments.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -111,7 +109,7 @@ class ContextAgnosticClassifier(VideoClassifier):
     config: ContextAgnosticClassifierConfig
 
     @classmethod
-    def from_video_classifier(cls, video: VideoClassifier, margin_frames: int = 3) -> ContextAgnosticClassifier:
+    def from_video_classifier(cls, video: VideoClassifier, margin_frames: int = 3) -> Self:
         """Start with a copy of the weights and running statistics of a trained video classifier."""
         config = ContextAgnosticClassifierConfig(
             encoder=video.config.encoder, mixture=video.config.mixture, margin_frames=margin_frames
@@ -179,7 +177,7 @@ class ContextAwareClassifier(nn.Module):
         fusion: FusionConfig | None = None,
         mixture: MixtureConfig | None = None,
         margin_frames: int = 3,
-    ) -> ContextAwareClassifier:
+    ) -> Self:
         """Start with copies of the encoders of two trained video classifiers, which may be the same.
 
         Args:

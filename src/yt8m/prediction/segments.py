@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.sampling import GOLDEN_GAMMA, splitmix64
 from yt8m.errors import Yt8mError
+from yt8m.shards.records import SEGMENT_SECONDS
 
 _VIDEO_ID = re.compile(r"[^\s,:\x00]+")
 
@@ -70,10 +71,10 @@ class Segments:
             if video_id in seen:
                 raise Yt8mError(f"The video id {video_id!r} occurs twice among the videos to rank; remove one of them.")
             seen.add(video_id)
-        off_grid = np.flatnonzero((self.start_seconds < 0) | (self.start_seconds % 5 != 0))
+        off_grid = np.flatnonzero((self.start_seconds < 0) | (self.start_seconds % SEGMENT_SECONDS != 0))
         if len(off_grid):
             raise Yt8mError(
-                f"The segment {self.name(off_grid[0])} cannot be ranked: starts are multiples of 5 seconds."
+                f"The segment {self.name(off_grid[0])} cannot be ranked: starts are multiples of {SEGMENT_SECONDS} seconds."
             )
         flat = (self.rows.astype(np.int64) << 32) | self.start_seconds
         values, first = np.unique(flat, return_index=True)

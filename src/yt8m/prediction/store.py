@@ -9,13 +9,11 @@ the disk. A later process continues with the other blocks, and the folder is ren
 never written are 0, a missing probability.
 """
 
-from __future__ import annotations
-
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -79,7 +77,7 @@ class StoreIndex(Settings):
         catalog: str,
         shifts: Sequence[int],
         precision: str,
-    ) -> StoreIndex:
+    ) -> Self:
         """Make the index of a store of some models' predictions; see the fields."""
         model = next(iter(models.values()))
         return cls(
@@ -120,25 +118,18 @@ class Store:
     """Offset of the codes in each model's file, and their checksums, (blocks, C)."""
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
+    def open(cls, folder: Path) -> Self:
         """Open a store.
 
         Raises:
             UsageError: The folder is not a store, not finished, or of another version.
         """
-        if (folder / UNFINISHED_INDEX_FILE).is_file() and not (folder / INDEX_FILE).is_file():
-            raise UsageError(f"{folder}: this prediction is not finished; run the same `yt8m predict` to resume it.")
-        if not folder.is_dir():
-            hint = (
-                "it is not finished; run the same `yt8m predict` to resume it"
-                if unfinished_folder(folder).is_dir()
-                else "`yt8m predict --store` makes one"
-            )
-            raise UsageError(f"{folder}: there is no such folder of predictions; {hint}.")
         if not (folder / INDEX_FILE).is_file():
-            raise UsageError(
-                f"{folder}: is not a folder of predictions (it has no {INDEX_FILE}); `yt8m predict --store` makes one."
-            )
+            if unfinished_folder(folder).is_dir() or (folder / UNFINISHED_INDEX_FILE).is_file():
+                raise UsageError(f"{folder}: is not finished; run the same `yt8m predict` to resume it.")
+            found = f"is not a folder of predictions (it has no {INDEX_FILE})"
+            found = found if folder.is_dir() else "there is no such folder of predictions"
+            raise UsageError(f"{folder}: {found}; `yt8m predict --store` makes one.")
         values = read_yaml(folder / INDEX_FILE)
         version = values.get("format_version") if isinstance(values, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:

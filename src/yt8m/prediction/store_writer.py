@@ -1,7 +1,5 @@
 """Write a store, block by block: resumable, and by several processes."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -31,6 +29,28 @@ SYNC_SECONDS = 30.0
 """Most seconds of work that a kill can cost, besides the current block."""
 
 _REMAINS = "the blocks written so far are kept. Free some space and run the same command again"
+
+
+class _File:
+    """A `.npy` file to overwrite parts of, at positions of elements."""
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._offset, self._itemsize = array.offset, array.dtype.itemsize
+        self._descriptor = os.open(path, os.O_WRONLY)
+
+    def write(self, values: NDArray[Any], position: int) -> None:
+        data = memoryview(values.tobytes())
+        offset = self._offset + position * self._itemsize
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class StoreWriter:
@@ -196,28 +216,6 @@ class StoreWriter:
         except OSError as error:
             raise writing_error(error, self.folder, _REMAINS) from error
         return Store(self.folder, self.index)
-
-
-class _File:
-    """A `.npy` file to overwrite parts of, at positions of elements."""
-
-    def __init__(self, path: Path) -> None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        self._offset, self._itemsize = array.offset, array.dtype.itemsize
-        self._descriptor = os.open(path, os.O_WRONLY)
-
-    def write(self, values: NDArray[Any], position: int) -> None:
-        data = memoryview(values.tobytes())
-        offset = self._offset + position * self._itemsize
-        while data:
-            written = os.pwrite(self._descriptor, data, offset)
-            data, offset = data[written:], offset + written
-
-    def sync(self) -> None:
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 def _has_index(path: Path, index: StoreIndex) -> bool:

@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from yt8m.errors import Yt8mError
 from yt8m.prediction.segments import Segments
 
-MAX_SEGMENTS = 100_000
-"""Most segments that a submission may list per class, and the K of MAP@K (docs/method.md, "Task")."""
 _WORST_KEY = np.uint64(2**64 - 1)
 _ROWS_PER_COPY = 128
 _HEADER = struct.Struct("<QI")

@@ -50,7 +50,7 @@ class RunContext:
     def report(self, message: str) -> None:
         """Print a message on standard error, once for all processes."""
         if self.fabric.is_global_zero:
-            err.print(message, markup=False)
+            err.print(message)
 
     def catalog(self, part: str) -> Catalog:
         """Catalog of a part of the dataset ("video/train", ...), indexed first where that has not been done.
@@ -102,7 +102,7 @@ class RunContext:
             if description.kind != "video":
                 raise UsageError(f"{folder}: expected a video classifier, found a segment classifier.")
             if description.vocabulary != self.vocabulary.digest:
-                raise UsageError(f"{folder}: its classes are those of another vocabulary than that of {self.data}.")
+                raise UsageError(f"{folder}: it has another vocabulary than {self.data}.")
             digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
             with (folder / WEIGHTS_NAME).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -9,9 +9,9 @@ from yt8m.runs.recipe import Recipe, read_recipe, shipped_recipe
 from yt8m.runs.run import Run
 from yt8m.runtime.console import err
 from yt8m.runtime.progress import terminal_progress
+from yt8m.settings import overridden, validated
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
 from yt8m.synthetic.splice import Sizes, write_dataset
-from yt8m.training.loop import TrainingConfig
 
 SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
 NUM_SOURCES = 6000
@@ -42,8 +42,7 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
         vocabulary = invented_vocabulary()
         write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, terminal_progress)
         err.print(
-            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}",
-            markup=False,
+            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}"
         )
     run = Run(recipe, data, folder / RUN_FOLDER)
     scores = run.run()
@@ -54,16 +53,7 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
 
 def shortened(recipe: Recipe) -> Recipe:
     """The recipe with the demo's number of steps."""
-    bases = {
-        name: model.model_copy(update={"training": _with_steps(model.training, STEPS["video"])})
-        for name, model in recipe.base_models.items()
-    }
-    segments = {
-        name: model.model_copy(update={"training": _with_steps(model.training, STEPS[model.kind])})
-        for name, model in recipe.segment_models.items()
-    }
-    return recipe.model_copy(update={"base_models": bases, "segment_models": segments})
-
-
-def _with_steps(training: TrainingConfig, steps: int) -> TrainingConfig:
-    return training.model_copy(update={"steps": steps})
+    steps = {f"base_models.{name}": STEPS["video"] for name in recipe.base_models}
+    steps |= {f"segment_models.{name}": STEPS[model.kind] for name, model in recipe.segment_models.items()}
+    overrides = [f"{model}.training.steps={number}" for model, number in steps.items()]
+    return validated(Recipe, overridden(recipe.model_dump(mode="json"), overrides), "the demo's recipe")

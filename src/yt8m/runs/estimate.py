@@ -1,4 +1,4 @@
-"""Estimate what a recipe takes before it is run: parameters, arithmetic, memory and time of each training stage.
+"""Estimate the cost of a recipe before it is run: parameters, arithmetic, memory and time of each training stage.
 
 Parameters, operations and memory come from one step with fake tensors, which have shapes and no content, so they take
 seconds for any size. Memory is the most that is allocated at once, operation by operation; a compiler fuses operations
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from yt8m.dataset.batches import SegmentBatch, VideoBatch
+from yt8m.dataset.batches import SegmentBatch, VideoBatch, join_features
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.dataset.read_ahead import BATCHES_AHEAD
 from yt8m.errors import UsageError
@@ -31,6 +31,7 @@ from yt8m.runs.recipe import Recipe
 from yt8m.runs.stages import Stage, fresh_base, training_stages
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
+from yt8m.settings import did_you_mean
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
 from yt8m.training.step import make_step, micro_batches
@@ -64,11 +65,11 @@ def random_batch(stage: Stage, size: int, num_classes: int, device: torch.device
 def batch_loss(model: nn.Module, batch: Any) -> Tensor:
     """Loss of a stage's batch; the contexts of a context-aware model are zeros."""
     if isinstance(batch, VideoBatch):
-        return video_loss(model(batch.frames, batch.lengths), batch.labels)
+        return video_loss(model(join_features(batch), batch.lengths), batch.labels)
     context: tuple[Tensor, ...] = ()
     if (size := _context_size(model)) is not None:
         context = (torch.zeros(len(batch.lengths), size, device=batch.lengths.device),)
-    logits = model(batch.frames, batch.lengths, *context)
+    logits = model(join_features(batch), batch.lengths, *context)
     return segment_loss(logits, batch.class_indices, batch.ratings, batch.negatives)
 
 
@@ -85,10 +86,10 @@ def _context_size(model: nn.Module) -> int | None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training stage takes.
+    """The cost of a training stage.
 
     Args:
-        stage: Its path, as `yt8m run --only` has it.
+        stage: Its path, `pretrain/NAME` or `finetune/NAME`.
         parameters: Parameters of the network.
         trained: Parameters that are trained.
         examples: Videos or segments of each batch that one process has.
@@ -130,7 +131,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recipe takes on this machine.
+    """The cost of a recipe on this machine.
 
     Args:
         costs: Of each training stage.
@@ -153,25 +154,25 @@ class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         for tensor in held:
-            self._meet(tensor)
+            self._count(tensor)
 
-    def _meet(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             self._known.add(storage)
             size = storage.nbytes()
             self.alive += size
             self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._leave, size)
+            weakref.finalize(storage, self._release, size)
 
-    def _leave(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.alive -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
-                self._meet(tensor)
+                self._count(tensor)
         return made
 
 
@@ -268,7 +269,7 @@ def estimate(
     progress: ProgressFactory = no_progress,
     make_timer: Callable[[Fabric, MachineConfig, int], Timer] = Timer,
 ) -> Estimate:
-    """Estimate what the training stages of a recipe take; stages that differ in nothing but name and steps are timed once.
+    """Estimate the cost of a recipe's training stages; those that differ only in name and steps are timed once.
 
     Args:
         recipe: The recipe.
@@ -282,7 +283,9 @@ def estimate(
     """
     stages = [stage for stage in training_stages(recipe) if only in (None, stage.path, stage.kind)]
     if not stages:
-        raise UsageError(f"--only {only}: the recipe trains no such stage.")
+        raise UsageError(
+            f"The recipe trains no stage {only!r}{did_you_mean(str(only), [stage.path for stage in training_stages(recipe)])}."
+        )
     machine = recipe.machine
     fabric = make_fabric(machine.model_copy(update={"devices": 1, "num_nodes": 1}))
     timer = make_timer(fabric, machine, num_classes)

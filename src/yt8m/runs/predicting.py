@@ -15,6 +15,7 @@ from yt8m.prediction.passes import PredictionPass, ProcessGroup, store_predictio
 from yt8m.prediction.predict import NO_SHIFT, segments_of
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import Store, StoreIndex
+from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec, rank_segments, rank_stored
 from yt8m.ranking.streaming import remove_partial_rankings
@@ -42,7 +43,7 @@ class PredictionOutputs:
     submission: Path | None
     table: Path | None = None
     store: Path | None = None
-    top_k: int = 100_000
+    top_k: int = MAX_SEGMENTS
 
     def write(self, ranking: Ranking, vocabulary: Vocabulary) -> None:
         """Write the submission and the table."""
@@ -80,7 +81,7 @@ def predict_folders(
     Several processes share the work. An interrupted prediction resumes with the same call.
 
     Args:
-        folders: Model folders; video classifiers are merged as the config has it, or only stored.
+        folders: Model folders; video classifiers are merged only if the config uses them.
         catalog: The videos.
         vocabulary: `segment_vocabulary.csv`.
         config: How to merge the models.

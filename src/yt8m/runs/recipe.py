@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from yt8m.errors import UsageError
 from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
 from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.ensemble import MergeConfig, model_weights
-from yt8m.ranking.topk import MAX_SEGMENTS
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import Settings, did_you_mean, overridden, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
@@ -111,7 +111,7 @@ class EnsembleConfig(MergeConfig):
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
         if self.find_weights and self.weights:
-            raise ValueError("find_weights: weights are given too; leave one of the two out")
+            raise ValueError("find_weights: weights are given as well; remove one of the two")
         if self.find_weights and self.method == "rank":
             raise ValueError("find_weights: ranks have no likelihood to maximize; use another method")
         if len(set(self.shifts)) != len(self.shifts):
@@ -120,7 +120,7 @@ class EnsembleConfig(MergeConfig):
 
 
 class Recipe(Settings):
-    """Models to train, and the ensemble that they make."""
+    """Models to train, and how they are merged into an ensemble."""
 
     description: str = ""
     """Purpose of the recipe."""
@@ -152,9 +152,7 @@ class Recipe(Settings):
             raise ValueError("base_models: expected at least one model, here or in trained_models")
         for name in self.trained_models:
             if name in self.base_models:
-                raise ValueError(
-                    f"trained_models: {name!r} is a base model to pre-train as well; leave one of the two out"
-                )
+                raise ValueError(f"trained_models: {name!r} is also a base model to pre-train; remove one of the two")
         for name, model in self.segment_models.items():
             place = f"segment_models.{name}"
             for role, base in model.base_models.items():
@@ -165,7 +163,7 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _ensemble_is_there(self) -> Self:
+    def _ensemble_exists(self) -> Self:
         bases = [*self.base_models, *self.trained_models]
         for name in [*self.ensemble.models, *self.ensemble.weights]:
             if name not in self.segment_models:

@@ -1,18 +1,16 @@
-"""The stages of a run: what each one is made of, and whether its result is there.
+"""The stages of a run: settings and inputs of each, and whether its result exists.
 
 `Stage` is what the recipe alone decides (kind, name, settings, network); `RunStage` adds what a dataset and an output
 folder decide (inputs, fingerprint, folder, record). A finished stage is reused while its fingerprint, a hash of settings
 and inputs, stays the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field
@@ -128,10 +126,7 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """All settings that decide the stage's result."""
         machine = self.recipe.machine
-        precision = {
-            "precision": machine.precision,
-            "float32_matmul_precision": machine.float32_matmul_precision,
-        }
+        precision = machine.model_dump(include={"precision", "float32_matmul_precision"})
         if self.kind == "predict":
             ensemble = self.recipe.ensemble.model_dump(mode="json", exclude={"models"})
             models = {"models": sorted(self.recipe.ensemble_models)}
@@ -187,7 +182,7 @@ class RunStage(Stage):
     context: RunContext
 
     @classmethod
-    def of(cls, context: RunContext, kind: StageKind, name: str = "") -> RunStage:
+    def of(cls, context: RunContext, kind: StageKind, name: str = "") -> Self:
         """A stage of a run, by kind and name."""
         return cls(context.recipe, kind, name, context)
 

@@ -120,7 +120,7 @@ def load_base(context: RunContext, name: str) -> VideoClassifier:
     else:
         folder, model = _load_trained(context, "pretrain", name)
     if not isinstance(model, VideoClassifier):
-        raise UsageError(f"{folder}: contains another kind of model than a video classifier.")
+        raise UsageError(f"{folder}: expected a video classifier, found a segment classifier.")
     return model
 
 
@@ -132,7 +132,7 @@ def load_segment_model(context: RunContext, name: str) -> ContextAgnosticClassif
     """
     folder, model = _load_trained(context, "finetune", name)
     if not isinstance(model, ContextAgnosticClassifier | ContextAwareClassifier):
-        raise UsageError(f"{folder}: contains another kind of model than a segment classifier.")
+        raise UsageError(f"{folder}: expected a segment classifier, found a video classifier.")
     return model
 
 

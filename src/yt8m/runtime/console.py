@@ -2,16 +2,16 @@
 
 from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(markup=False, highlight=False, soft_wrap=True)
 """Results: standard output."""
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 """Messages and progress: standard error."""
 
 
 def wide(columns: int) -> Console:
     """Standard output for a table of this many columns of text, even on a narrower terminal."""
-    return out if out.width >= columns else Console(highlight=False, soft_wrap=True, width=columns)
+    return out if out.width >= columns else Console(markup=False, highlight=False, soft_wrap=True, width=columns)
 
 
 def format_duration(seconds: float) -> str:

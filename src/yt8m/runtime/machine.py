@@ -56,9 +56,6 @@ class MachineConfig(Settings):
     def require_one_process(self, command: str) -> None:
         """Refuse a run of several processes, before any of them is started.
 
-        Args:
-            command: What supports only one process.
-
         Raises:
             UsageError: Several processes run already or are configured.
         """

@@ -58,9 +58,6 @@ def notify_when_done(title: str) -> Iterator[Notification]:
 
     Only the first process of a run sends it. Problems with destinations are printed on standard error, at the start if
     they can be detected then, and never raised.
-
-    Args:
-        title: Name of the run, for the title of the message.
     """
     destinations = _usable_destinations() if all(os.environ.get(rank, "0") == "0" for rank in _RANKS) else []
     notification = Notification()

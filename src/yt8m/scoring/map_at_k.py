@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import write_csv
-from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.ranking import MAX_SEGMENTS
 from yt8m.scoring.truth import Truth
 from yt8m.submission.format import read_submission
 from yt8m.vocabulary import Vocabulary

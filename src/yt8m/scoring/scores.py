@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from yt8m.files import write_csv
 
@@ -42,10 +43,10 @@ def score_table(rows: Sequence[ScoreRow], k: int) -> Table:
     return table
 
 
-def _cell(value: float | None, best: float | None) -> str:
+def _cell(value: float | None, best: float | None) -> Text:
     if value is None:
-        return "-"
-    return f"[bold]{value:.4f}[/bold]" if value == best else f"{value:.4f}"
+        return Text("-")
+    return Text(f"{value:.4f}", "bold" if value == best else "")
 
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:

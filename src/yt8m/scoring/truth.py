@@ -1,13 +1,12 @@
 """Ground truth: ratings or positives of segments, from CSV files or from rated shards."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,7 +47,7 @@ class Truth:
         label_ids: ArrayLike,
         start_seconds: ArrayLike,
         values: ArrayLike | None = None,
-    ) -> Truth:
+    ) -> Self:
         """Build the truth from parallel columns.
 
         Args:
@@ -67,7 +66,7 @@ class Truth:
         return cls._from_rows(zip(videos, labels, starts, ratings, strict=True), is_dense=values is None)
 
     @classmethod
-    def from_catalog(cls, catalog: Catalog, vocabulary: Vocabulary | None = None) -> Truth:
+    def from_catalog(cls, catalog: Catalog, vocabulary: Vocabulary | None = None) -> Self:
         """The ratings of rated shards.
 
         Args:
@@ -92,7 +91,7 @@ class Truth:
         )
 
     @classmethod
-    def from_csv(cls, path: Path, dense: bool = False) -> Truth:
+    def from_csv(cls, path: Path, dense: bool = False) -> Self:
         """Read a CSV file with the columns `video,label,start,score`; other columns are ignored.
 
         Args:
@@ -107,7 +106,7 @@ class Truth:
         return cls._from_rows(_csv_rows(path, POSITIVE_COLUMNS if dense else RATING_COLUMNS), is_dense=dense)
 
     @classmethod
-    def _from_rows(cls, rows: Iterable[tuple[bytes, int, int, float]], *, is_dense: bool) -> Truth:
+    def _from_rows(cls, rows: Iterable[tuple[bytes, int, int, float]], *, is_dense: bool) -> Self:
         ratings: dict[int, dict[bytes, bool]] = {}
         contradictory: set[tuple[int, bytes]] = set()
         num_rows = 0
@@ -143,13 +142,13 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What is known of a test set: ratings, all positives, both or neither."""
+    """The known ground truth of a test set: ratings, all positives, both or neither."""
 
     ratings: Truth | None
     positives: Truth | None
 
     @classmethod
-    def find(cls, folder: Path, catalog: Catalog, vocabulary: Vocabulary) -> GroundTruth:
+    def find(cls, folder: Path, catalog: Catalog, vocabulary: Vocabulary) -> Self:
         """Load `test_ratings.csv` (or else the ratings of the shards) and `test_positives.csv`, where they exist.
 
         Args:

@@ -8,7 +8,7 @@ HEAD_BYTES = 4096
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (
         b"\x1f\x8b",
-        "the file is compressed with GZIP; decompress it first (gunzip -S '' -c FILE > NEW_FILE).",
+        "the file is compressed with GZIP; decompress it first (gunzip < FILE > NEW_FILE).",
     ),
     (b"PK\x03\x04", "the file is a ZIP archive; extract the shards first."),
     (b"BZh", "the file is compressed with bzip2; decompress it first."),

@@ -133,9 +133,6 @@ _HEADERS = {size: frame_header(size) for size in (NUM_RGB, NUM_AUDIO)}
 def read_video(payload: Payload) -> VideoRecord:
     """Read a frame-level record, except the frames themselves.
 
-    Args:
-        payload: The record's bytes.
-
     Raises:
         WrongDatasetError: The record is AudioSet's or video-level.
         MalformedRecordError: It is damaged, or a feature is missing, empty or of the wrong size.
@@ -173,9 +170,6 @@ def frame_offsets(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64
 def read_video_level(payload: Payload) -> VideoLevelRecord:
     """Read a video-level record.
 
-    Args:
-        payload: The record's bytes.
-
     Raises:
         WrongDatasetError: The record is frame-level.
         MalformedRecordError: It is damaged, or a feature is missing or of the wrong size.
@@ -198,9 +192,6 @@ def read_video_level(payload: Payload) -> VideoLevelRecord:
 
 def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
     """Read the records of a video-level shard, checksums verified.
-
-    Args:
-        path: The shard.
 
     Raises:
         ShardError: It cannot be opened, is damaged, or is of another dataset.

@@ -4,14 +4,12 @@ Context features go through protobuf, with message classes built at run time fro
 out with numpy and appended: concatenated messages are one message, so the bytes are those that protobuf would write.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -125,9 +123,6 @@ def _feature_list(name: str, values: NDArray[np.uint8]) -> bytes:
 class ShardWriter:
     """Writes a shard, which gets its name when the `with` block ends without an error.
 
-    Args:
-        path: The shard; its folder is created.
-
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
     """
@@ -136,7 +131,7 @@ class ShardWriter:
         self.path = path
         self._stack = ExitStack()
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(written_atomically(self.path))
             self._file = stack.enter_context(temporary.open("wb"))
@@ -149,9 +144,5 @@ class ShardWriter:
         return self._stack.__exit__(kind, error, trace)
 
     def write(self, payload: bytes) -> None:
-        """Add a record.
-
-        Args:
-            payload: A serialized example.
-        """
+        """Add a record."""
         self._file.write(frame_record(payload))

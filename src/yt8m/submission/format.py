@@ -5,8 +5,6 @@ The header `Class,Segments` is followed by one line per class, `label_id,video:s
 classes of 100,000 segments are about 1 GB.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.ranking.topk import MAX_SEGMENTS
+from yt8m.ranking import MAX_SEGMENTS
 from yt8m.shards.records import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
@@ -36,7 +34,7 @@ class ProblemKind(StrEnum):
 
     description: str
 
-    def __new__(cls, value: str, description: str) -> ProblemKind:
+    def __new__(cls, value: str, description: str) -> Self:
         """Add a kind."""
         kind = str.__new__(cls, value)
         kind._value_ = value

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from yt8m.files import written_atomically
 from yt8m.prediction.segments import Segments
-from yt8m.ranking.topk import MAX_SEGMENTS, Ranking
+from yt8m.ranking import MAX_SEGMENTS
+from yt8m.ranking.topk import Ranking
 from yt8m.submission.format import HEADER
 from yt8m.vocabulary import Vocabulary
 

@@ -7,13 +7,12 @@ dataset (train, valid, rated, test), and the content of video i of a part is a f
 sources; only its id depends on its number in the whole dataset.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +58,9 @@ class Sources:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, chosen: NDArray[np.integer]) -> Sources:
+    def take(self, chosen: NDArray[np.integer]) -> Self:
         """Some of the sources, in the given order."""
-        return Sources(self.means[chosen], tuple(self.labels[i] for i in chosen.tolist()))
+        return type(self)(self.means[chosen], tuple(self.labels[i] for i in chosen.tolist()))
 
 
 @dataclass(frozen=True, eq=False)

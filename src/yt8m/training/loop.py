@@ -4,8 +4,6 @@ A `Task` defines batches, loss and evaluation. Step s depends only on the weight
 run that is killed and resumed ends with the same weights.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -125,6 +123,48 @@ def training_batches(fabric: Fabric, task: Task, config: TrainingConfig) -> Batc
             "batch and process."
         )
     return batches
+
+
+class _Clock:
+    """Measures the duration of a run, and speed and waiting time per log interval.
+
+    Args:
+        previous_seconds: Seconds before the run was resumed.
+        step: Steps done.
+        batch_size: Examples per step.
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, previous_seconds: float, step: int, batch_size: int, device: torch.device) -> None:
+        self._previous_seconds, self._step, self._batch_size = previous_seconds, step, batch_size
+        self._start = self._lap_start = time.monotonic()
+        self._waited = 0.0
+        self._done = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def step_launched(self) -> None:
+        """Mark the end of a step's kernels in the GPU's queue."""
+        if self._done is not None:
+            self._done.record()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for data, unless the GPU is still busy at its end."""
+        start = time.monotonic()
+        yield
+        if self._done is None or self._done.query():  # type: ignore[no-untyped-call]
+            self._waited += time.monotonic() - start
+
+    def seconds(self) -> float:
+        """Duration of the run, over all its tries."""
+        return self._previous_seconds + time.monotonic() - self._start
+
+    def lap(self, step: int) -> tuple[float, float]:
+        """Examples per second and the fraction of time spent waiting for data, since the last call."""
+        now = time.monotonic()
+        elapsed = max(now - self._lap_start, 1e-9)
+        speed, waiting = (step - self._step) * self._batch_size / elapsed, self._waited / elapsed
+        self._lap_start, self._step, self._waited = now, step, 0.0
+        return speed, waiting
 
 
 @dataclass
@@ -300,45 +340,3 @@ class Trainer:
         torch.manual_seed(step_seed(self.seed, number, 0))
         with self.fabric.autocast():
             self.task.loss(model, self.fabric.to_device(self.batches[number]))
-
-
-class _Clock:
-    """Measures the duration of a run, and speed and waiting time per log interval.
-
-    Args:
-        previous_seconds: Seconds before the run was resumed.
-        step: Steps done.
-        batch_size: Examples per step.
-        device: Where the steps are computed.
-    """
-
-    def __init__(self, previous_seconds: float, step: int, batch_size: int, device: torch.device) -> None:
-        self._previous_seconds, self._step, self._batch_size = previous_seconds, step, batch_size
-        self._start = self._lap_start = time.monotonic()
-        self._waited = 0.0
-        self._done = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-    def step_launched(self) -> None:
-        """Mark the end of a step's kernels in the GPU's queue."""
-        if self._done is not None:
-            self._done.record()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block's time as waiting for data, unless the GPU is still busy at its end."""
-        start = time.monotonic()
-        yield
-        if self._done is None or self._done.query():  # type: ignore[no-untyped-call]
-            self._waited += time.monotonic() - start
-
-    def seconds(self) -> float:
-        """Duration of the run, over all its tries."""
-        return self._previous_seconds + time.monotonic() - self._start
-
-    def lap(self, step: int) -> tuple[float, float]:
-        """Examples per second and the fraction of time spent waiting for data, since the last call."""
-        now = time.monotonic()
-        elapsed = max(now - self._lap_start, 1e-9)
-        speed, waiting = (step - self._step) * self._batch_size / elapsed, self._waited / elapsed
-        self._lap_start, self._step, self._waited = now, step, 0.0
-        return speed, waiting

@@ -25,6 +25,7 @@ from yt8m.dataset.batches import (
     VideoBatch,
     VideoBatches,
     context_frames,
+    join_features,
     segment_batch,
 )
 from yt8m.dataset.frames import FrameReader
@@ -118,7 +119,7 @@ class VideoTask(_ClassifierTask):
 
     def loss(self, model: nn.Module, batch: VideoBatch) -> Tensor:
         """Binary cross-entropy over all classes."""
-        return video_loss(model(batch.frames, batch.lengths), batch.labels)
+        return video_loss(model(join_features(batch), batch.lengths), batch.labels)
 
     @torch.inference_mode()
     def evaluate(self, fabric: Fabric, model: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -129,7 +130,7 @@ class VideoTask(_ClassifierTask):
         for batch in self._evaluation_batches(fabric, len(self.valid_rows), check):
             videos = fabric.to_device(context_frames(self.valid, rows[batch], self.max_frames))  # frames (B, T, D)
             with fabric.autocast():
-                logits = model(videos.frames, videos.lengths).float().cpu()  # (B, C)
+                logits = model(join_features(videos), videos.lengths).float().cpu()  # (B, C)
             targets = torch.from_numpy(labels[batch]).float()  # (B, C)
             losses[batch] = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).numpy()
             probabilities[batch] = torch.sigmoid(logits).numpy()
@@ -183,7 +184,7 @@ class ContextVectors:
             # Evenly spaced frames, as in inference: frames (B, T, D).
             context = fabric.to_device(context_frames(reader, batch, model.config.context_encoder.max_frames))
             with fabric.autocast():
-                vectors.append(model.encode_context(context.frames, context.lengths).float())  # (B, d)
+                vectors.append(model.encode_context(join_features(context), context.lengths).float())  # (B, d)
         self._vectors = torch.cat(vectors)  # (len(rows), d)
 
     def lookup(self, rows: Tensor) -> Tensor:
@@ -259,7 +260,7 @@ class SegmentTask(_ClassifierTask):
 
     def _logits(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
         context = () if self._context is None else (self._context.lookup(batch.rows),)
-        logits: Tensor = model(batch.frames, batch.lengths, *context)
+        logits: Tensor = model(join_features(batch), batch.lengths, *context)
         return logits
 
     def loss(self, model: nn.Module, batch: SegmentBatch) -> Tensor:
