@@ -49,7 +49,7 @@ def numbered_batch(lengths: list[int]) -> VideoBatch:
 def test_sampling_repeats_frames_and_takes_the_same_places_of_all_videos(ablation: ModuleType) -> None:
     batch = numbered_batch([200, 90, 200])
     sampled = ablation.sampled_as_of_2019(batch, 150, np.random.default_rng(0))
-    numbers = sampled.frames[..., 0].int()
+    numbers = join_features(sampled)[..., 0].int()
     assert numbers.shape == (3, 140)
     assert (numbers[0].diff() >= 0).all()
     assert (numbers[0].diff() == 0).sum() > 20  # with replacement: 140 of 200 have 99 different ones on average
@@ -75,9 +75,9 @@ def test_sampling_draws_from_the_cropped_videos_of_the_same_stream(
     assert torch.equal(join_features(theirs[5]), join_features(theirs[5]))
     assert not torch.equal(join_features(theirs[5]), join_features(theirs[6]))
     batch = theirs[5]
-    assert batch.frames.shape[1] == 30
+    assert join_features(batch).shape[1] == 30
     rows = ours.rows[ours._items(ours._positions(5))]
-    for row, frames, length in zip(rows.tolist(), batch.frames.numpy(), batch.lengths.tolist(), strict=True):
+    for row, frames, length in zip(rows.tolist(), join_features(batch).numpy(), batch.lengths.tolist(), strict=True):
         cropped = reader.read(row, *crop(reader.num_frames(row)))
         assert {frame.tobytes() for frame in frames[:length]} <= {frame.tobytes() for frame in cropped}
 

@@ -198,7 +198,7 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("ensemble",), {"candidates": {"models": ["dbof"]}}, "'ensemble.candidates.min_video_probability' is missing"),
         (("ensemble",), {"candidates": {"models": ["dbof"], "min_video_probability": 0}}, "'ensemble.candidates.min_video_probability': expected greater than 0, found 0"),
         (("ensemble",), {"method": "median"}, "'ensemble.method': expected 'arithmetic', 'geometric' or 'rank', found 'median'"),
-        (("ensemble",), {"find_weights": True, "weights": {"bare": 2}}, "'ensemble': find_weights: weights are given too; leave one of the two out"),
+        (("ensemble",), {"find_weights": True, "weights": {"bare": 2}}, "'ensemble': find_weights: weights are given as well; remove one of the two"),
         (("ensemble",), {"find_weights": True, "method": "rank"}, "'ensemble': find_weights: ranks have no likelihood to maximize; use another method"),
         (("ensemble",), {"shifts": [0, 6]}, "'ensemble.shifts.1': expected less than or equal to 5, found 6"),
         (("ensemble",), {"shifts": [-6]}, "'ensemble.shifts.0': expected greater than or equal to -5, found -6"),
@@ -361,4 +361,4 @@ def test_trained_models_are_base_models(tmp_path: Path) -> None:
     assert recipe.trained_models == {"nextvlad": "somewhere/nextvlad"}
     content["trained_models"]["dbof"] = "somewhere/dbof"
     sentence = refusal(written(tmp_path / "wrong.yaml", content))
-    assert "trained_models: 'dbof' is a base model to pre-train as well; leave one of the two out" in sentence
+    assert "trained_models: 'dbof' is also a base model to pre-train; remove one of the two" in sentence

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from yt8m.dataset.sampling import CROP_END_SECONDS, CROP_START_SECONDS
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.layers.input import FRAME_SIZE
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a probability from the original's."""
+
+_CROP_START, _CROP_END = 30, 10
+"""Frames at the start and end of a video that the networks do not see."""
 
 _BATCH_SIZE = 32
 
@@ -114,10 +116,10 @@ def _frames(example: Example, name: Literal["video", "segment"]) -> NDArray[np.u
 
 def _cropped_videos(example: Example, max_frames: int) -> NDArray[np.uint8]:
     """Frames of complete videos that the original uses, (B, T, D); only where it does not sample them."""
-    videos = _frames(example, "video")[:, CROP_START_SECONDS:-CROP_END_SECONDS]
+    videos = _frames(example, "video")[:, _CROP_START:-_CROP_END]
     if not 0 < videos.shape[1] <= max_frames:
         raise Yt8mError(
-            f"{example.path}: its videos have {videos.shape[1]} frames without the first {CROP_START_SECONDS} and the last "
-            f"{CROP_END_SECONDS}; expected 1 to {max_frames}, since the original samples at random from more than its max_len."
+            f"{example.path}: its videos have {videos.shape[1]} frames without the first {_CROP_START} and the last "
+            f"{_CROP_END}; expected 1 to {max_frames}, since the original samples at random from more than its max_len."
         )
     return videos
