@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures shared by several test folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ prepare_environment()  # before any test imports torch
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_notifications() -> Iterator[None]:
-    """Runs in tests send no notifications, whatever the environment has set up."""
+    """Disable notifications, even if the environment configures them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YT8M_NOTIFY", "")
         yield
@@ -29,7 +29,7 @@ def _no_notifications() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real YouTube-8M and AudioSet data; not part of the project, so tests that need it may skip."""
+    """Folder of real YouTube-8M and AudioSet data, which is not in the repository; tests are skipped without it."""
     named = os.environ.get("YT8M_SHARED_DATA")
     folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
@@ -39,7 +39,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vocabulary() -> Vocabulary:
-    """The first classes of the invented vocabulary, ids out of order."""
+    """The first classes of the invented vocabulary, with unsorted ids."""
     complete = invented_vocabulary()
     return Vocabulary(complete.label_ids[:TINY_CLASSES], complete.names[:TINY_CLASSES])
 
@@ -70,6 +70,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path, t
 
 @pytest.fixture
 def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FullDisk]:
-    """A disk of 64 MB that a test can fill: a real one where this process may mount it."""
+    """A disk of 64 MB that a test can fill: a mounted one if this process has permission to mount it."""
     with mounted_disk(tmp_path / "disk", monkeypatch) as disk:
         yield disk

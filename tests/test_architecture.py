@@ -1,4 +1,4 @@
-"""Imports go backward along the pipeline only, files and classes stay small, and heavy libraries load when needed."""
+"""Modules import only earlier parts of the pipeline, files and classes are small, and libraries load when needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PIPELINE = (
     "locate",
     "cli",
 )
-"""Leaves and packages in order: each may import itself and those before it."""
+"""Leaves and packages in order; each may import itself and those before it."""
 
 ONLY = {
     "errors": set[str](),
@@ -47,7 +47,7 @@ ONLY = {
     "inference": {"errors", "files", "settings", "models"},
     "import_2019": {"errors", "files", "settings", "models"},
 }
-"""Those that may import nothing else of yt8m."""
+"""Parts that may import only these other parts of yt8m."""
 
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -81,12 +81,12 @@ def imported_modules(source: str, module: tuple[str, ...], is_package: bool = Fa
 def parts_imported(source: str, module: tuple[str, ...], is_package: bool = False) -> set[str]:
     """Parts of the pipeline that a module's source imports."""
     names = (name.split(".") for name in imported_modules(source, module, is_package))
-    # `__version__`, the only name of the package itself, is no part of the pipeline.
+    # `__version__`, the only name of the package itself, is not part of the pipeline.
     return {name[1] for name in names if name[0] == "yt8m" and len(name) > 1 and not name[1].startswith("_")}
 
 
 def forbidden(part: str, imported: set[str]) -> set[str]:
-    """Which of the imported parts a part must not import."""
+    """Imported parts that a part must not import."""
     if part in ONLY:
         return imported - ONLY[part] - {part}
     return {other for other in imported - {part} if place(other) >= place(part)}
@@ -116,7 +116,7 @@ def later():
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in ("__init__.py", "__main__.py")])
-def test_imports_go_backward_along_the_pipeline(module: str) -> None:
+def test_modules_import_only_earlier_parts_of_the_pipeline(module: str) -> None:
     name = ("yt8m", *module.removesuffix(".py").removesuffix("/__init__").split("/"))
     part = name[1]
     assert part in PIPELINE, f"add {part} to PIPELINE"
@@ -129,7 +129,7 @@ def test_the_package_itself_imports_nothing() -> None:
     assert list(imported_modules(source, ("yt8m",), is_package=True)) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- size
+# --- Size ------------------------------------------------------------------------------------------------------------
 
 
 def class_lengths(source: str) -> dict[str, int]:
@@ -139,14 +139,14 @@ def class_lengths(source: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_files_and_classes_stay_small(module: str) -> None:
+def test_files_and_classes_are_small(module: str) -> None:
     source = (PACKAGE / module).read_text()
     assert len(source.splitlines()) <= MAX_LINES_PER_FILE
     assert {name: lines for name, lines in class_lengths(source).items() if lines > MAX_LINES_PER_CLASS} == {}
 
 
 def test_the_top_of_the_package_contains_only_leaves() -> None:
-    """A module that needs a package belongs into one."""
+    """Modules that import packages belong in a package."""
     top = {module for module in MODULES if "/" not in module}
     assert top == LEAVES | {"__init__.py", "__main__.py"}
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
@@ -156,7 +156,7 @@ def test_the_top_of_the_package_contains_only_leaves() -> None:
         assert parts_imported((PACKAGE / leaf).read_text(), name) & packages == set(), leaf
 
 
-# --------------------------------------------------------------------------------------------------------------- tests
+# --- Tests -----------------------------------------------------------------------------------------------------------
 
 
 def imported_test_modules(source: str, path: str) -> set[str]:
@@ -187,11 +187,11 @@ import pytest, tests.test_settings
 
 
 @pytest.mark.parametrize("path", TEST_FILES)
-def test_tests_share_code_in_support_only(path: str) -> None:
+def test_tests_import_shared_code_only_from_support(path: str) -> None:
     assert imported_test_modules((TESTS / path).read_text(), path) == set()
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
+# --- Loading ---------------------------------------------------------------------------------------------------------
 
 
 def modules_after(code: str) -> set[str]:
@@ -212,7 +212,7 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert found.isdisjoint({"torch", "numpy", "pyarrow", "pydantic", "matplotlib", "lightning_fabric"})
 
 
-def test_indexing_needs_no_network_library() -> None:
+def test_indexing_does_not_import_torch() -> None:
     found = modules_after(
         "import yt8m.dataset.indexing, yt8m.dataset.describe, yt8m.synthetic.splice, yt8m.runtime.progress"
     )

@@ -29,7 +29,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "ben
 PAGES += [ROOT / "tests" / "fuzz" / "corpus" / "README.md"]
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 HISTORY = ROOT / "CHANGELOG.md"
-"""Names what former versions had."""
+"""The only page that may name removed files and options."""
 
 COMMANDS: Any = get_command(app)
 SH_LANGUAGES = ("sh", "console")
@@ -40,7 +40,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    """Contents of the fenced blocks of some languages."""
+    """Contents of the fenced blocks in the given languages."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [content for _, language, content in found if language in languages]
 
@@ -50,7 +50,7 @@ def prose(text: str) -> str:
     return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-# ---------------------------------------------------------------------------------------------------------- commands
+# --- Commands --------------------------------------------------------------------------------------------------------
 
 
 def command_lines(script: str) -> Iterator[str]:
@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     """Parse the arguments of `yt8m` without running anything; the values of the command's parameters."""
     name, *rest = arguments
     if name.startswith("-"):
-        # Looked up rather than parsed: these options act while they are parsed (`--install-completion`).
+        # These options take effect while they are parsed (`--install-completion`), so only their names are checked.
         assert {name, *rest} <= options_of(COMMANDS, "yt8m")
         return {}
     assert name in COMMANDS.commands, f"there is no command {name}"
@@ -106,7 +106,7 @@ def documented_commands() -> list[tuple[str, str]]:
         # Code in comments is indented.
         examples = re.findall(r"^# {4,}(.*)$", file.read_text(), re.MULTILINE)
         scripts.append((name_of(file), "\n".join(examples)))
-    # docs/cli.md shows how commands are used with placeholders, and each one's examples.
+    # Usage lines in docs/cli.md contain placeholders, such as [OPTIONS].
     lines = [(place, line) for place, script in scripts for line in command_lines(script)]
     return [(place, line) for place, line in lines if re.search(r"\byt8m ", line) and "[OPTIONS]" not in line]
 
@@ -125,7 +125,7 @@ def test_commands_are_found_in_shell_lines() -> None:
     assert list(command_lines("$ yt8m run a \\\n    --out b")) == ["yt8m run a      --out b"]
 
 
-def test_the_documentation_has_commands() -> None:
+def test_the_documentation_contains_commands() -> None:
     places = {place for place, _ in documented_commands()}
     assert {"README.md", "docs/how-to.md", "docs/cli.md", "Dockerfile"} <= places
 
@@ -135,7 +135,7 @@ def test_a_documented_command_parses(place: str, line: str) -> None:
     for arguments in yt8m_arguments(line):
         try:
             values = parse(arguments)
-        except Exception as error:  # whatever the parser raises
+        except Exception as error:  # the parser may raise any exception
             pytest.fail(f"{place}: {line}: {error}")
         overrides = values.get("overrides") or values.get("merge") or []
         if "recipe" in values:
@@ -167,7 +167,7 @@ def test_a_command_named_in_the_prose_exists(place: str, span: str) -> None:
     assert named <= options_of(command, name), f"{place}: {span}"
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
+# --- Settings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -191,7 +191,7 @@ def test_settings_in_the_documentation_are_part_of_a_valid_recipe(place: str, bl
         pytest.fail(str(error))
 
 
-# --------------------------------------------------------------------------------------------------- links and paths
+# --- Links and paths -------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
@@ -207,7 +207,7 @@ def relative_links() -> list[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize(("page", "link"), relative_links(), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
-def test_a_link_leads_somewhere(page: Path, link: str) -> None:
+def test_the_target_of_a_link_exists(page: Path, link: str) -> None:
     target, _, anchor = link.partition("#")
     path = page if not target else page.parent / target
     assert path.exists()
@@ -257,7 +257,7 @@ def test_the_architecture_page_lists_every_module() -> None:
 
 
 def comments_and_docstrings(path: Path) -> str:
-    """Comments and docstrings of a module, those of attributes included, one text."""
+    """All comments and docstrings of a module, including those of attributes, as one text."""
     source = path.read_text()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
@@ -276,7 +276,7 @@ def test_sections_cited_in_the_code_exist(path: Path) -> None:
         assert (ROOT / cited).is_file(), cited
 
 
-# --------------------------------------------------------------------------------------------------------------- prose
+# --- Prose -----------------------------------------------------------------------------------------------------------
 
 INTERNAL = re.compile("|".join((r"\bSP" + r"EC\b", r"\bDES" + r"IGN\b", "/work" + "/", "shared" + "/data")))
 """Documents and folders that the repository does not contain."""
@@ -291,7 +291,7 @@ DIALECT = re.compile(
     r"|\bin the time there was\b|\btaken over\b|\btakes? over\b|\bgoes on\b|\bwent on\b|\bgo on\b",
     re.IGNORECASE,
 )
-"""Wording that has no place here: literal translations, personified code, a diary's tense."""
+"""Wording to avoid: literal translations, personified code, and narratives in the past tense."""
 
 
 def texts() -> list[tuple[Path, str]]:
@@ -299,7 +299,7 @@ def texts() -> list[tuple[Path, str]]:
     return pages + [(path, comments_and_docstrings(path)) for path in SOURCES]
 
 
-def test_nothing_cites_what_the_repository_lacks() -> None:
+def test_no_file_cites_documents_missing_from_the_repository() -> None:
     files = [*PAGES, *SOURCES, *RECIPES, *(ROOT / "tests").rglob("*.py")]
     files += [ROOT / name for name in ("Makefile", "Dockerfile", "pyproject.toml", "constraints.txt")]
     found = {name_of(path): match[0] for path in files if (match := INTERNAL.search(path.read_text()))}

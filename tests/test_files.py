@@ -18,7 +18,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def fail_to_write(path: Path, error: BaseException, is_folder: bool = False) -> None:
-    """Start to write a file, or a folder with a file, and raise."""
+    """Start writing a file, or a folder with a file, and raise."""
     with written_atomically(path) as temporary:
         if is_folder:
             temporary.mkdir()
@@ -39,7 +39,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), Yt8mError("A sentence.")])
-def test_a_failed_write_leaves_the_previous_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_write_keeps_the_previous_file_and_leaves_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "list.csv"
     path.write_text("previous")
     with pytest.raises(type(error)) as raised:
@@ -74,7 +74,7 @@ def test_a_folder_replaces_an_existing_file_or_folder(tmp_path: Path, existing: 
     assert names_in(tmp_path) == ["model"]
 
 
-def test_a_failed_write_leaves_the_previous_folder(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_previous_folder(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()
     (path / "old.yaml").write_text("previous")
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_previous_folder(tmp_path: Path) -> None:
         (errno.EFBIG, "cannot be written (File too large)"),
     ],
 )
-def test_errors_of_the_system_become_messages(tmp_path: Path, number: int, expected: str) -> None:
+def test_errors_of_the_operating_system_become_messages(tmp_path: Path, number: int, expected: str) -> None:
     path = tmp_path / "list.csv"
     with pytest.raises(Yt8mError) as raised:
         fail_to_write(path, OSError(number, os.strerror(number)))
@@ -102,12 +102,12 @@ def test_errors_of_the_system_become_messages(tmp_path: Path, number: int, expec
     assert names_in(tmp_path) == []
 
 
-def test_errors_of_reading_pass_unchanged(tmp_path: Path) -> None:
+def test_read_errors_are_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), written_atomically(tmp_path / "copy") as temporary:
         temporary.write_bytes((tmp_path / "absent").read_bytes())
 
 
-def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_parent_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Yt8mError, match="cannot be written"), written_atomically(tmp_path / "file" / "list.csv"):
         pass
@@ -121,7 +121,7 @@ def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["submission.csv"]
 
 
-def test_full_disk(full_disk: FullDisk) -> None:
+def test_a_full_disk_leaves_no_partial_file(full_disk: FullDisk) -> None:
     path = full_disk.folder / "list.csv"
     full_disk.fill()
     with pytest.raises(Yt8mError, match="no space left on the disk"), written_atomically(path) as temporary:
@@ -130,7 +130,7 @@ def test_full_disk(full_disk: FullDisk) -> None:
     assert names_in(full_disk.folder) == []
 
 
-def test_lists_of_names(tmp_path: Path) -> None:
+def test_lists_of_names_may_contain_comments_and_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("# a comment\n a.tfrecord \n\nb#1.tfrecord # another\n\tc.tfrecord\r\n")
     assert read_names(path, "shards") == ["a.tfrecord", "b#1.tfrecord", "c.tfrecord"]
@@ -144,7 +144,7 @@ def test_lists_of_names(tmp_path: Path) -> None:
         (None, "cannot be read as a list of shards (No such file or directory)."),
     ],
 )
-def test_lists_without_names(tmp_path: Path, content: bytes | None, expected: str) -> None:
+def test_lists_without_names_are_refused(tmp_path: Path, content: bytes | None, expected: str) -> None:
     path = tmp_path / "list.txt"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Settings: errors name the place in the file and the nearest known key."""
+"""Settings: errors contain the place in the file and the nearest known key."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def problem_of(text: str) -> str:
         ),
     ],
 )  # fmt: skip
-def test_unknown_keys_are_named_with_the_nearest_known_one(text: str, problem: str) -> None:
+def test_unknown_keys_are_reported_with_the_nearest_known_key(text: str, problem: str) -> None:
     assert problem_of(text) == problem
 
 
@@ -108,7 +108,7 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(text: str, problem: s
         (f"width: {'x' * 90}", f"'width': expected a valid integer, found '{'x' * 56}..."),
     ],
 )
-def test_wrong_values_are_named_with_their_place(text: str, problem: str) -> None:
+def test_wrong_values_are_reported_with_their_place(text: str, problem: str) -> None:
     assert problem_of(text) == problem
 
 
@@ -131,18 +131,18 @@ def test_a_file_without_keys_is_refused(text: str) -> None:
     ("text", "number"),
     [("2e-4", 2e-4), ("1E3", 1e3), ("-.5e+2", -50.0), ("3.e2", 300.0), ("2.0e-4", 2e-4), ("7", 7), ("0.25", 0.25)],
 )
-def test_numbers_in_scientific_notation(text: str, number: float) -> None:
+def test_numbers_in_scientific_notation_are_read_as_numbers(text: str, number: float) -> None:
     drawing = validated(Drawing, parse_yaml(f"scale: {text}"), "a.yaml")
     assert drawing.scale == number
     assert isinstance(drawing.scale, float | int)
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "2e-4x", "'2e-4'", "e"])
-def test_words_that_resemble_numbers(text: str) -> None:
+def test_words_that_resemble_numbers_are_read_as_words(text: str) -> None:
     assert parse_yaml(text) == text.strip("'")
 
 
-def test_other_yaml_loaders_of_the_process_do_not_change() -> None:
+def test_other_yaml_loaders_of_the_process_are_not_changed() -> None:
     assert yaml.safe_load("2e-4") == "2e-4"
     assert yaml.safe_load("{a: 1, a: 2}") == {"a": 2}
 
@@ -173,7 +173,9 @@ def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
     ],
     ids=["repeated", "within itself", "lists", "keys", "day", "word", "digits"],
 )
-def test_yaml_that_would_exhaust_memory_or_raise_other_errors(tmp_path: Path, text: str, problem: str) -> None:
+def test_yaml_that_would_exhaust_memory_or_raise_other_errors_is_refused(
+    tmp_path: Path, text: str, problem: str
+) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UsageError, match=rf"a\.yaml: is not valid YAML: {re.escape(problem)}"):
         read_yaml(tmp_path / "a.yaml")
@@ -193,7 +195,7 @@ def test_merged_keys_may_be_overridden() -> None:
     assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": b, "c": {"x": 4, "y": 3}, "d": b}
 
 
-def test_unreadable_files_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^.*none\.yaml: there is no such file\.$"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match=r": cannot be read as text \(.*[Dd]irectory.*\)\.$"):
@@ -208,7 +210,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_written_settings_read_back() -> None:
+def test_written_settings_are_read_back_unchanged() -> None:
     drawing = Drawing(
         shapes={"a": Round(radius=2e-4), "b": Square(side=3, color="é")}, frame=Square(side=2), tags=["1", "yes"]
     )
@@ -232,5 +234,5 @@ def test_settings_are_immutable() -> None:
         ("zzz", [], ""),
     ],
 )
-def test_did_you_mean(word: str, known: list[str], answer: str) -> None:
+def test_did_you_mean_suggests_the_nearest_word(word: str, known: list[str], answer: str) -> None:
     assert did_you_mean(word, known) == answer

@@ -1,4 +1,4 @@
-"""What the ablation puts back is what it says, and nothing else."""
+"""Each variant of the ablation restores its behaviour of 2019 and nothing else."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def ablation() -> ModuleType:
 
 
 def numbered_batch(lengths: list[int]) -> VideoBatch:
-    """Videos whose frames are their own numbers, from 1; zero beyond the end."""
+    """Videos in which all values of a frame are its number, counted from 1; padding is zero."""
     numbers = torch.arange(1, max(lengths) + 1, dtype=torch.uint8).repeat(len(lengths), 1)
     numbers[numbers > torch.tensor(lengths).unsqueeze(1)] = 0
     rows = numbers.unsqueeze(-1)
     return VideoBatch(rows.expand(-1, -1, 1034), rows.expand(-1, -1, 137), torch.tensor(lengths), torch.ones(1))
 
 
-def test_sampling_repeats_frames_and_takes_the_same_places_of_all_videos(ablation: ModuleType) -> None:
+def test_sampling_repeats_frames_and_uses_the_same_positions_in_all_videos(ablation: ModuleType) -> None:
     batch = numbered_batch([200, 90, 200])
     sampled = ablation.sampled_as_of_2019(batch, 150, np.random.default_rng(0))
     numbers = join_features(sampled)[..., 0].int()
     assert numbers.shape == (3, 140)
     assert (numbers[0].diff() >= 0).all()
-    assert (numbers[0].diff() == 0).sum() > 20  # with replacement: 140 of 200 have 99 different ones on average
+    assert (numbers[0].diff() == 0).sum() > 20  # 140 draws with replacement from 200
     assert torch.equal(numbers[0], numbers[2])
     inside = numbers[0][numbers[0] <= 90]
     assert sampled.lengths.tolist() == [140, len(inside), 140]
@@ -60,12 +60,12 @@ def test_sampling_repeats_frames_and_takes_the_same_places_of_all_videos(ablatio
     assert not numbers[1, len(inside) :].any()
 
 
-def test_sampling_leaves_batches_of_at_most_the_frames_wanted_alone(ablation: ModuleType) -> None:
+def test_sampling_does_not_change_batches_without_surplus_frames(ablation: ModuleType) -> None:
     batch = numbered_batch([150, 90])
     assert ablation.sampled_as_of_2019(batch, 150, np.random.default_rng(0)) is batch
 
 
-def test_sampling_draws_from_the_cropped_videos_of_the_same_stream(
+def test_sampling_uses_the_same_videos_and_their_cropped_frames(
     ablation: ModuleType, tiny_dataset: Path, tiny_vocabulary: Vocabulary
 ) -> None:
     reader = FrameReader(load_or_index(tiny_dataset / "video/train"))
@@ -108,7 +108,7 @@ def test_with_the_padded_mean_a_video_depends_on_its_batch(ablation: ModuleType)
     torch.testing.assert_close(*alone_and_together())
 
 
-def test_negative_ratings_weigh_a_half(ablation: ModuleType) -> None:
+def test_negative_ratings_have_a_weight_of_one_half(ablation: ModuleType) -> None:
     torch.manual_seed(0)
     logits, negatives = torch.randn(4, 6), torch.rand(4, 6) < 0.5
     classes, ratings = torch.tensor([0, 3, 5, 1]), torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -122,7 +122,9 @@ def test_negative_ratings_weigh_a_half(ablation: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("encoder", [DBoFConfig(hidden_size=16, output_size=8), NeXtVLADConfig(output_size=8)])
-def test_with_its_decay_every_parameter_decays(ablation: ModuleType, encoder: DBoFConfig | NeXtVLADConfig) -> None:
+def test_weight_decay_of_2019_applies_to_every_parameter(
+    ablation: ModuleType, encoder: DBoFConfig | NeXtVLADConfig
+) -> None:
     model = build_encoder(encoder)
     config = OptimizationConfig(steps=1, peak_lr=1e-3, weight_decay=0.3)
     norm = next(
@@ -156,7 +158,7 @@ def recipe_of(ablation: ModuleType, tmp_path: Path, encoder: str, variant: str) 
         ("all", "bytes", "logits"),
     ],
 )
-def test_quirks_that_are_settings_reach_the_recipe(
+def test_quirks_that_are_settings_change_the_recipe(
     ablation: ModuleType, tmp_path: Path, encoder: str, variant: str, values: str, average: str
 ) -> None:
     recipe = recipe_of(ablation, tmp_path, encoder, variant)
@@ -166,7 +168,7 @@ def test_quirks_that_are_settings_reach_the_recipe(
     assert isinstance(recipe.segment_models["agnostic"], AgnosticModelConfig)
 
 
-def test_decay_shrinks_weights_about_as_far_as_in_2019(ablation: ModuleType, tmp_path: Path) -> None:
+def test_decay_shrinks_weights_about_as_much_as_in_2019(ablation: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(ablation.Plan(tmp_path, tmp_path, 400, 300).recipe("dbof", 0))
     recipe = read_recipe(path)
@@ -179,7 +181,7 @@ def test_decay_shrinks_weights_about_as_far_as_in_2019(ablation: ModuleType, tmp
         assert shrinking == pytest.approx(of_2019, rel=0.25)
 
 
-def test_same_seed_same_weights_whatever_the_variant(ablation: ModuleType, tmp_path: Path) -> None:
+def test_initial_weights_do_not_depend_on_the_variant(ablation: ModuleType, tmp_path: Path) -> None:
     def weights(variant: str) -> dict[str, Tensor]:
         torch.manual_seed(7)
         config = recipe_of(ablation, tmp_path, "dbof", variant).base_models["video"].classifier
@@ -189,7 +191,7 @@ def test_same_seed_same_weights_whatever_the_variant(ablation: ModuleType, tmp_p
     assert all(torch.equal(tensor, ours[name]) for name, tensor in weights("all").items())
 
 
-def test_nothing_stays_put_back(ablation: ModuleType) -> None:
+def test_the_package_is_unchanged_after_a_variant(ablation: ModuleType) -> None:
     before = tasks.VideoBatches, tasks.segment_loss
     with ablation.put_back(ablation.quirks_of("dbof", "all")):
         assert tasks.VideoBatches is ablation.VideoBatchesOf2019
@@ -197,19 +199,19 @@ def test_nothing_stays_put_back(ablation: ModuleType) -> None:
     assert (tasks.VideoBatches, tasks.segment_loss) == before
 
 
-def test_all_is_every_quirk_that_the_encoder_has(ablation: ModuleType) -> None:
+def test_the_variant_all_contains_every_quirk_of_the_encoder(ablation: ModuleType) -> None:
     assert ablation.quirks_of("dbof", "all") == list(ablation.QUIRKS.values())
     assert ablation.variants_of("nextvlad") == ["ours", "sampling", "bytes", "negatives", "logits", "decay", "all"]
 
 
-def test_a_run_that_there_is_not_is_refused(ablation: ModuleType) -> None:
+def test_unknown_runs_are_refused(ablation: ModuleType) -> None:
     assert ablation.run_named("dbof/padded-mean/2") == ("dbof", "padded-mean", 2)
     for name in ("dbof", "dbof/ours", "dbof/ours/x", "nextvlad/padded-mean/0", "gru/ours/0"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected ENCODER/VARIANT/SEED"):
             ablation.run_named(name)
 
 
-def test_differences_are_paired(ablation: ModuleType) -> None:
+def test_differences_are_paired_by_seed(ablation: ModuleType) -> None:
     assert ablation.difference([0.01, 0.03, 0.02]) == "+0.0200 ± 0.0058"
     found = {
         "ours": {0: ablation.Scores(0.5, 0.1, 0.2), 1: ablation.Scores(0.7, 0.3, 0.2)},
@@ -225,7 +227,7 @@ def test_differences_are_paired(ablation: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_runs_share_pretraining_where_it_is_the_same_and_are_done_once(
+def test_runs_share_equal_pretraining_and_are_not_repeated(
     ablation: ModuleType, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     plan = ablation.Plan(tiny_dataset, tmp_path, 2, 2)

@@ -1,4 +1,4 @@
-"""The opponent that training is measured against computes the same: outputs, gradients, weights after some steps."""
+"""The plain models that training is compared with have the same outputs, gradients, and weights after some steps."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ DBOF = DBoFConfig(hidden_size=24, output_size=OUTPUT, dropout=0)
 NEXTVLAD = NeXtVLADConfig(num_clusters=4, num_groups=8, output_size=OUTPUT, cluster_dropout=0)
 MIXTURE = MixtureConfig(num_experts=3, dropout=0)
 ORDERS = [(False, False), (True, False), (True, True)]
-"""Of our NeXtVLAD's products: everything expanded, assignment folded, expanded last."""
+"""Orders of the products in our NeXtVLAD: everything expanded, assignment folded, expanded last."""
 
 Pair = tuple[nn.Module, nn.Module]
 
 
 def benchmark(name: str) -> ModuleType:
-    """A module of the folder benchmarks, which is no part of the package."""
+    """A module of the folder benchmarks, which is not part of the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         return importlib.import_module(name)
@@ -102,7 +102,7 @@ def frames(num_frames: int = 7) -> Tensor:
 
 
 class VideoBatch:
-    """Frames with labels, the outputs of both sides and their losses."""
+    """Frames with labels, and outputs and losses of both models."""
 
     def __init__(self) -> None:
         self.inputs = (frames(), LENGTHS)
@@ -116,7 +116,7 @@ class VideoBatch:
 
 
 class SegmentBatch(VideoBatch):
-    """Segments with a rating each and mined negatives, at least one."""
+    """Segments, each with a rating and at least one mined negative."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class SegmentBatch(VideoBatch):
 
 
 class AwareBatch(SegmentBatch):
-    """The same, and frames of their videos."""
+    """Rated segments, and frames of their videos."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Callable[[ModuleType], Pair], type[VideoBatch]]] = {
 def agree(ours: Tensor, plain: Tensor, relative: float, name: str) -> None:
     assert ours.dtype == plain.dtype == torch.float64, name
     scale = plain.abs().max().item()
-    # A bias in front of a batch norm has no gradient but rounding errors.
+    # The gradient of a bias before a batch norm consists of rounding errors.
     assert (ours - plain).abs().max().item() <= relative * scale + 1e-15, name
 
 
@@ -206,10 +206,10 @@ def test_outputs_losses_and_gradients_agree(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
 @pytest.mark.parametrize("case", ["dbof", "nextvlad", "aware dbof nextvlad"])
-def test_compiled_networks_agree_too(case: str, plain: ModuleType) -> None:
-    """What torch.compile makes of ours, in float64, against the plain formulas."""
+def test_compiled_models_agree_with_the_plain_models(case: str, plain: ModuleType) -> None:
+    """Our models are compiled with torch.compile, in float64."""
     torch.manual_seed(0)
     make, batch_type = CASES[case]
     ours, theirs = make(plain)
@@ -254,8 +254,8 @@ def test_weights_agree_after_three_steps(case: str, plain: ModuleType) -> None:
             assert not torch.equal(weights, before[name]), name
 
 
-def test_floor_counts_the_products_of_our_step(training: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no frame is padding, what is needed is what ours does, but for biases folded into others."""
+def test_needed_flops_are_those_of_our_step(training: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without padding, the two numbers agree except for biases that are folded into others."""
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 60)
     for case in training.CASES:
         with FakeTensorMode():

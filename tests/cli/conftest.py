@@ -14,7 +14,7 @@ from yt8m.dataset.catalog import FILE_NAME, Catalog
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """An output that does not exist."""
+    """Path of an output that does not exist."""
     return tmp_path / "out"
 
 
@@ -26,7 +26,7 @@ def data(tmp_path: Path, tiny_dataset: Path) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path, finished_run: FinishedRun) -> Path:
-    """A copy of the finished run, to change."""
+    """A copy of the finished run, which tests may change."""
     return Path(shutil.copytree(finished_run.out, tmp_path / "out"))
 
 
@@ -46,7 +46,7 @@ def models(finished_run: FinishedRun) -> list[object]:
 def commands(
     tiny_dataset: Path, tiny_recipe: Path, finished_run: FinishedRun, places: list[object], out: Path
 ) -> Callable[[Path], dict[str, list[object]]]:
-    """Every command that reads folders, with a given folder in the place of one of them."""
+    """Every command that reads folders, with a given folder instead of one of them."""
 
     def make(folder: Path) -> dict[str, list[object]]:
         model = finished_run.model("finetune/bare")

@@ -1,4 +1,4 @@
-"""Full disks and folders that cannot be written to: one sentence, no partial file, and the same command resumes."""
+"""Full disks and folders that cannot be written to: one message, no partial file, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset.catalog import FILE_NAME
 
 
-def test_no_space_for_the_catalog(full_disk: FullDisk) -> None:
+def test_index_writes_no_partial_catalog_to_a_full_disk(full_disk: FullDisk) -> None:
     write_shards(full_disk.folder / "shards", random_videos(4))
     full_disk.fill()
     before = files_in(full_disk.folder)
@@ -30,7 +30,7 @@ def test_no_space_for_the_catalog(full_disk: FullDisk) -> None:
 
 
 @pytest.mark.parametrize("existed", [False, True])
-def test_no_space_for_spliced_shards(full_disk: FullDisk, existed: bool) -> None:
+def test_splice_leaves_no_files_on_a_full_disk(full_disk: FullDisk, existed: bool) -> None:
     out = full_disk.folder / "data"
     if existed:
         out.mkdir()
@@ -43,7 +43,7 @@ def test_no_space_for_spliced_shards(full_disk: FullDisk, existed: bool) -> None
     succeeds(*arguments)
 
 
-def test_no_space_for_a_checkpoint(
+def test_a_run_resumes_after_a_full_disk_during_training(
     full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     out = full_disk.folder / "out"
@@ -51,7 +51,7 @@ def test_no_space_for_a_checkpoint(
     arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", out]
     sentence = refused(1, *arguments)
     assert sentence.startswith(f"{out / 'pretrain/dbof/checkpoint.pt'}: no space left on the disk; ")
-    # Steps go on while a thread writes the checkpoint, so a model may have been saved before the write failed.
+    # Training continues while a thread writes the checkpoint, so a model may be saved before the write fails.
     left = {name for name in files_in(out) if "tensorboard" not in name and "/model/" not in name}
     assert left == {"recipe.yaml", "pretrain/dbof/stage.yaml", "pretrain/dbof/metrics.csv"}
     full_disk.free()
@@ -59,7 +59,7 @@ def test_no_space_for_a_checkpoint(
     assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
 
 
-def test_no_space_for_a_submission(
+def test_a_run_resumes_after_a_full_disk_at_the_submission(
     full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     out = full_disk.folder / "out"
@@ -80,7 +80,9 @@ def test_no_space_for_a_submission(
     assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
 
 
-def test_no_space_for_predictions(full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path) -> None:
+def test_predictions_larger_than_the_free_space_are_refused(
+    full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path
+) -> None:
     full_disk.fill(leave=5_000)
     if not full_disk.is_real:
         pytest.skip("no disk can be mounted here")
@@ -92,7 +94,7 @@ def test_no_space_for_predictions(full_disk: FullDisk, finished_run: FinishedRun
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_folders_that_cannot_be_written_to(
+def test_folders_that_cannot_be_written_to_are_reported(
     tiny_dataset: Path, tiny_recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(path: Path, *_: object, **__: object) -> None:
@@ -103,7 +105,7 @@ def test_folders_that_cannot_be_written_to(
     assert sentence.startswith(f"{out / 'recipe.yaml'}: ")
 
 
-def test_a_run_below_a_file(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_run_folder_is_reported(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     sentence = refused(1, "run", tiny_recipe, "--data", tiny_dataset, "--out", tmp_path / "file")
     assert sentence.startswith(f"{tmp_path / 'file' / 'recipe.yaml'}: cannot be written (")

@@ -16,13 +16,13 @@ from yt8m.dataset.catalog import Catalog
 
 
 def other_vocabulary(tiny_dataset: Path, path: Path) -> Path:
-    """The dataset's vocabulary in another order: as many classes, in other columns."""
+    """The dataset's vocabulary in another order, with the same number of classes."""
     header, first, *rest = (tiny_dataset / "segment_vocabulary.csv").read_text().splitlines()
     path.write_text("\n".join([header, *rest, first]) + "\n")
     return path
 
 
-def test_a_model_of_another_vocabulary(
+def test_a_model_of_another_vocabulary_is_refused(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, out: Path
 ) -> None:
     vocabulary = other_vocabulary(tiny_dataset, tmp_path / "other.csv")
@@ -35,7 +35,7 @@ def test_a_model_of_another_vocabulary(
     assert sentence == f"{out}: was predicted with another vocabulary than {vocabulary}."
     assert not (tmp_path / "submission.csv").exists()
 
-    # In a run, models of another vocabulary are models of other data.
+    # In a run, another vocabulary changes the fingerprints of the models.
     data, again = tmp_path / "data", tmp_path / "again"
     shutil.copytree(tiny_dataset, data)
     shutil.copytree(finished_run.out, again)
@@ -44,7 +44,7 @@ def test_a_model_of_another_vocabulary(
     assert "was trained with other settings or data than the recipe's" in sentence
 
 
-def test_a_model_folder_of_another_vocabulary_in_a_run(
+def test_a_model_folder_of_another_vocabulary_is_refused_in_a_run(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, out: Path
 ) -> None:
     shutil.copytree(finished_run.out, out)
@@ -60,7 +60,7 @@ def test_a_model_folder_of_another_vocabulary_in_a_run(
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "truncated", "of another network", "a text"])
-def test_damaged_model_folders(
+def test_damaged_model_folders_are_refused(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path, damage: str
 ) -> None:
     model = tmp_path / "model"
@@ -83,7 +83,9 @@ def test_damaged_model_folders(
     assert not out.exists()
 
 
-def test_models_that_cannot_predict_segments(finished_run: FinishedRun, tiny_dataset: Path, out: Path) -> None:
+def test_models_that_cannot_predict_segments_are_refused(
+    finished_run: FinishedRun, tiny_dataset: Path, out: Path
+) -> None:
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--out", out]
     video, bare = (finished_run.out / stage / "model" for stage in ("pretrain/dbof", "finetune/bare"))
     sentence = refused(2, "predict", video, *shards, "--accelerator", "cpu")
@@ -116,7 +118,7 @@ def test_models_that_cannot_predict_segments(finished_run: FinishedRun, tiny_dat
         (["--out", "{out}", "--precision", "64"], "--accelerator, --precision: 'precision': expected '32-true', "),
     ],
 )  # fmt: skip
-def test_invalid_options_of_predict(
+def test_predict_refuses_invalid_options(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path, options: list[str], expected: str
 ) -> None:
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--accelerator", "cpu"]
@@ -126,7 +128,7 @@ def test_invalid_options_of_predict(
 
 
 @pytest.mark.parametrize("shift", ["6", "-6", "half"])
-def test_invalid_shifts(finished_run: FinishedRun, tiny_dataset: Path, out: Path, shift: str) -> None:
+def test_invalid_shifts_are_refused(finished_run: FinishedRun, tiny_dataset: Path, out: Path, shift: str) -> None:
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--out", out]
     outcome = command("predict", finished_run.model("finetune/bare"), *shards, "--shift", shift)
     assert outcome.status == 2
@@ -148,7 +150,9 @@ def test_an_unfinished_store_cannot_be_merged(finished_run: FinishedRun, tiny_da
 
 
 @pytest.mark.parametrize("option", ["--out", "--store", "--table"])
-def test_outputs_below_a_file(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, option: str) -> None:
+def test_outputs_below_a_file_are_refused(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, option: str
+) -> None:
     (tmp_path / "file").write_text("")
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--accelerator", "cpu"]
     output = tmp_path / "file/output"
@@ -157,13 +161,15 @@ def test_outputs_below_a_file(finished_run: FinishedRun, tiny_dataset: Path, tmp
 
 
 @pytest.mark.parametrize("weight", ["bare", "bare=", "bare=much", "bare=-1", "bare=inf", "bare=nan", "=1"])
-def test_invalid_weights(tiny_dataset: Path, out: Path, weight: str) -> None:
+def test_invalid_weights_are_refused(tiny_dataset: Path, out: Path, weight: str) -> None:
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset, "--out", out]
     sentence = refused(2, "merge", "predictions", *shards, "--weight", weight)
     assert sentence == f"--weight {weight}: expected NAME=NUMBER, the number not negative."
 
 
-def test_videos_too_short_to_predict(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path) -> None:
+def test_videos_too_short_to_predict_are_refused(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path
+) -> None:
     write_shards(tmp_path / "short", random_videos(3, num_frames=(20, 40)))
     shards = ["--shards", tmp_path / "short", "--vocabulary", tiny_dataset, "--out", out]
     sentence = refused(2, "predict", finished_run.model("finetune/bare"), *shards, "--accelerator", "cpu")
@@ -171,10 +177,10 @@ def test_videos_too_short_to_predict(finished_run: FinishedRun, tiny_dataset: Pa
     assert not out.exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- locate
+# --- locate ----------------------------------------------------------------------------------------------------------
 
 
-def test_invalid_arguments_of_locate(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_locate_refuses_invalid_arguments(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
     shards = tiny_dataset / "segment/test"
     known = Catalog.load(shards).video_ids[2]
     run, video, bare = (finished_run.out / name for name in (".", "pretrain/dbof/model", "finetune/bare/model"))
@@ -206,7 +212,9 @@ def test_invalid_arguments_of_locate(finished_run: FinishedRun, tiny_dataset: Pa
     )
 
 
-def test_a_run_whose_ensemble_is_not_trained(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_locate_refuses_a_run_whose_ensemble_is_not_trained(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path
+) -> None:
     shutil.copy(finished_run.out / "recipe.yaml", tmp_path)
     places = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset]
     video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]

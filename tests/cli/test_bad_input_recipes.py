@@ -21,7 +21,9 @@ from tests.support.files import files_in
         ("base_models.dbof.training.btach_size=8", "(did you mean 'batch_size'?)"),
     ],
 )
-def test_invalid_recipes(tiny_recipe: Path, tiny_dataset: Path, out: Path, change: str, expected: str) -> None:
+def test_invalid_recipes_are_refused(
+    tiny_recipe: Path, tiny_dataset: Path, out: Path, change: str, expected: str
+) -> None:
     where = ["--data", tiny_dataset, "--out", out]
     sentence = refused(2, "run", tiny_recipe, *where, "--set", change)
     assert sentence.startswith(f"{tiny_recipe}: ")
@@ -44,11 +46,11 @@ def test_invalid_recipes(tiny_recipe: Path, tiny_dataset: Path, out: Path, chang
         (["run", "{recipe}", "--set", "machine.accelerator=mps"], "machine: "),
     ],
 )
-def test_missing_recipes_models_and_devices(
+def test_missing_recipes_models_and_devices_are_refused(
     tiny_recipe: Path, tiny_dataset: Path, out: Path, arguments: list[str], expected: str
 ) -> None:
     if "machine.devices=100" in arguments:
-        # A CPU runs any number of processes, so request that many GPUs.
+        # Any number of processes can run on a CPU, so request that number of GPUs.
         arguments = [*arguments, "--set", "machine.accelerator=cuda"]
     filled = [argument.format(recipe=tiny_recipe) for argument in arguments]
     assert refused(2, *filled, "--data", tiny_dataset, "--out", out).startswith(expected)

@@ -1,4 +1,4 @@
-"""Damaged, irregular and foreign shards: what is skipped, what is repaired, and what ends a command."""
+"""Damaged, irregular and foreign shards: skipped records, repaired records, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from yt8m.shards.tfrecord import frame_record
 
 
 def indexed(folder: Path) -> tuple[list[str], str]:
-    """Index a folder with damage; return the listed problems and the last sentence."""
+    """Index a folder with damage; return the listed problems and the last line."""
     outcome = command("index", folder)
     assert outcome.status == 1
     *problems, last = outcome.err.splitlines()
@@ -31,7 +31,7 @@ def indexed(folder: Path) -> tuple[list[str], str]:
     return problems, last
 
 
-def test_a_truncated_shard(tmp_path: Path) -> None:
+def test_the_truncated_record_of_a_shard_is_skipped(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tfrecord", random_videos(3))
     write_shard(tmp_path / "b.tfrecord", random_videos(2, id_prefix="b"))
     with path.open("r+b") as file:
@@ -44,7 +44,7 @@ def test_a_truncated_shard(tmp_path: Path) -> None:
     assert Catalog.load(tmp_path).video_ids == ["0000", "0001", "b0000", "b0001"]
 
 
-def test_a_wrong_checksum(tmp_path: Path) -> None:
+def test_a_record_with_a_wrong_checksum_is_skipped(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tfrecord", random_videos(3))
     content = bytearray(path.read_bytes())
     (length,) = struct.unpack_from("<Q", content)
@@ -54,12 +54,12 @@ def test_a_wrong_checksum(tmp_path: Path) -> None:
     expected = f"{path}, record 0, byte 12: the checksum of the record's payload is wrong; the record was skipped."
     assert problems == [expected]
     assert Catalog.load(tmp_path).video_ids == ["0001", "0002"]
-    # Only the checksum is wrong, and it is not verified here.
+    # Only the checksum is wrong, and --no-verify ignores it.
     assert succeeds("index", tmp_path, "--no-verify").err == ""
     assert len(Catalog.load(tmp_path)) == 3
 
 
-def test_a_record_without_rgb(tmp_path: Path) -> None:
+def test_a_record_without_rgb_is_skipped(tmp_path: Path) -> None:
     videos = random_videos(2)
     path = write_records(tmp_path / "a.tfrecord", [videos[0].encoded(), record_without_rgb(), videos[1].encoded()])
     problems, _ = indexed(tmp_path)
@@ -69,7 +69,7 @@ def test_a_record_without_rgb(tmp_path: Path) -> None:
     assert Catalog.load(tmp_path).video_ids == ["0000", "0001"]
 
 
-def test_a_folder_without_a_usable_record(tmp_path: Path) -> None:
+def test_a_folder_without_a_usable_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tfrecord").write_bytes(b"")
     (tmp_path / "b.tfrecord").write_bytes(b"not a shard at all, but long enough for a header")
     for name in ("index", "describe"):
@@ -101,7 +101,7 @@ def test_irregular_records_are_counted_and_repaired(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["video-level", "AudioSet"])
 @pytest.mark.parametrize("name", ["index", "predict", "evaluate"])
-def test_shards_of_another_dataset(
+def test_shards_of_another_dataset_are_refused(
     commands: Callable[[Path], dict[str, list[object]]], tmp_path: Path, name: str, kind: str
 ) -> None:
     folder = tmp_path / "shards"
@@ -113,7 +113,7 @@ def test_shards_of_another_dataset(
 
 
 @pytest.mark.parametrize("kind", ["video-level", "AudioSet"])
-def test_a_run_on_shards_of_another_dataset(
+def test_a_run_on_shards_of_another_dataset_is_refused(
     tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, out: Path, kind: str
 ) -> None:
     data = tmp_path / "data"
@@ -124,13 +124,13 @@ def test_a_run_on_shards_of_another_dataset(
     assert files_in(out) == {"recipe.yaml"}
 
 
-def test_frame_level_shards_as_sources(tiny_dataset: Path, out: Path) -> None:
+def test_frame_level_shards_are_refused_as_sources(tiny_dataset: Path, out: Path) -> None:
     arguments = ["--sources", tiny_dataset / "video/train", "--vocabulary", tiny_dataset]
     assert "this is a frame-level shard" in refused(1, "splice", out, *arguments)
     assert not out.exists()
 
 
-def test_real_shards_of_another_dataset(shared_data: Path, tmp_path: Path) -> None:
+def test_real_shards_of_another_dataset_are_refused(shared_data: Path, tmp_path: Path) -> None:
     for number, (kind, expected) in enumerate(
         [("yt8m_video_level", "this is a video-level shard"), ("audioset_frame_level", "this is an AudioSet shard")]
     ):
@@ -150,10 +150,10 @@ def test_a_real_shard_is_indexed(shared_data: Path, tmp_path: Path) -> None:
     assert labels_of(Catalog.load(tmp_path), 0).tolist() == [11]
 
 
-def test_shards_that_changed_since_they_were_indexed(
+def test_shards_that_changed_since_they_were_indexed_are_indexed_again(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, out: Path
 ) -> None:
-    """They are indexed again, and predictions of the previous shards are refused."""
+    """Predictions of the previous shards are refused."""
     folder = tmp_path / "test"
     shutil.copytree(tiny_dataset / "segment/test", folder)
     model = finished_run.model("finetune/bare")
@@ -166,7 +166,7 @@ def test_shards_that_changed_since_they_were_indexed(
 
 
 @pytest.mark.parametrize("name", ["describe", "predict", "merge", "evaluate"])
-def test_damaged_records_are_named_and_skipped(
+def test_damaged_records_are_reported_and_skipped(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "rated"
@@ -192,7 +192,7 @@ def test_damaged_records_are_named_and_skipped(
 
 
 @pytest.mark.parametrize("kind", ["video-level", "AudioSet"])
-def test_locate_in_shards_of_another_dataset(
+def test_locate_refuses_shards_of_another_dataset(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, kind: str
 ) -> None:
     expected = write_shard_of_another_dataset(tmp_path, kind)
@@ -202,6 +202,6 @@ def test_locate_in_shards_of_another_dataset(
     assert expected in sentence
 
 
-def test_these_tests_frame_records_as_shards_do(tmp_path: Path) -> None:
+def test_the_test_shards_have_the_framing_of_real_shards(tmp_path: Path) -> None:
     payload = random_videos(1)[0].encoded()
     assert write_records(tmp_path / "a.tfrecord", [payload]).read_bytes() == frame_record(payload)

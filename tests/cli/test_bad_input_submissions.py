@@ -33,7 +33,7 @@ from tests.support.tiny_run import FinishedRun
         ("Class,Segments\nSurfing,aaaa:30\n", "expected a class id, a comma and segments"),
     ],
 )
-def test_invalid_submissions(tiny_dataset: Path, tmp_path: Path, content: str, expected: str) -> None:
+def test_invalid_submissions_are_refused(tiny_dataset: Path, tmp_path: Path, content: str, expected: str) -> None:
     label = (tiny_dataset / "segment_vocabulary.csv").read_text().splitlines()[1].split(",")[0]
     path = tmp_path / "submission.csv"
     path.write_text(content.format(label=label))
@@ -62,7 +62,7 @@ def test_invalid_submissions(tiny_dataset: Path, tmp_path: Path, content: str, e
         ("video,label,start,score\naaaa,99999,30,1\n", False, "The truth rates the label 99999, which is not a class"),
     ],
 )  # fmt: skip
-def test_invalid_truths(
+def test_invalid_truths_are_refused(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, content: str, dense: bool, expected: str
 ) -> None:
     label = (tiny_dataset / "segment_vocabulary.csv").read_text().splitlines()[1].split(",")[0]
@@ -72,7 +72,7 @@ def test_invalid_truths(
     assert expected in refused(1, "evaluate", finished_run.out / "submission.csv", *arguments)
 
 
-def test_truths_that_are_folders(finished_run: FinishedRun, tiny_dataset: Path) -> None:
+def test_folders_without_ratings_are_refused_as_truths(finished_run: FinishedRun, tiny_dataset: Path) -> None:
     submission = finished_run.out / "submission.csv"
     assert "a dense truth is a CSV file" in refused(
         2, "evaluate", submission, "--truth", tiny_dataset / "segment/train", "--dense"

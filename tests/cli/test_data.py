@@ -1,4 +1,4 @@
-"""index, describe and splice."""
+"""The commands index, describe and splice."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_index_writes_the_catalog_of_each_part(data: Path) -> None:
     assert f"videos without labels (kept): {TINY_SIZES.test}" in shown.out
 
 
-def test_index_of_one_folder(data: Path) -> None:
+def test_index_of_one_part_writes_one_catalog(data: Path) -> None:
     shown = succeeds("index", data / "segment/train", "--no-verify")
     assert len(shown.out.splitlines()) == 1
     assert [path.parent.name for path in data.rglob(FILE_NAME)] == ["train"]
 
 
-def test_index_of_listed_shards(data: Path) -> None:
+def test_index_contains_only_the_listed_shards(data: Path) -> None:
     listed = data / "shards.txt"
     listed.write_text("segment/train/rated0003.tfrecord\nsegment/train/rated0001.tfrecord\n")
     shown = succeeds("index", data)
@@ -69,14 +69,14 @@ def test_describe_counts_videos_frames_and_ratings(data: Path, tiny_vocabulary: 
     assert len(list(data.rglob(FILE_NAME))) == 4
 
 
-def test_describe_without_a_vocabulary(tmp_path: Path) -> None:
+def test_describe_counts_all_classes_without_a_vocabulary(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(3, label_ids=[3, 9], ratings_per_video=4))
     shown = succeeds("describe", tmp_path)
     assert shown.err == f"{tmp_path / 'segment_vocabulary.csv'} is missing, so classes are counted without it.\n"
     assert re.search(r"ratings +12 ", shown.out)
 
 
-def test_splice_of_builtin_sources(tmp_path: Path) -> None:
+def test_splice_of_builtin_sources_depends_only_on_the_seed(tmp_path: Path) -> None:
     sizes = ["--pretrain", 3, "--segments", 4, "--test", 2]
     shown = succeeds("splice", tmp_path / "a", *sizes, "--seed", 1)
     assert "10 videos spliced from" in shown.out

@@ -24,7 +24,7 @@ def example_lines(name: str) -> list[str]:
 
 
 def unwrapped(lines: list[str], wanted: str) -> tuple[str, list[str]]:
-    """Join lines until they contain as much as a line of the docstring, however it was wrapped.
+    """Join wrapped lines until they contain as much text as a line of the docstring.
 
     Returns:
         The joined text without spaces, and the remaining lines.
@@ -43,7 +43,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_command_of_the_examples_has_its_own_line(name: str) -> None:
+def test_every_example_starts_on_its_own_line(name: str) -> None:
     lines = succeeds(name, "--help").out.splitlines()
     examples = example_lines(name)
     assert examples
@@ -52,7 +52,7 @@ def test_every_command_of_the_examples_has_its_own_line(name: str) -> None:
     for example in examples:
         shown, remaining = unwrapped(remaining, example)
         assert shown == "".join(example.split())
-    # Nothing follows on the last line or below it.
+    # The last example is followed by an empty line.
     assert remaining[0].strip() == ""
     assert all(example.startswith((f"yt8m {name}", "    ")) for example in examples)
 

@@ -35,10 +35,10 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-# ------------------------------------------------------------------------------------------------------------ describe
+# --- describe --------------------------------------------------------------------------------------------------------
 
 
-def test_describe(data: Path, tiny_vocabulary: Vocabulary) -> None:
+def test_describe_as_json(data: Path, tiny_vocabulary: Vocabulary) -> None:
     plain = succeeds("describe", data).out
     shown = succeeds("describe", data, "--json")
     assert shown.err == ""
@@ -63,7 +63,7 @@ def test_describe(data: Path, tiny_vocabulary: Vocabulary) -> None:
     assert parts[2]["positive_ratings"] == catalog.rating_values.sum()
 
 
-def test_describe_with_damaged_records(tmp_path: Path) -> None:
+def test_describe_as_json_with_damaged_records(tmp_path: Path) -> None:
     shard = write_shards(tmp_path, random_videos(4))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     shown = succeeds("describe", tmp_path, "--json")
@@ -74,10 +74,10 @@ def test_describe_with_damaged_records(tmp_path: Path) -> None:
     assert part["problems"] == [problem]
 
 
-# ----------------------------------------------------------------------------------------------------- check, evaluate
+# --- check, evaluate -------------------------------------------------------------------------------------------------
 
 
-def test_check_of_an_accepted_submission(finished_run: FinishedRun, places: list[object]) -> None:
+def test_check_as_json_of_an_accepted_submission(finished_run: FinishedRun, places: list[object]) -> None:
     submission = finished_run.out / "submission.csv"
     shown = succeeds("check", submission, *places, "--json")
     assert shown.err == ""
@@ -89,7 +89,9 @@ def test_check_of_an_accepted_submission(finished_run: FinishedRun, places: list
     assert len(parsed(succeeds("check", submission, "--json").out)["not_checked"]) == 2
 
 
-def test_check_of_a_rejected_submission(finished_run: FinishedRun, places: list[object], tmp_path: Path) -> None:
+def test_check_as_json_of_a_rejected_submission(
+    finished_run: FinishedRun, places: list[object], tmp_path: Path
+) -> None:
     lines = (finished_run.out / "submission.csv").read_text().splitlines(keepends=True)
     lines[4] = lines[4].replace(":", ";")
     path = tmp_path / "bad.csv"
@@ -109,7 +111,7 @@ def test_check_of_a_rejected_submission(finished_run: FinishedRun, places: list[
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_evaluate(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, dense: bool) -> None:
+def test_evaluate_as_json(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, dense: bool) -> None:
     name, column = ("test_positives.csv", "dense_map") if dense else ("test_ratings.csv", "map_at_k")
     arguments = [finished_run.out / "submission.csv", "--truth", tiny_dataset / "segment" / name]
     arguments += ["--dense"] if dense else []
@@ -125,16 +127,16 @@ def test_evaluate(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path,
     assert (score["num_repeated_ratings"], score["num_contradictory_ratings"]) == (0, 0)
 
 
-# ---------------------------------------------------------------------------------------------------- estimate, locate
+# --- estimate, locate ------------------------------------------------------------------------------------------------
 
 
-def test_estimate(tiny_recipe: Path) -> None:
+def test_estimate_as_json(tiny_recipe: Path) -> None:
     shown = succeeds("estimate", tiny_recipe, "--json")
     assert shown.err == ""
     found = parsed(shown.out)
     assert [cost["stage"] for cost in found["costs"]] == STAGES[:-1]
     assert found["processes"] == 1
-    # Times differ from call to call, all other figures do not.
+    # Only the times differ from call to call.
     rows = {line.split()[0]: line.split() for line in succeeds("estimate", tiny_recipe).out.splitlines() if line}
     recipe = read_recipe(tiny_recipe)
     for cost in found["costs"]:
@@ -152,7 +154,7 @@ def test_estimate(tiny_recipe: Path) -> None:
     assert [cost["stage"] for cost in only["costs"]] == STAGES[2:-1]
 
 
-def test_locate(finished_run: FinishedRun, tiny_dataset: Path, places: list[object]) -> None:
+def test_locate_as_json(finished_run: FinishedRun, tiny_dataset: Path, places: list[object]) -> None:
     catalog = Catalog.load(tiny_dataset / "segment/test")
     options = ["--run", finished_run.out, *places, "--top", 5, "--threshold", 0.001]
     shown = succeeds("locate", catalog.video_ids[3], *options, "--json")
@@ -175,7 +177,7 @@ def test_locate(finished_run: FinishedRun, tiny_dataset: Path, places: list[obje
     assert np.isfinite(peaks).all()
 
 
-def test_locate_of_a_shard(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_locate_as_json_of_a_shard(finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path) -> None:
     [shard] = write_shards(tmp_path, random_videos(5), num_shards=1)
     options = ["--run", finished_run.out, "--vocabulary", tiny_dataset, "--json"]
     shown = succeeds("locate", shard, *options, "--limit", 2)
@@ -183,13 +185,13 @@ def test_locate_of_a_shard(finished_run: FinishedRun, tiny_dataset: Path, tmp_pa
     assert shown.err.strip() == "... and 3 more videos; --limit shows more"
 
 
-# ----------------------------------------------------------------------------------------------------------- processes
+# --- Processes -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_else_is_on_standard_output_of_a_process(
+def test_standard_output_of_a_process_contains_only_json(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, places: list[object]
 ) -> None:
-    """Libraries may write to the file descriptor, which only a process of its own shows."""
+    """Libraries may write to the file descriptor, which only a separate process shows."""
     video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
     submission = finished_run.out / "submission.csv"
     for arguments in (

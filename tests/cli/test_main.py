@@ -1,4 +1,4 @@
-"""The `yt8m` command: its commands by panel, how errors end it, and what it prints where."""
+"""The `yt8m` command: its commands by panel, errors and exit statuses, and colors."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PANELS = {
 COMMANDS = [name for names in PANELS.values() for name in names]
 
 HEAVY = {"torch", "numpy", "pyarrow", "matplotlib", "lightning_fabric", "yaml"}
-"""Libraries that take long to import; pydantic is one of typer's own."""
+"""Libraries that take long to import."""
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
+# --- Commands --------------------------------------------------------------------------------------------------------
 
 
-def test_these_are_all_commands() -> None:
+def test_the_panels_contain_all_commands() -> None:
     assert list(typer.main.get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
     assert {panel: list(commands) for panel, commands in GROUPS.items()} == PANELS
 
@@ -56,11 +56,11 @@ def test_help_lists_the_commands_by_panel(arguments: list[str]) -> None:
 
 def test_exit_status_of_help() -> None:
     assert command("--help").status == command("-h").status == command("run", "-h").status == 0
-    # Without a command, nothing was done.
+    # A call without a command is a usage error.
     assert command().status == 2
 
 
-def test_version() -> None:
+def test_version_prints_the_version_of_the_package() -> None:
     assert succeeds("--version").out == f"yt8m {yt8m.__version__}\n"
 
 
@@ -70,12 +70,12 @@ def test_python_m_runs_the_command() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completion(shell: str) -> None:
-    """The script that a shell sources calls the command, and the command lists what may follow."""
+def test_shell_completion_lists_the_matching_commands(shell: str) -> None:
+    """The script that a shell sources runs the command, which lists the completions."""
     shown = run_command("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert (shown.status, shown.err) == (0, "")
     assert "_COMPLETE=complete_" in shown.out
-    # As the installed script is called, whose name decides the variable.
+    # The name of the installed script determines the name of the variable.
     script = "import sys; sys.argv[0] = 'yt8m'; from yt8m.cli.main import main; main()"
     words = {"COMP_WORDS": "yt8m fi", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "yt8m fi"}
     words["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
@@ -99,7 +99,7 @@ except SystemExit:
     assert HEAVY.isdisjoint(loaded)
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ except SystemExit:
         ),
     ],
 )
-def test_usage_errors(arguments: list[str], expected: str) -> None:
+def test_usage_errors_have_status_2_and_no_traceback(arguments: list[str], expected: str) -> None:
     outcome = command(*arguments)
     assert (outcome.status, outcome.out) == (2, "")
     assert "Error" in outcome.err
@@ -128,7 +128,7 @@ def test_usage_errors(arguments: list[str], expected: str) -> None:
     assert "Traceback" not in outcome.err
 
 
-def test_an_error_ends_a_process_with_its_sentence_alone(tmp_path: Path) -> None:
+def test_an_error_prints_only_its_message(tmp_path: Path) -> None:
     ended = run_python("-m", "yt8m", "index", tmp_path / "absent")
     assert (ended.status, ended.out) == (2, "")
     absent = tmp_path / "absent"
@@ -139,7 +139,7 @@ def test_an_error_ends_a_process_with_its_sentence_alone(tmp_path: Path) -> None
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Let `yt8m index` raise an error."""
+    """Make `yt8m index` raise an error."""
 
     def failing(_: Path) -> None:
         raise error
@@ -147,7 +147,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(layout, "dataset_parts", failing)
 
 
-def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         command("index", tmp_path)
@@ -160,7 +160,9 @@ def test_an_interrupted_command_can_be_repeated(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE])
-def test_errors_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_errors_of_the_file_system_print_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     fail(monkeypatch, OSError(number, os.strerror(number), str(tmp_path / "file")))
     assert refused(1, "index", tmp_path) == f"{tmp_path / 'file'}: {os.strerror(number)}."
     fail(monkeypatch, OSError(number, os.strerror(number)))
@@ -192,10 +194,10 @@ def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
     assert "BrokenPipe" not in err
 
 
-# -------------------------------------------------------------------------------------------------------------- colors
+# --- Colors ----------------------------------------------------------------------------------------------------------
 
 
-def test_pipes_get_no_escape_sequences(data: Path) -> None:
+def test_output_to_pipes_contains_no_escape_sequences(data: Path) -> None:
     for arguments in (["--help"], ["describe", "--help"], ["describe", data], ["describe", data, "--json"], ["run"]):
         for variables in ({}, {"NO_COLOR": "1"}):
             shown = run_command(*arguments, **variables)
@@ -210,6 +212,6 @@ def test_colors_can_be_forced(finished_run: FinishedRun, tiny_dataset: Path, pla
         colored, plain = run_command(*arguments, FORCE_COLOR="1"), run_command(*arguments)
         assert "\x1b[" in colored.out
         assert "\x1b" not in plain.out
-        # Only colors and attributes: the text is the same.
+        # Without the escape sequences, the text is the same.
         assert re.sub(r"\x1b\[[0-9;]*m", "", colored.out) == plain.out
     assert "\x1b" not in run_command(*locate, "--json", FORCE_COLOR="1").out

@@ -1,4 +1,4 @@
-"""import-2019."""
+"""The command import-2019."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_import_2019_converts_and_checks_a_model(tmp_path: Path) -> None:
     assert not (tmp_path / "official").exists()
 
 
-def test_import_2019_of_other_folders(tmp_path: Path) -> None:
+def test_import_2019_refuses_other_folders(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         assert str(folder) in refused(2, "import-2019", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

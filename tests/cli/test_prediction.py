@@ -1,4 +1,4 @@
-"""predict, merge and locate."""
+"""The commands predict, merge and locate."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from yt8m.runs import predicting
 from yt8m.submission.format import read_submission
 from yt8m.vocabulary import Vocabulary
 
-# ---------------------------------------------------------------------------------------------------- predict and merge
+# --- predict and merge -----------------------------------------------------------------------------------------------
 
 
-def test_predict_writes_the_runs_submission_and_table(
+def test_predict_writes_the_submission_and_table_of_the_run(
     tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
 ) -> None:
     outputs = ["--out", tmp_path / "s.csv", "--table", tmp_path / "s.parquet"]
@@ -56,7 +56,7 @@ WAYS_TO_MERGE = {
     "shifts": (["--shift", "1", "--shift", "-1", "--shift", "0"], []),
     "top-k": (["--top-k", "7"], []),
 }
-"""Options of `predict`, and options with which the submission differs."""
+"""Options of `predict`, and options for which the submission differs."""
 
 
 @pytest.mark.parametrize("name", WAYS_TO_MERGE)
@@ -71,14 +71,16 @@ def test_streamed_stored_and_merged_submissions_are_identical(
     store = ["--store", tmp_path / "store"]
     succeeds("predict", *models, *bases, *both, *options, "--out", stored, *store)
     assert streamed.read_bytes() == stored.read_bytes()
-    # Stored probabilities are shifted already.
+    # Stored probabilities already include the shifts.
     succeeds("merge", tmp_path / "store", *places, *([] if name == "shifts" else options), "--out", merged_later)
     assert streamed.read_bytes() == merged_later.read_bytes()
     succeeds("predict", *models, *both, *others, "--out", tmp_path / "plain.csv")
     assert streamed.read_bytes() != (tmp_path / "plain.csv").read_bytes()
 
 
-def test_the_mean_of_ranks_of_a_store(tmp_path: Path, models: list[object], places: list[object]) -> None:
+def test_predict_and_merge_give_the_same_mean_of_ranks(
+    tmp_path: Path, models: list[object], places: list[object]
+) -> None:
     rank = ["--set", "method=rank"]
     store = ["--store", tmp_path / "store", "--accelerator", "cpu"]
     succeeds("predict", *models, *places, *rank, "--out", tmp_path / "at-once.csv", *store)
@@ -89,10 +91,10 @@ def test_the_mean_of_ranks_of_a_store(tmp_path: Path, models: list[object], plac
     assert (tmp_path / "plain.csv").read_bytes() != (tmp_path / "later.csv").read_bytes()
 
 
-def test_video_classifiers_can_be_stored_alone(
+def test_video_classifiers_can_be_stored_separately(
     tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
 ) -> None:
-    """And merged later with segment classifiers of another store."""
+    """They can be merged later with segment classifiers of another store."""
     dbof = finished_run.model("pretrain/dbof")
     prior = ["--set", "video_prior.models=[dbof]"]
     succeeds("predict", dbof, *places, "--store", tmp_path / "video", "--accelerator", "cpu")
@@ -104,13 +106,15 @@ def test_video_classifiers_can_be_stored_alone(
     assert (tmp_path / "apart.csv").read_bytes() == (tmp_path / "together.csv").read_bytes()
 
 
-def test_the_order_of_models_changes_nothing(tmp_path: Path, models: list[object], places: list[object]) -> None:
+def test_the_order_of_models_does_not_change_the_submission(
+    tmp_path: Path, models: list[object], places: list[object]
+) -> None:
     for name, order in (("a", models), ("b", models[::-1])):
         succeeds("predict", *order, *places, "--out", tmp_path / f"{name}.csv", "--accelerator", "cpu")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
-def test_stores_of_single_models_merge_to_the_submission_of_all(
+def test_merged_stores_of_single_models_give_the_submission_of_all(
     tmp_path: Path, finished_run: FinishedRun, models: list[object], places: list[object]
 ) -> None:
     stores = [tmp_path / "aware", tmp_path / "bare"]
@@ -127,7 +131,7 @@ def test_stores_of_single_models_merge_to_the_submission_of_all(
     assert {label: segments[:9] for label, segments in alone.items()} == found
 
 
-# ------------------------------------------------------------------------------------------------- stopped predictions
+# --- Stopped predictions ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["--out", "--table", "--store"])
@@ -178,7 +182,7 @@ def test_other_settings_do_not_resume_a_stopped_prediction(
 def test_a_full_disk_at_the_end_loses_no_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[object], places: list[object]
 ) -> None:
-    """Hours of predictions are ranked by then, and only the file is missing."""
+    """The partial rankings are kept until the submission is written."""
     options = [*places, "--accelerator", "cpu", "--out", tmp_path / "s.csv"]
 
     def full(*_: object) -> None:
@@ -192,7 +196,7 @@ def test_a_full_disk_at_the_end_loses_no_predictions(
     assert starts == []
 
 
-# ------------------------------------------------------------------------------------------------------- two processes
+# --- Two processes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -227,7 +231,7 @@ def test_two_processes_of_a_run_predict_the_submission_of_one(
     assert (trained / "predict/store").is_dir() == store
 
 
-# -------------------------------------------------------------------------------------------------------------- locate
+# --- locate ----------------------------------------------------------------------------------------------------------
 
 
 def test_locate_shows_the_most_probable_concepts_of_a_video(
@@ -245,7 +249,7 @@ def test_locate_shows_the_most_probable_concepts_of_a_video(
     assert all(line.startswith(tiny_vocabulary.names) for line in concepts)
     assert all(f"0:00-{minutes}:{seconds:02}" in line for line in concepts)
     assert "on screen: 0.001 or more" in lines[-1]
-    # The models of the run, named one by one in any order, have the same mean.
+    # The output is the same if the models of the run are given one by one, in any order.
     models = [finished_run.model(f"finetune/{name}") for name in ("bare", "aware")]
     picture = tmp_path / "new" / "timeline.svg"
     options = ["--top", 5, "--threshold", 0.001, "--svg", picture]
@@ -269,7 +273,7 @@ def test_locate_shows_the_videos_of_a_shard(finished_run: FinishedRun, tiny_data
         others = {5: "", 4: "\n... and 1 more video; --limit shows more\n"}
         assert shown.err == others.get(expected, f"\n... and {5 - expected} more videos; --limit shows more\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.tfrecord", "other.tfrecord", "source"]
-    # Damage is named, and the other videos are shown.
+    # Damage is reported, and the other videos are shown.
     shard.write_bytes(shard.read_bytes()[:-5])
     shown = succeeds("locate", shard, *options, "--limit", 9)
     assert shown.out.count("on screen: ") == 4

@@ -1,4 +1,4 @@
-"""docs/cli.md is what the commands are."""
+"""docs/cli.md is generated from the commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_reference_is_generated_from_the_commands(tmp_path: Path) -> None:
+def test_the_reference_matches_the_commands(tmp_path: Path) -> None:
     version = importlib.metadata.version("typer")
     if f"typer=={version}\n" not in (ROOT / "constraints.txt").read_text():
         pytest.skip(f"typer {version} is not the version that docs/cli.md was written with")

@@ -1,4 +1,4 @@
-"""check and evaluate."""
+"""The commands check and evaluate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.tiny_run import FinishedRun, score_rows
 from yt8m.dataset.catalog import Catalog
 from yt8m.vocabulary import Vocabulary
 
-# --------------------------------------------------------------------------------------------------------------- check
+# --- check -----------------------------------------------------------------------------------------------------------
 
 
 def test_check_accepts_the_submission_of_a_run(finished_run: FinishedRun, places: list[object]) -> None:
@@ -55,13 +55,13 @@ def test_check_lists_the_problems(
     assert len(shown) == 24
 
 
-def test_check_of_a_single_problem(finished_run: FinishedRun, places: list[object], tmp_path: Path) -> None:
+def test_check_reports_a_single_problem(finished_run: FinishedRun, places: list[object], tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_text((finished_run.out / "submission.csv").read_text().replace(":", ";", 1))
     assert command("check", path, *places).err == f"yt8m: {path}: would not be accepted: 1 problem, as listed above.\n"
 
 
-# ------------------------------------------------------------------------------------------------------------ evaluate
+# --- evaluate --------------------------------------------------------------------------------------------------------
 
 
 def number(outcome: Outcome) -> float:
@@ -81,7 +81,7 @@ def test_evaluate_agrees_with_the_table_of_the_run(finished_run: FinishedRun, ti
 
 
 def slow_map(submission: Path, truth: Path, k: int) -> tuple[float, dict[int, float]]:
-    """MAP@K and the AP of each class by its definition, from the files."""
+    """MAP@K and the AP of each class by their definitions, from the files."""
     rated: dict[str, dict[str, float]] = {}
     with truth.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -104,7 +104,7 @@ def slow_map(submission: Path, truth: Path, k: int) -> tuple[float, dict[int, fl
 
 
 @pytest.mark.parametrize("k", [20, 100_000])
-def test_evaluate_against_a_slow_loop(
+def test_evaluate_equals_a_slow_loop(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path, k: int
 ) -> None:
     submission, truth = finished_run.out / "submission.csv", tiny_dataset / "segment/test_ratings.csv"
@@ -120,7 +120,7 @@ def test_evaluate_against_a_slow_loop(
     assert all(row["name"] == names[int(row["class_id"])] for row in written)
 
 
-def test_evaluate_against_rated_shards(finished_run: FinishedRun, data: Path, tmp_path: Path) -> None:
+def test_evaluate_reads_the_ratings_of_shards(finished_run: FinishedRun, data: Path, tmp_path: Path) -> None:
     model, submission = finished_run.model("finetune/bare"), tmp_path / "submission.csv"
     shards = ["--shards", data / "segment/train", "--vocabulary", data / "segment_vocabulary.csv"]
     succeeds("predict", model, *shards, "--store", tmp_path / "store", "--accelerator", "cpu")
@@ -136,7 +136,7 @@ def test_evaluate_against_rated_shards(finished_run: FinishedRun, data: Path, tm
     assert number(shown) == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_class_that_the_file_omits_has_an_ap_of_zero(
+def test_a_class_missing_from_the_file_has_an_ap_of_zero(
     finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     truth = tiny_dataset / "segment/test_ratings.csv"

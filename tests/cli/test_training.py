@@ -16,7 +16,7 @@ from yt8m.runs import demo
 from yt8m.runs.recipe import read_recipe
 from yt8m.runs.run import Run
 
-# ----------------------------------------------------------------------------------------- run, pretrain and finetune
+# --- run, pretrain and finetune --------------------------------------------------------------------------------------
 
 
 def test_single_commands_train_and_predict_as_run_does(
@@ -38,7 +38,7 @@ def test_single_commands_train_and_predict_as_run_does(
         assert (out / weights).read_bytes() == (finished_run.out / weights).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == ["finetune", "pretrain", "recipe.yaml"]
 
-    # In one pass, and in another order than the recipe's.
+    # Predict in one pass, with the models in another order than in the recipe.
     models = [out / "finetune" / name / "model" for name in ("aware", "bare")]
     shards = ["--shards", tiny_dataset / "segment/test", "--vocabulary", tiny_dataset / "segment_vocabulary.csv"]
     predicted = succeeds("predict", *models, *shards, "--store", tmp_path / "predictions", "--accelerator", "cpu")
@@ -48,7 +48,7 @@ def test_single_commands_train_and_predict_as_run_does(
     assert (tmp_path / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
 
 
-def test_set_and_only(tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path) -> None:
+def test_set_changes_settings_and_only_selects_a_stage(tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path) -> None:
     where = ["--data", tiny_dataset, "--out", tmp_path / "out"]
     steps = [
         "--set",
@@ -66,10 +66,10 @@ def test_set_and_only(tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path) -> 
     assert kept.count("steps: 6\n") == 3
 
 
-# ------------------------------------------------------------------------------------------------------------ estimate
+# --- estimate --------------------------------------------------------------------------------------------------------
 
 
-def test_estimate_needs_no_data_and_leaves_no_files(
+def test_estimate_requires_no_data_and_writes_no_files(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_estimate_counts_the_classes_of_the_dataset(tiny_recipe: Path, tiny_data
     assert parameters() - parameters("--data", tiny_dataset) == (1000 - TINY_CLASSES) * 2 * (8 + 1)
 
 
-def test_estimate_names_a_stage_that_does_not_fit(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_reports_a_stage_that_exceeds_the_memory(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huge = ["--set", "base_models.dbof.training.batch_size=64", "--only", "pretrain/dbof"]
     memory = {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 4096}
     monkeypatch.setattr("os.sysconf", lambda name: memory[name])
@@ -109,11 +109,11 @@ def test_estimate_names_a_stage_that_does_not_fit(tiny_recipe: Path, monkeypatch
     assert 64 % int(match[1]) == 0
 
 
-def test_estimate_of_no_stage(tiny_recipe: Path) -> None:
+def test_estimate_refuses_stages_without_training(tiny_recipe: Path) -> None:
     assert "trains no stage 'predict'" in refused(2, "estimate", tiny_recipe, "--only", "predict")
 
 
-# ------------------------------------------------------------------------------------------------------------- find-lr
+# --- find-lr ---------------------------------------------------------------------------------------------------------
 
 
 def test_find_lr_prints_a_suggestion_and_the_plot(trained: Path, tiny_dataset: Path, tiny_recipe: Path) -> None:
@@ -152,10 +152,10 @@ def test_find_lr_refuses_invalid_options(
     assert not out.exists()
 
 
-def test_find_lr_runs_as_one_process(
+def test_find_lr_refuses_several_processes(
     tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused before a second process is started, and by each process that was started already."""
+    """The refusal precedes the start of a second process; processes that were started already refuse as well."""
     places = ["--data", tiny_dataset, "--out", tmp_path / "out"]
     expected = (
         "find-lr runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
@@ -166,7 +166,7 @@ def test_find_lr_runs_as_one_process(
     assert refused(2, "find-lr", tiny_recipe, "dbof", *places) == expected
 
 
-def test_find_lr_where_the_loss_never_falls(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_find_lr_fails_if_the_loss_never_decreases(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     places = ["--data", tiny_dataset, "--out", out]
     sentence = refused(1, "find-lr", tiny_recipe, "dbof", *places, "--lowest", "100", "--highest", "1e4")
@@ -178,7 +178,7 @@ def test_find_lr_where_the_loss_never_falls(tiny_dataset: Path, tiny_recipe: Pat
     assert plot.is_file()
 
 
-# ---------------------------------------------------------------------------------------------------------------- demo
+# --- demo ------------------------------------------------------------------------------------------------------------
 
 
 def make_tiny(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
@@ -205,7 +205,7 @@ def test_demo_runs_its_recipe_on_spliced_data(
     assert (tmp_path / "demo/data/segment_vocabulary.csv").stat().st_mtime_ns == before
 
 
-def test_a_demo_stopped_while_splicing_splices_again(
+def test_a_demo_stopped_during_splicing_splices_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Path, tiny_dataset: Path
 ) -> None:
     make_tiny(monkeypatch, tiny_recipe)

@@ -1,4 +1,4 @@
-"""Loading as mathematics: each item once an epoch, and the batch of a step a function of (seed, step) alone."""
+"""Batches: each item occurs once per epoch, and the batch of a step depends on (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from yt8m.errors import UsageError
 from yt8m.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(np.array([13, 3, 8, 5, 99]), ("a", "b", "c", "d", "never"))
-"""Labels 1 and 2 of the videos below are of no class."""
+"""Labels 1 and 2 of the videos below belong to no class."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,22 @@ STREAMS = pytest.mark.parametrize("stream", [video_batches, segment_batches], id
 
 def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
     assert type(ours) is type(theirs)
-    for name, mine, yours in zip(ours._fields, ours, theirs, strict=True):
-        assert mine.dtype == yours.dtype, name
-        assert torch.equal(mine, yours), name
+    for name, left, right in zip(ours._fields, ours, theirs, strict=True):
+        assert left.dtype == right.dtype, name
+        assert torch.equal(left, right), name
 
 
-def delivered(batches: Batches, start: int, stop: int) -> list[NamedTuple]:
+def batches_of(batches: Batches, start: int, stop: int) -> list[NamedTuple]:
     return [batches[step] for step in range(start, stop)]
 
 
-# --- The stream ------------------------------------------------------------------------------------------------------
+# --- The stream -------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 12), st.integers(0, 5), st.integers(0, 40), st.integers(1, 40))
-def test_an_epoch_is_a_permutation_wherever_it_is_cut(num_items: int, seed: int, start: int, length: int) -> None:
+def test_each_epoch_is_a_permutation_and_any_part_equals_that_of_the_whole_stream(
+    num_items: int, seed: int, start: int, length: int
+) -> None:
     whole = stream_items(num_items, seed, 0, start + length + num_items)
     for epoch in range(len(whole) // num_items):
         assert sorted(whole[epoch * num_items : (epoch + 1) * num_items]) == list(range(num_items))
@@ -101,13 +103,13 @@ def test_an_epoch_is_a_permutation_wherever_it_is_cut(num_items: int, seed: int,
     np.testing.assert_array_equal(part, whole[start : start + length])
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_each_epoch_and_seed_has_a_different_order() -> None:
     orders = [tuple(stream_items(50, seed, 50 * epoch, 50 * (epoch + 1))) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 30])
-def test_an_epoch_visits_each_video_once_though_batches_run_across_its_end(data: TinyData, batch_size: int) -> None:
+def test_each_video_occurs_once_per_epoch_although_batches_span_epochs(data: TinyData, batch_size: int) -> None:
     batches = video_batches(data, batch_size=batch_size)
     assert batches.num_items == 11
     steps = -(-3 * 11 // batch_size)
@@ -120,28 +122,28 @@ def test_an_epoch_visits_each_video_once_though_batches_run_across_its_end(data:
         )
 
 
-# --- Batches ---------------------------------------------------------------------------------------------------------
+# --- Batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_videos_without_a_class_are_left_out(data: TinyData) -> None:
-    wanted = [row for row, video in enumerate(data.videos) if set(video.labels) & {13, 3, 8, 5, 99}]
-    assert videos_with_classes(data.reader.catalog, VOCABULARY).tolist() == wanted
-    assert not {4, 9} & set(wanted)
+def test_videos_without_a_class_are_excluded(data: TinyData) -> None:
+    expected = [row for row, video in enumerate(data.videos) if set(video.labels) & {13, 3, 8, 5, 99}]
+    assert videos_with_classes(data.reader.catalog, VOCABULARY).tolist() == expected
+    assert not {4, 9} & set(expected)
     elsewhere = Vocabulary(np.array([1000]), ("other",))
     with pytest.raises(UsageError, match="none of its 13 videos has a label of the segment vocabulary"):
         VideoBatches(data.reader, elsewhere, FrameSampling(9), 4, 0)
 
 
 def row_of_frame(data: TinyData) -> dict[bytes, tuple[int, int]]:
-    """Which video and second a frame is of: random frames are all different."""
+    """Row and second of each frame, by its bytes: random frames are all different."""
     return {frame.tobytes(): (row, t) for row, video in enumerate(data.videos) for t, frame in enumerate(video.frames)}
 
 
-def places(data: TinyData, frames: torch.Tensor, lengths: torch.Tensor) -> list[tuple[int, list[int]]]:
-    """Row and seconds of each example of a batch; whatever stands beyond a length is checked to be zero."""
-    known, found = row_of_frame(data), []
+def locations(data: TinyData, frames: torch.Tensor, lengths: torch.Tensor) -> list[tuple[int, list[int]]]:
+    """Row and seconds of each example of a batch; checks that padding is zero."""
+    lookup, found = row_of_frame(data), []
     for example, length in zip(frames.numpy(), lengths.tolist(), strict=True):
-        rows, seconds = zip(*(known[frame.tobytes()] for frame in example[:length]), strict=True)
+        rows, seconds = zip(*(lookup[frame.tobytes()] for frame in example[:length]), strict=True)
         assert len(set(rows)) == 1
         assert not example[length:].any()
         found.append((rows[0], list(seconds)))
@@ -150,12 +152,14 @@ def places(data: TinyData, frames: torch.Tensor, lengths: torch.Tensor) -> list[
     return found
 
 
-def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: TinyData) -> None:
+def test_a_batch_of_videos_contains_sampled_frames_of_the_crop_and_labels(data: TinyData) -> None:
     batches = video_batches(data)
     choices: dict[int, set[tuple[int, ...]]] = {}
     for step in range(12):
         batch = batches[step]
-        for (row, seconds), labels in zip(places(data, join_features(batch), batch.lengths), batch.labels, strict=True):
+        for (row, seconds), labels in zip(
+            locations(data, join_features(batch), batch.lengths), batch.labels, strict=True
+        ):
             length = len(data.videos[row].frames)
             start, stop = (30, length - 10) if length > 40 else (0, length)
             assert start <= seconds[0] <= seconds[-1] < stop
@@ -164,11 +168,11 @@ def test_a_batch_of_videos_holds_their_cropped_sampled_frames_and_labels(data: T
             expected = [label in data.videos[row].labels for label in VOCABULARY.label_ids.tolist()]
             assert labels.tolist() == expected
             choices.setdefault(row, set()).add(tuple(seconds))
-    # Each visit of a long video samples anew: 48 visits of 11 videos, of which most have more than 9 frames to offer.
+    # Each visit of a long video samples again: 48 visits of 11 videos, most of which have more than 9 frames.
     assert sum(len(of_video) for of_video in choices.values()) > 25
 
 
-def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
+def test_clip_probability_is_the_share_of_visits_with_consecutive_frames() -> None:
     lengths, positions = np.full(2000, 300), np.arange(2000)
     chosen = FrameSampling(9, clip_probability=0.25).of_videos(lengths, 0, positions)
     clips = [frames for frames in chosen if isinstance(frames, slice)]
@@ -180,7 +184,7 @@ def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
     assert min(starts) == pytest.approx(30, abs=5)
     assert max(starts) == pytest.approx(281, abs=5)
     assert all(clip.start >= 30 and clip.stop <= 290 for clip in clips)
-    # Visits that see no clip see what they would see if there were none.
+    # Visits without a clip get the same frames as with a clip probability of 0.
     without = FrameSampling(9).of_videos(lengths, 0, positions)
     assert not any(isinstance(frames, slice) for frames in without)
     for ours, theirs in zip(chosen, without, strict=True):
@@ -188,30 +192,32 @@ def test_a_share_of_the_visits_sees_consecutive_frames() -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_batch_of_segments_holds_windows_and_ratings(data: TinyData) -> None:
+def test_a_batch_of_segments_contains_windows_and_ratings(data: TinyData) -> None:
     batches = segment_batches(data)
-    seen: list[tuple[int, int, int, float]] = []
+    visits: list[tuple[int, int, int, float]] = []
     for step in range(batches.num_items):
         batch = batches[step]
-        for i, (row, seconds) in enumerate(places(data, join_features(batch), batch.lengths)):
+        for i, (row, seconds) in enumerate(locations(data, join_features(batch), batch.lengths)):
             length = len(data.videos[row].frames)
             assert batch.rows[i] == row
             start = seconds[0] + 3
             assert seconds == [t for t in range(start - 3, start + 8) if t < length]
             label = int(VOCABULARY.label_ids[batch.class_indices[i]])
             assert (label, start, batch.ratings[i]) in data.videos[row].ratings
-            seen.append((row, start, label, float(batch.ratings[i])))
-    # Four epochs went by; each rating of a class was seen once in each.
+            visits.append((row, start, label, float(batch.ratings[i])))
+    # In four epochs, each rating of a class occurs four times.
     ratings = [(r, start, label, y) for r, v in enumerate(data.videos) for label, start, y in v.ratings if label > 2]
-    assert sorted(seen) == sorted(ratings * 4)
+    assert sorted(visits) == sorted(ratings * 4)
 
 
-# --- The same batches everywhere -------------------------------------------------------------------------------------
+# --- Reproducibility --------------------------------------------------------------------------------------------------
 
 
 @STREAMS
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_shares_of_processes_put_together_are_the_batch_of_one(data: TinyData, stream: Stream, world_size: int) -> None:
+def test_slices_of_processes_concatenate_to_the_batch_of_one_process(
+    data: TinyData, stream: Stream, world_size: int
+) -> None:
     whole, shares = stream(data), [stream(data, share=ProcessSlice(rank, world_size)) for rank in range(world_size)]
     for step in range(9):
         batch = whole[step]
@@ -220,57 +226,57 @@ def test_shares_of_processes_put_together_are_the_batch_of_one(data: TinyData, s
             if name in ("rgb", "audio"):
                 continue
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
-        rows = places(data, join_features(batch), batch.lengths)
-        assert rows == [row for part in parts for row in places(data, join_features(part), part.lengths)]
+        rows = locations(data, join_features(batch), batch.lengths)
+        assert rows == [row for part in parts for row in locations(data, join_features(part), part.lengths)]
 
 
 @STREAMS
-def test_a_run_that_goes_on_at_any_step_sees_the_same_batches(data: TinyData, stream: Stream) -> None:
-    whole = delivered(stream(data), 0, 9)
+def test_batches_are_the_same_from_any_start_step(data: TinyData, stream: Stream) -> None:
+    whole = batches_of(stream(data), 0, 9)
     for start in range(9):
-        rest = delivered(stream(data), start, 9)
+        rest = batches_of(stream(data), start, 9)
         assert len(rest) == 9 - start
         for ours, theirs in zip(whole[start:], rest, strict=True):
             assert_same(ours, theirs)
-    assert delivered(stream(data), 9, 9) == []
+    assert batches_of(stream(data), 9, 9) == []
 
 
 @STREAMS
-def test_what_is_random_elsewhere_changes_no_batch(data: TinyData, stream: Stream) -> None:
+def test_global_random_generators_do_not_change_batches(data: TinyData, stream: Stream) -> None:
     first = stream(data)[5]
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002 - the global generator is what must not matter
+    np.random.seed(1)  # noqa: NPY002 - batches must not depend on the global generator
     torch.manual_seed(1)
     assert_same(stream(data)[5], first)
 
 
 @STREAMS
-def test_another_seed_gives_other_batches(data: TinyData, stream: Stream) -> None:
+def test_different_seeds_give_different_batches(data: TinyData, stream: Stream) -> None:
     ours, theirs = (join_features(stream(data, seed=seed)[0]) for seed in (0, 1))
     assert not (ours.shape == theirs.shape and torch.equal(ours, theirs))
 
 
-def test_a_batch_that_processes_cannot_share_evenly_is_refused(data: TinyData) -> None:
+def test_a_batch_size_that_is_no_multiple_of_the_processes_is_refused(data: TinyData) -> None:
     with pytest.raises(UsageError, match=r"^batch_size 4 cannot be divided among 3 processes; use a multiple\.$"):
         video_batches(data, share=ProcessSlice(0, 3))
 
 
-# --- Labels, ratings, folds ------------------------------------------------------------------------------------------
+# --- Labels, ratings, folds -------------------------------------------------------------------------------------------
 
 
-def test_labels_and_mined_negatives_against_a_slow_loop(data: TinyData) -> None:
+def test_labels_and_mined_negatives_equal_those_of_a_plain_loop(data: TinyData) -> None:
     rows = np.array([9, 4, 0, 12, 0, 7])
     negatives = mined_negatives(data.reader.catalog, VOCABULARY, rows)
     labels = label_mask(data.reader.catalog, VOCABULARY, rows)
     for position, row in enumerate(rows.tolist()):
         video = data.videos[row]
         for column, label in enumerate(VOCABULARY.label_ids.tolist()):
-            shown = label in video.labels or any(rated == label and y == 1 for rated, _, y in video.ratings)
-            assert negatives[position, column] == (not shown)
+            is_positive = label in video.labels or any(rated == label and y == 1 for rated, _, y in video.ratings)
+            assert negatives[position, column] == (not is_positive)
             assert labels[position, column] == (label in video.labels)
 
 
-def test_mined_negatives_by_hand(tmp_path: Path) -> None:
+def test_mined_negatives_of_an_example(tmp_path: Path) -> None:
     frames = np.zeros((60, 1152), np.uint8)
     # 3 is a label; 8 is rated positive once and negative once; 5 only negative; 3 negative in one segment.
     ratings = ((8, 30, 1.0), (8, 35, 0.0), (5, 30, 0.0), (3, 40, 0.0), (1, 30, 1.0))
@@ -281,7 +287,7 @@ def test_mined_negatives_by_hand(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_ratings_of_classes_are_all_there_in_order(data: TinyData) -> None:
+def test_rated_segments_are_complete_and_ordered(data: TinyData) -> None:
     def expected(rows: Sequence[int]) -> list[tuple[int, int, int, bool]]:
         found = [
             (row, start, label, bool(value))
@@ -302,7 +308,7 @@ def test_ratings_of_classes_are_all_there_in_order(data: TinyData) -> None:
     assert len(rated_segments(catalog, VOCABULARY, np.zeros(13, np.bool_))) == 0
 
 
-def test_folds_go_by_shard_whatever_order_files_were_made_in(tmp_path: Path) -> None:
+def test_folds_depend_on_shard_names_not_on_the_order_of_creation(tmp_path: Path) -> None:
     videos = random_videos(10, num_frames=(20, 20))
     folds = []
     for folder, order in ((tmp_path / "up", range(5)), (tmp_path / "down", range(4, -1, -1))):
@@ -315,12 +321,12 @@ def test_folds_go_by_shard_whatever_order_files_were_made_in(tmp_path: Path) -> 
         fold_of_videos(catalog, 6)
 
 
-def test_context_frames_are_those_of_inference(data: TinyData) -> None:
+def test_context_frames_are_evenly_spaced_frames_of_the_crop(data: TinyData) -> None:
     rows = np.array([3, 0, 3])
     lengths = [len(data.videos[row].frames) for row in rows.tolist()]
     context = context_frames(data.reader, rows, 5)
     for (row, seconds), wanted, length in zip(
-        places(data, join_features(context), context.lengths), rows, lengths, strict=True
+        locations(data, join_features(context), context.lengths), rows, lengths, strict=True
     ):
         start, stop = (30, length - 10) if length > 40 else (0, length)
         step = (stop - start) / 5

@@ -1,3 +1,5 @@
+"""Catalogs: indexing, irregular ratings, reports, lists of shards, damage, and saving and loading."""
+
 from __future__ import annotations
 
 import csv
@@ -62,7 +64,7 @@ def ratings_in(catalog: Catalog, row: int = 0) -> list[tuple[int, int, int]]:
     return list(zip(*(column.tolist() for column in ratings_of(catalog, row)), strict=True))
 
 
-def test_rows_are_the_videos_in_order(tmp_path: Path) -> None:
+def test_rows_are_the_videos_in_shard_order(tmp_path: Path) -> None:
     videos = random_videos(9, seed=1, ratings_per_video=6)
     paths = write_shards(tmp_path, videos, num_shards=3)
     catalog = index_folder(tmp_path)
@@ -91,7 +93,7 @@ def test_rows_are_the_videos_in_order(tmp_path: Path) -> None:
             assert data[last : last + span.stop - span.start] == video.frames[-1, span].tobytes()
 
 
-def test_order_of_the_file_system_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_sorted_whatever_order_the_file_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, random_videos(6), num_shards=3)
     expected = index_folder(tmp_path)
     original = Path.glob
@@ -104,7 +106,7 @@ def test_order_of_the_file_system_does_not_matter(tmp_path: Path, monkeypatch: p
     assert_same(index_folder(tmp_path), expected)
 
 
-def test_round_trip_through_parquet(tmp_path: Path) -> None:
+def test_a_saved_catalog_is_loaded_unchanged(tmp_path: Path) -> None:
     videos = random_videos(5, ratings_per_video=3)
     videos += [TinyVideo("Ünïcödé", FRAMES), TinyVideo("x", FRAMES, (5, 5000))]
     write_shards(tmp_path, videos)
@@ -119,7 +121,7 @@ def test_round_trip_through_parquet(tmp_path: Path) -> None:
     assert (row["ids"], row["num_frames"], row["label_values"]) == ("Ünïcödé", 40, [])
 
 
-def test_catalog_of_videos_without_labels_and_ratings_round_trips(tmp_path: Path) -> None:
+def test_a_saved_catalog_without_labels_and_ratings_is_loaded_unchanged(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(3, labeled=False))
     catalog = index_folder(tmp_path)
     assert catalog.oddities == {Oddity.NO_LABELS: 3}
@@ -135,10 +137,10 @@ def test_progress_counts_bytes(tmp_path: Path) -> None:
     assert progress.units == {f"index {tmp_path}": "bytes"}
 
 
-# --- Oddities
+# --- Irregular videos -------------------------------------------------------------------------------------------------
 
 
-def test_bad_ratings_go_and_the_video_stays(tmp_path: Path) -> None:
+def test_invalid_ratings_are_dropped_and_the_video_is_kept(tmp_path: Path) -> None:
     catalog = index_videos(
         tmp_path,
         rated(
@@ -197,7 +199,7 @@ def with_lists(labels: list[int], starts: list[int], ends: list[int], scores: li
         (with_lists([], [5], [10], [1.0]), {Oddity.RATINGS_UNPAIRED: 1}, []),
     ],
 )
-def test_lists_of_ratings_that_do_not_fit_each_other(
+def test_ratings_whose_lists_differ_in_length_are_dropped(
     tmp_path: Path, payload: bytes, oddities: dict[str, int], ratings: list[tuple[int, int, int]]
 ) -> None:
     write_records(tmp_path / "a.tfrecord", [payload])
@@ -206,7 +208,7 @@ def test_lists_of_ratings_that_do_not_fit_each_other(
     assert ratings_in(catalog) == ratings
 
 
-def test_labels_are_of_the_vocabulary_once_each(tmp_path: Path) -> None:
+def test_unknown_and_repeated_labels_are_dropped(tmp_path: Path) -> None:
     write_shard(
         tmp_path / "a.tfrecord", [TinyVideo("a", FRAMES, (9, 3, 3862, 9, -1, 9, 3861)), TinyVideo("b", FRAMES, (4000,))]
     )
@@ -218,7 +220,7 @@ def test_labels_are_of_the_vocabulary_once_each(tmp_path: Path) -> None:
     assert labels_of(index_folder(tmp_path, vocabulary_size=5), 0).tolist() == [3]
 
 
-def test_first_of_repeated_ids_is_kept(tmp_path: Path) -> None:
+def test_the_first_video_of_a_repeated_id_is_kept(tmp_path: Path) -> None:
     first = TinyVideo("same", FRAMES[:20], (1, 2), ((1, 5, 1.0), (2, 5, 0.0)))
     again = TinyVideo("same", FRAMES[:30], (3,), ((3, 10, 1.0),))
     other = TinyVideo("other", FRAMES[:25], (4,), ((4, 15, 1.0),))
@@ -232,7 +234,7 @@ def test_first_of_repeated_ids_is_kept(tmp_path: Path) -> None:
     assert catalog.oddities == {Oddity.IDS_REPEATED: 2}
 
 
-def test_shorter_of_rgb_and_audio_decides(tmp_path: Path) -> None:
+def test_the_number_of_frames_is_that_of_the_shorter_list(tmp_path: Path) -> None:
     lists = entry("rgb", frame_list([bytes(1024)] * 12)) + entry("audio", frame_list([bytes(128)] * 10))
     labels = entry("labels", packed_integers(1))
     write_records(tmp_path / "a.tfrecord", [record(entry("id", bytes_feature(b"abcd")) + labels, lists)])
@@ -241,7 +243,7 @@ def test_shorter_of_rgb_and_audio_decides(tmp_path: Path) -> None:
     assert catalog.oddities == {Oddity.LENGTHS_DIFFER: 1}
 
 
-# --- The report
+# --- The report -------------------------------------------------------------------------------------------------------
 
 
 def report_of(folder: Path) -> list[list[str]]:
@@ -251,8 +253,8 @@ def report_of(folder: Path) -> list[list[str]]:
     return rows
 
 
-def places(folder: Path) -> dict[tuple[str, int], int]:
-    """First byte of each record's payload, found the slow way."""
+def payload_starts(folder: Path) -> dict[tuple[str, int], int]:
+    """First byte of the payload of each record, by a plain loop."""
     found = {}
     for path in folder.glob("*.tfrecord"):
         data, at, number = path.read_bytes(), 0, 0
@@ -262,7 +264,7 @@ def places(folder: Path) -> dict[tuple[str, int], int]:
     return found
 
 
-def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
+def test_the_report_lists_every_problem_with_its_record_and_byte(tmp_path: Path) -> None:
     lists = entry("rgb", frame_list([bytes(1024)] * 12)) + entry("audio", frame_list([bytes(128)] * 10))
     ratings = (
         (3, 40, 1.0), (3, 12, 1.0), (4000, 10, 1.0), (3, 10, 0.5), (3, 20, 1.0), (3, 20, 1.0), (9, 5, 1.0), (9, 5, 0.0),
@@ -280,9 +282,9 @@ def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
     with (tmp_path / "two.tfrecord").open("ab") as file:
         file.write(b"tail")
     size = (tmp_path / "two.tfrecord").stat().st_size
-    # Two records of one.tfrecord are called abcd, so the second of them goes.
+    # Two records of one.tfrecord have the id abcd, so the second is dropped.
     catalog = index_and_save(tmp_path)
-    at = places(tmp_path)
+    at = payload_starts(tmp_path)
     one, rows = "one.tfrecord", report_of(tmp_path)
     expected = [
         (one, 0, "oddity", "2 labels outside the vocabulary, the first 5000", "dropped"),
@@ -313,11 +315,11 @@ def test_the_report_lists_every_problem_with_its_place(tmp_path: Path) -> None:
     assert (int(tail[2]), tail[4]) == (size - 4, "the shard ends inside a record's header (4 of 12 bytes)")
     assert catalog.num_problems == sum(row[3] == "damage" for row in rows) == 3
     counted = sum(count for oddity, count in catalog.oddities.items() if oddity != Oddity.NO_LABELS)
-    # Labels and repeated or contradictory ratings are counted one by one, and listed together.
+    # Unknown labels and contradictory ratings are counted individually and listed in one row.
     assert counted == sum(row[3] == "oddity" for row in rows) + 1 + 1
 
 
-def test_a_clean_folder_has_no_report_and_an_old_one_goes(tmp_path: Path) -> None:
+def test_a_folder_without_problems_has_no_report_and_an_old_report_is_removed(tmp_path: Path) -> None:
     path = write_records(tmp_path / "a.tfrecord", [random_videos(1)[0].encoded(), b"garbage"])
     index_and_save(tmp_path)
     assert len(report_of(tmp_path)) == 1
@@ -326,7 +328,9 @@ def test_a_clean_folder_has_no_report_and_an_old_one_goes(tmp_path: Path) -> Non
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tfrecord", "catalog.parquet"]
 
 
-def test_the_report_of_one_shard_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_lists_a_limited_number_of_problems_per_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexing, "MAX_REPORTED", 5)
     for name in ("a", "b"):
         write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 8)
@@ -339,7 +343,7 @@ def test_the_report_of_one_shard_is_bounded(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("payloads", "sentence"),
+    ("payloads", "message"),
     [
         ([b"garbage"], r"a\.tfrecord, record 1, byte \d+: .*"),
         (
@@ -350,10 +354,10 @@ def test_the_report_of_one_shard_is_bounded(tmp_path: Path, monkeypatch: pytest.
         ([rated(), rated()], r"a\.tfrecord, record 2, byte \d+: the id 'abcd' was that of record 1 of a\.tfrecord\.$"),
     ],
 )
-def test_strict_makes_the_first_problem_an_error(tmp_path: Path, payloads: list[Any], sentence: str) -> None:
+def test_strict_indexing_raises_the_first_problem(tmp_path: Path, payloads: list[Any], message: str) -> None:
     given = [payload if isinstance(payload, bytes) else payload.encoded() for payload in payloads]
     write_records(tmp_path / "a.tfrecord", [random_videos(1)[0].encoded(), *given])
-    with pytest.raises(ShardError, match=sentence):
+    with pytest.raises(ShardError, match=message):
         index_and_save(tmp_path, strict=True)
     write_records(tmp_path / "b.tfrecord", [b"more garbage"])
     with pytest.raises(ShardError):
@@ -362,15 +366,15 @@ def test_strict_makes_the_first_problem_an_error(tmp_path: Path, payloads: list[
     assert len(index_and_save(tmp_path)) >= 1
 
 
-def test_strict_has_nothing_against_videos_without_labels(tmp_path: Path) -> None:
+def test_strict_indexing_accepts_videos_without_labels(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(3, labeled=False))
     assert len(index_and_save(tmp_path, strict=True)) == 3
 
 
-# --- Lists of shards
+# --- Lists of shards --------------------------------------------------------------------------------------------------
 
 
-def test_a_list_beside_the_shards_says_which_are_used(tmp_path: Path) -> None:
+def test_a_list_in_the_folder_selects_its_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(6), num_shards=3)
     whole = index_and_save(tmp_path)
     (tmp_path / "shards.txt").write_text(
@@ -386,7 +390,7 @@ def test_a_list_beside_the_shards_says_which_are_used(tmp_path: Path) -> None:
     assert not catalog.is_current()
 
 
-def test_a_list_of_the_dataset_folder_names_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_in_the_dataset_folder_selects_shards_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, valid = tmp_path / "video/train", tmp_path / "video/valid"
     for part in (train, valid):
         write_shards(part, random_videos(6), num_shards=3)
@@ -395,12 +399,12 @@ def test_a_list_of_the_dataset_folder_names_paths(tmp_path: Path, monkeypatch: p
     assert len(find_shards(valid)) == 3
     monkeypatch.chdir(train)
     assert len(find_shards(Path())) == 2
-    # The list beside the shards is nearer.
+    # A list in the folder of the shards takes precedence.
     (train / "shards.txt").write_text("tiny0002.tfrecord\n")
     assert [path.name for path in find_shards(train)] == ["tiny0002.tfrecord"]
 
 
-def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
+def test_missing_shards_of_a_list_are_an_error_that_names_them(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(6), num_shards=3)
     catalog = index_and_save(tmp_path)
     names = [f"tiny{number:04d}.tfrecord" for number in range(10)]
@@ -415,7 +419,7 @@ def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("# nothing\n\n", "contains no names; expected a list of shards, one per line"),
         ("../tiny0000.tfrecord", r"'../tiny0000.tfrecord' is no shard; expected names such as"),
@@ -424,27 +428,27 @@ def test_missing_shards_of_a_list_are_named(tmp_path: Path) -> None:
         (b"\xff\xfe", "cannot be read as a list of shards"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+def test_invalid_lists_of_shards_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     write_shards(tmp_path, random_videos(2))
     (tmp_path / "shards.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(UsageError, match=message):
         find_shards(tmp_path)
 
 
-def test_a_list_of_the_dataset_folder_with_something_else_in_it(tmp_path: Path) -> None:
+def test_a_list_in_the_dataset_folder_with_another_path_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "segment/test", random_videos(2))
     (tmp_path / "shards.txt").write_text("holiday/a.tfrecord")
     with pytest.raises(UsageError, match=r"'holiday/a.tfrecord' is no shard; expected paths such as video/train/"):
         find_shards(tmp_path / "segment/test")
 
 
-# --- Damage
+# --- Damage -----------------------------------------------------------------------------------------------------------
 
 GOOD = [frame_record(video.encoded()) for video in random_videos(3, num_frames=(2, 3))]
 
 
-def test_truncation_at_any_byte_keeps_the_records_before(tmp_path: Path) -> None:
-    """At every byte of the last record's first kilobyte and of its end, and of a few kilobytes between."""
+def test_records_before_a_truncation_are_kept(tmp_path: Path) -> None:
+    """Truncate at many bytes of the first kilobyte and of the middle of the last record, and at its last 20 bytes."""
     path = tmp_path / "a.tfrecord"
     whole = b"".join(GOOD)
     start = len(whole) - len(GOOD[2])
@@ -463,7 +467,9 @@ def test_truncation_at_any_byte_keeps_the_records_before(tmp_path: Path) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(bit=st.integers(0, 8 * len(GOOD[1]) - 1))
-def test_flipped_bit_costs_one_record_or_the_rest(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
+def test_a_flipped_bit_skips_one_record_or_the_rest_of_the_shard(
+    tmp_path_factory: pytest.TempPathFactory, bit: int
+) -> None:
     folder = tmp_path_factory.mktemp("flipped")
     data = bytearray(b"".join(GOOD))
     at = len(GOOD[0]) + bit // 8
@@ -480,7 +486,7 @@ def test_flipped_bit_costs_one_record_or_the_rest(tmp_path_factory: pytest.TempP
     shutil.rmtree(folder)
 
 
-def test_records_that_cannot_be_used_are_skipped_with_their_place(tmp_path: Path) -> None:
+def test_damaged_records_are_skipped_and_reported_with_their_place(tmp_path: Path) -> None:
     good = random_videos(2, num_frames=(3, 3))
     no_audio = record(entry("id", bytes_feature(b"x")), entry("rgb", frame_list([bytes(1024)])))
     video_level = write_video_level_shard(tmp_path / "other" / "v.tfrecord", 1).read_bytes()[12:-4]
@@ -506,7 +512,7 @@ def test_records_that_cannot_be_used_are_skipped_with_their_place(tmp_path: Path
     assert catalog.problems[-1] == f"{tmp_path / 'b.tfrecord'}: the file is empty; the shard was skipped."
 
 
-def test_checksums_are_verified_unless_told_otherwise(tmp_path: Path) -> None:
+def test_checksums_are_verified_by_default(tmp_path: Path) -> None:
     data = bytearray(GOOD[0] + GOOD[1])
     data[-100] ^= 1
     (tmp_path / "a.tfrecord").write_bytes(data)
@@ -514,7 +520,9 @@ def test_checksums_are_verified_unless_told_otherwise(tmp_path: Path) -> None:
     assert len(index_folder(tmp_path, verify=False)) == 2
 
 
-def test_list_of_problems_is_bounded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_lists_a_limited_number_of_problems_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexing, "MAX_PROBLEMS", 5)
     for name in ("a", "b"):
         write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 4)
@@ -523,7 +531,7 @@ def test_list_of_problems_is_bounded_and_counted(tmp_path: Path, monkeypatch: py
     assert (len(catalog.problems), catalog.num_problems) == (5, 8)
 
 
-def test_folders_without_usable_shards(tmp_path: Path) -> None:
+def test_folders_without_usable_videos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
         index_folder(tmp_path / "missing")
     with pytest.raises(UsageError, match="contains no shards"):
@@ -538,21 +546,21 @@ def test_folders_without_usable_shards(tmp_path: Path) -> None:
         index_folder(tmp_path)
 
 
-def test_shards_of_another_dataset_are_an_error_at_once(tmp_path: Path) -> None:
+def test_a_shard_of_another_dataset_is_an_error(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tfrecord", random_videos(1))
     write_video_level_shard(tmp_path / "b.tfrecord", 3)
     with pytest.raises(ShardError, match=r"b.tfrecord, record 0, byte 12: this is a video-level shard .* 2/frame"):
         index_folder(tmp_path)
 
 
-def test_real_shards_of_another_dataset(shared_data: Path) -> None:
+def test_real_shards_of_another_dataset_are_an_error(shared_data: Path) -> None:
     with pytest.raises(ShardError, match=r"rm.tfrecord, record 0, byte 12: this is an AudioSet shard"):
         index_folder(shared_data / "audioset_frame_level")
     with pytest.raises(ShardError, match=r"validate0000.tfrecord, record 0, byte 12: this is a video-level shard"):
         index_folder(shared_data / "yt8m_video_level")
 
 
-def test_real_video(shared_data: Path) -> None:
+def test_a_real_video_is_indexed(shared_data: Path) -> None:
     catalog = index_folder(shared_data / "yt8m_frame_level")
     assert [catalog.id_of(row) for row in range(len(catalog))] == ["SjJ3"]
     assert catalog.num_frames.tolist() == [170]
@@ -560,10 +568,10 @@ def test_real_video(shared_data: Path) -> None:
     assert (catalog.oddities, catalog.problems) == ({}, ())
 
 
-# --- Kept catalogs
+# --- Saved catalogs ---------------------------------------------------------------------------------------------------
 
 
-def test_missing_foreign_and_damaged_catalogs_are_refused_in_words(tmp_path: Path) -> None:
+def test_missing_foreign_and_damaged_catalogs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
         Catalog.load(tmp_path / "missing")
     with pytest.raises(UsageError, match=r"has no catalog.parquet; run `yt8m index .*`"):
@@ -580,7 +588,7 @@ def test_missing_foreign_and_damaged_catalogs_are_refused_in_words(tmp_path: Pat
             Catalog.load(tmp_path)
 
 
-def test_catalog_of_another_format_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, random_videos(2))
     with monkeypatch.context() as older:
         older.setattr("yt8m.dataset.catalog.FORMAT_VERSION", 0)
@@ -598,7 +606,7 @@ def test_catalog_of_another_format_is_refused_in_words(tmp_path: Path, monkeypat
         {"audio_offset": 2**62}, {"rgb_stride": 2**31 - 1}, {"record_length": -1}, {"record_offset": 2**63 - 1},
     ],
 )  # fmt: skip
-def test_a_catalog_that_points_outside_its_shards_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+def test_a_catalog_with_invalid_numbers_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
     write_shards(tmp_path, random_videos(4))
     catalog = index_folder(tmp_path)
     [(name, value)] = change.items()
@@ -609,7 +617,7 @@ def test_a_catalog_that_points_outside_its_shards_is_refused(tmp_path: Path, cha
         Catalog.load(tmp_path)
 
 
-def test_load_or_index_reads_shards_only_when_they_changed(tmp_path: Path) -> None:
+def test_load_or_index_reads_shards_only_after_changes(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(4))
     reads: list[float] = []
     progress = RecordedProgress(lambda _, num_bytes: reads.append(num_bytes))
@@ -626,7 +634,7 @@ def test_load_or_index_reads_shards_only_when_they_changed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", ["touch", "grow", "remove", "rename"])
-def test_changed_shards_make_a_catalog_stale(tmp_path: Path, change: str) -> None:
+def test_a_catalog_is_outdated_after_its_shards_change(tmp_path: Path, change: str) -> None:
     path = write_shards(tmp_path, random_videos(2))[0]
     catalog = index_folder(tmp_path)
     assert catalog.is_current()
@@ -645,7 +653,7 @@ def test_changed_shards_make_a_catalog_stale(tmp_path: Path, change: str) -> Non
     assert not replace(catalog, folder=tmp_path / "missing").is_current()
 
 
-def test_a_single_shard_is_indexed_without_its_neighbours(tmp_path: Path) -> None:
+def test_index_shard_reads_one_shard_only(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, random_videos(5, ratings_per_video=3), num_shards=2)
     (tmp_path / "zzzz.tfrecord").write_bytes(b"no shard at all")
     whole, alone = index_folder(tmp_path), index_shard(paths[1])

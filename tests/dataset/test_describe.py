@@ -1,3 +1,5 @@
+"""Descriptions of catalogs: counts of videos, labels, ratings and problems."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,7 @@ from yt8m.dataset.indexing import index_folder
 from yt8m.vocabulary import Vocabulary
 
 
-def test_description_counts_what_was_written(tmp_path: Path) -> None:
+def test_a_description_counts_videos_labels_and_ratings(tmp_path: Path) -> None:
     videos = random_videos(7, seed=3, num_frames=(60, 90), ratings_per_video=5, label_ids=[3, 5, 8, 13])
     videos.append(TinyVideo("plain", np.zeros((30, 1152), np.uint8)))
     write_shards(tmp_path, videos)
@@ -36,7 +38,7 @@ def test_description_counts_what_was_written(tmp_path: Path) -> None:
     assert found.positive_ratings == sum(value == 1.0 for *_, value in ratings)
     assert found.rated_videos == 7
     assert found.rated_segments == len({(video_id, start) for video_id, _, start, _ in ratings}) < 35
-    # Segments of a video: starts 30, 35, ... as long as two more whole or partial segments follow.
+    # Segments start at 30, 35, ... while two more whole or partial segments follow.
     assert found.evaluated_segments == sum(
         len([start for start in range(30, length, 5) if start + 10 < length]) for length in lengths
     )
@@ -50,13 +52,13 @@ def test_description_counts_what_was_written(tmp_path: Path) -> None:
     of_label = [sum(label == wanted for _, label, *_ in ratings) for wanted in (3, 5, 8, 13)]
     assert without.ratings_per_class == Summary(min(of_label), float(np.median(of_label)), max(of_label))
     assert (without.classes_rated, without.videos_with_classes) == (4, None)
-    # Plain data for JSON: no numpy types.
+    # Descriptions contain no numpy types, so they can be written as JSON.
     for description in (found, without):
         plain = asdict(description) | {"folder": str(tmp_path)}
         assert json.loads(json.dumps(plain)) == plain | {"problems": []}
 
 
-def test_description_without_ratings(tmp_path: Path) -> None:
+def test_a_description_without_ratings_counts_zeros(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tfrecord", random_videos(2))
     write_records(tmp_path / "b.tfrecord", [b"garbage"])
     found = describe(index_folder(tmp_path))

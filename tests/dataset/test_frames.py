@@ -1,3 +1,5 @@
+"""FrameReader: frames of videos in memory-mapped shards."""
+
 from __future__ import annotations
 
 import errno
@@ -32,7 +34,7 @@ def reader(tmp_path: Path, videos: list[TinyVideo]) -> FrameReader:
     return FrameReader(catalog, max_mapped_bytes=2 * max(shard.num_bytes for shard in catalog.shards))
 
 
-def test_whole_videos(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_whole_videos_are_read(reader: FrameReader, videos: list[TinyVideo]) -> None:
     for row in (5, 0, 3, 1, 4, 2, 5):
         frames = reader.read(row)
         assert frames.dtype == np.uint8
@@ -40,14 +42,14 @@ def test_whole_videos(reader: FrameReader, videos: list[TinyVideo]) -> None:
         assert reader.num_frames(row) == len(videos[row].frames)
 
 
-def test_every_span_of_a_video(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_any_span_of_a_video_is_read(reader: FrameReader, videos: list[TinyVideo]) -> None:
     frames = videos[2].frames
     for start in range(len(frames) + 1):
         for stop in range(start, len(frames) + 1):
             np.testing.assert_array_equal(reader.read(2, start, stop), frames[start:stop])
 
 
-def test_chosen_frames_in_any_order(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_frames_are_gathered_in_any_order(reader: FrameReader, videos: list[TinyVideo]) -> None:
     rng = np.random.default_rng(0)
     for row, video in enumerate(videos):
         for kind in (np.int64, np.int32):
@@ -56,7 +58,7 @@ def test_chosen_frames_in_any_order(reader: FrameReader, videos: list[TinyVideo]
     assert reader.gather(0, np.zeros(0, np.int64)).shape == (0, NUM_FEATURES)
 
 
-def test_a_part_of_a_batch_is_filled_in_place(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_frames_are_written_to_a_given_part_of_an_array(reader: FrameReader, videos: list[TinyVideo]) -> None:
     batch = np.full((2, 10, NUM_FEATURES), 77, np.uint8)
     target = batch[1, 2:6]
     assert reader.read(3, 4, 8, out=target) is target
@@ -69,7 +71,7 @@ def test_a_part_of_a_batch_is_filled_in_place(reader: FrameReader, videos: list[
     assert (batch[untouched] == 77).all()
 
 
-def test_frames_that_do_not_exist_are_refused(reader: FrameReader) -> None:
+def test_frames_outside_the_video_are_refused(reader: FrameReader) -> None:
     length = reader.num_frames(0)
     for start, stop in ((-1, 3), (0, length + 1), (5, 4)):
         with pytest.raises(IndexError):
@@ -79,13 +81,13 @@ def test_frames_that_do_not_exist_are_refused(reader: FrameReader) -> None:
             reader.gather(0, np.array([0, index]))
 
 
-def test_arrays_that_do_not_fit_are_refused(reader: FrameReader) -> None:
+def test_output_arrays_of_another_shape_or_type_are_refused(reader: FrameReader) -> None:
     for out in (np.zeros((3, NUM_FEATURES), np.uint8), np.zeros((4, NUM_FEATURES), np.int8)):
         with pytest.raises(ValueError, match=r"expected uint8 \(4, 1152\)"):
             reader.read(0, 0, 4, out=out)  # type: ignore[arg-type]
 
 
-def test_only_so_many_bytes_are_mapped_and_no_file_stays_open(reader: FrameReader) -> None:
+def test_mapped_bytes_are_limited_and_files_are_closed(reader: FrameReader) -> None:
     descriptors, maps = Path("/proc/self/fd"), Path("/proc/self/maps")
     before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
     for row in (0, 2, 4, 1, 3, 5):
@@ -97,7 +99,7 @@ def test_only_so_many_bytes_are_mapped_and_no_file_stays_open(reader: FrameReade
         assert maps.read_text().count(str(reader.catalog.folder)) == 2
 
 
-def test_a_process_out_of_addresses_lets_older_maps_go(
+def test_older_maps_are_closed_when_mapping_fails(
     reader: FrameReader, videos: list[TinyVideo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader.read(0)
@@ -115,7 +117,7 @@ def test_a_process_out_of_addresses_lets_older_maps_go(
         assert len(reader._maps) == 1
 
 
-def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_a_batch_is_filled_and_padded_with_zeros(reader: FrameReader, videos: list[TinyVideo]) -> None:
     rows = np.array([4, 0, 4, 5, 1])
     chosen: list[FrameIndices] = [
         slice(2, 9), np.array([0, 3, 4, 11]), np.array([5]), np.arange(1, 8), slice(0, len(videos[1].frames)),
@@ -132,13 +134,13 @@ def test_a_batch_is_filled_and_the_rest_of_it_is_zero(reader: FrameReader, video
 
 
 @pytest.mark.parametrize("frames", [slice(-1, 3), slice(4, 4), slice(0, 21), np.array([-1, 3]), np.array([0, 20])])
-def test_a_batch_of_frames_that_do_not_exist_is_refused(reader: FrameReader, frames: FrameIndices) -> None:
+def test_a_batch_with_frames_outside_the_video_is_refused(reader: FrameReader, frames: FrameIndices) -> None:
     with pytest.raises(IndexError, match="of row 0, which has"):
         reader.fill(*(np.zeros((1, 30, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)), np.array([0]), [frames])
 
 
 def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
-    """A legal record whose rgb frames have unknown fields of different lengths between them."""
+    """A valid record with unknown fields of different lengths between its rgb frames."""
     rgb = b"".join(
         delimited(1, bytes_feature(frame[:1024].tobytes())) + delimited(15, bytes(i % 3))
         for i, frame in enumerate(frames)
@@ -147,8 +149,8 @@ def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
     return record(entry("id", bytes_feature(b"odd")), entry("rgb", rgb) + entry("audio", audio))
 
 
-def test_frames_far_apart_at_the_start_of_a_shard(tmp_path: Path) -> None:
-    """Equal distances that are longer than what stands before the first frame."""
+def test_widely_spaced_frames_at_the_start_of_a_shard_are_read(tmp_path: Path) -> None:
+    """The stride is larger than the offset of the first frame."""
     frames = random_videos(1, num_frames=(15, 15))[0].frames
     spaced = [
         b"".join(delimited(1, bytes_feature(frame.tobytes())) + delimited(15, bytes(9000)) for frame in part)
@@ -162,7 +164,7 @@ def test_frames_far_apart_at_the_start_of_a_shard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.gather(0, np.array([14, 0, 7])), frames[[14, 0, 7]])
 
 
-def test_unequally_spaced_frames_are_read_the_slower_way(tmp_path: Path) -> None:
+def test_unequally_spaced_frames_are_read(tmp_path: Path) -> None:
     frames = random_videos(1, num_frames=(15, 15))[0].frames
     path = tmp_path / "a.tfrecord"
     write_records(path, [random_videos(1)[0].encoded(), unequally_spaced(frames)])
@@ -175,7 +177,7 @@ def test_unequally_spaced_frames_are_read_the_slower_way(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num_audio", [9, 15])
-def test_lists_of_different_lengths_are_read_to_the_end_of_the_shorter(tmp_path: Path, num_audio: int) -> None:
+def test_rgb_and_audio_of_different_lengths_are_read_to_the_end_of_the_shorter(tmp_path: Path, num_audio: int) -> None:
     frames = random_videos(1, num_frames=(15, 15))[0].frames
     audio = entry("audio", frame_list([frame[1024:].tobytes() for frame in frames[:num_audio]]))
     rgb_frames = [frame[:1024].tobytes() for frame in frames[:12]]
@@ -194,7 +196,7 @@ def test_lists_of_different_lengths_are_read_to_the_end_of_the_shorter(tmp_path:
 
 
 @pytest.mark.parametrize("change", ["touched", "grown", "shrunk", "removed"])
-def test_shard_that_changed_since_indexing_is_never_read(reader: FrameReader, change: str) -> None:
+def test_a_shard_that_changed_since_indexing_is_refused(reader: FrameReader, change: str) -> None:
     path = reader.catalog.shard_path(0)
     time = path.stat().st_mtime_ns
     match change:
@@ -214,14 +216,14 @@ def test_shard_that_changed_since_indexing_is_never_read(reader: FrameReader, ch
     reader.read(2)
 
 
-def test_shard_cut_while_it_is_open_is_noticed(reader: FrameReader) -> None:
+def test_truncation_of_a_mapped_shard_is_detected(reader: FrameReader) -> None:
     reader.read(0)
     os.truncate(reader.catalog.shard_path(0), 100)
     with pytest.raises(ShardError, match="has changed since it was indexed"):
         reader.read(0)
 
 
-def test_reader_can_be_pickled_while_shards_are_open(reader: FrameReader, videos: list[TinyVideo]) -> None:
+def test_a_reader_is_pickled_without_its_maps(reader: FrameReader, videos: list[TinyVideo]) -> None:
     reader.read(0)
     copy = pickle.loads(pickle.dumps(reader))
     assert not copy._maps
@@ -229,7 +231,7 @@ def test_reader_can_be_pickled_while_shards_are_open(reader: FrameReader, videos
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_reader_works_in_other_processes(reader: FrameReader, videos: list[TinyVideo], method: str) -> None:
+def test_a_reader_works_in_other_processes(reader: FrameReader, videos: list[TinyVideo], method: str) -> None:
     reader.read(0)
     with ProcessPoolExecutor(2, mp_context=get_context(method)) as pool:
         for row, frames in enumerate(pool.map(reader.read, range(6), timeout=60)):

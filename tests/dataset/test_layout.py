@@ -1,4 +1,4 @@
-"""Names of shards, and folders that contain shards of any of these names."""
+"""Names of shards, and folders of shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yt8m.dataset.layout import find_shards, is_shard_name
         "features.v2.tfrecord",
     ],
 )
-def test_names_of_shards(name: str) -> None:
+def test_names_of_shards_are_recognized(name: str) -> None:
     assert is_shard_name(name)
 
 
@@ -46,7 +46,7 @@ def test_names_of_shards(name: str) -> None:
         "a/b.tfrecord",
     ],
 )
-def test_other_names(name: str) -> None:
+def test_other_names_are_no_shards(name: str) -> None:
     assert not is_shard_name(name)
 
 

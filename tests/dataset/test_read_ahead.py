@@ -1,4 +1,4 @@
-"""Batches through worker processes: the same ones, in memory that is used again."""
+"""Batches from worker processes through a ring of shared memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import ShardError, Yt8mError
 from yt8m.vocabulary import Vocabulary
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as it does on a machine of few cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # warns on machines with few cores
 
 VOCABULARY = Vocabulary(np.arange(20), ("",) * 20)
 
@@ -43,9 +43,9 @@ def stream_of(kind: str, reader: FrameReader, batch_size: int = 4) -> Batches:
 
 def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
     assert type(ours) is type(theirs)
-    for name, mine, yours in zip(ours._fields, ours, theirs, strict=True):
-        assert mine.dtype == yours.dtype, name
-        assert torch.equal(mine, yours), name
+    for name, left, right in zip(ours._fields, ours, theirs, strict=True):
+        assert left.dtype == right.dtype, name
+        assert torch.equal(left, right), name
 
 
 @pytest.mark.parametrize("kind", ["videos", "segments"])
@@ -56,15 +56,15 @@ def test_batches_are_the_same_with_any_number_of_workers(
 ) -> None:
     stream = stream_of(kind, reader)
     steps = range(start, 40)
-    seen = 0
+    num_batches = 0
     for step, batch in zip(steps, step_loader(stream, start, 40, num_workers), strict=True):
         assert_same(batch, stream[step])
-        seen += 1
-    assert seen == len(steps)
+        num_batches += 1
+    assert num_batches == len(steps)
     assert list(step_loader(stream, 7, 7, num_workers)) == []
 
 
-def test_the_batch_before_is_still_whole(reader: FrameReader) -> None:
+def test_the_previous_batch_is_not_overwritten(reader: FrameReader) -> None:
     stream = stream_of("videos", reader)
     before: tuple[int, NamedTuple] | None = None
     for step, batch in enumerate(step_loader(stream, 0, 60, 2)):
@@ -73,26 +73,26 @@ def test_the_batch_before_is_still_whole(reader: FrameReader) -> None:
         before = step, batch
 
 
-def test_memory_is_used_again(reader: FrameReader) -> None:
+def test_memory_is_reused_in_a_ring(reader: FrameReader) -> None:
     stream = stream_of("videos", reader)
-    places = [batch[0].data_ptr() for batch in step_loader(stream, 0, 30, 1)]
+    addresses = [batch[0].data_ptr() for batch in step_loader(stream, 0, 30, 1)]
     slots = read_ahead.BATCHES_AHEAD + 2
-    assert len(set(places)) == slots
-    assert places == places[:slots] * (30 // slots) + places[: 30 % slots]
+    assert len(set(addresses)) == slots
+    assert addresses == addresses[:slots] * (30 // slots) + addresses[: 30 % slots]
 
 
-def test_longest_batches_fit_their_slots(reader: FrameReader) -> None:
-    """Every visit sees all that a video has, so each batch is as large as one can be."""
+def test_the_largest_batches_fit_their_slots(reader: FrameReader) -> None:
+    """All frames of every video are sampled, so batches have the maximum size."""
     stream = VideoBatches(reader, VOCABULARY, FrameSampling(10_000), 13, 0)
     for step, batch in enumerate(step_loader(stream, 0, 4, 1)):
         assert_same(batch, stream[step])
         assert batch[0].shape[1] == max(n - 40 if n > 40 else n for n in reader.catalog.num_frames.tolist())
 
 
-def test_batches_read_here_are_copied_to_page_locked_memory(
+def test_without_workers_batches_are_copied_to_page_locked_memory(
     reader: FrameReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # There is no page-locked memory without a GPU: a plain copy stands for it.
+    # Page-locked memory needs a GPU, so a plain copy replaces it.
     monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
     stream = stream_of("videos", reader)
     kept = list(step_loader(stream, 0, 20, 0, pin_memory=True))
@@ -102,64 +102,64 @@ def test_batches_read_here_are_copied_to_page_locked_memory(
 
 
 class Runtime:
-    """Stands for CUDA's: remembers what is page-locked.
+    """Fake CUDA runtime that records page-locked memory.
 
     Args:
-        refuses: Whether locking fails.
+        fails: Whether locking fails.
     """
 
     class cudaError:
         success = 0
 
-    def __init__(self, refuses: bool) -> None:
-        self.refuses = refuses
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
         self.locked: dict[int, int] = {}
         self.all_locked: dict[int, int] = {}
 
-    def cudaHostRegister(self, place: int, size: int, flags: int) -> int:
-        if self.refuses:
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        if self.fails:
             return 1
-        self.locked[place] = self.all_locked[place] = size
+        self.locked[address] = self.all_locked[address] = size
         return 0
 
-    def cudaHostUnregister(self, place: int) -> int:
-        del self.locked[place]
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
         return 0
 
 
-@pytest.mark.parametrize("refuses", [False, True])
-def test_the_ring_is_page_locked_while_it_is_used(
-    refuses: bool, reader: FrameReader, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_ring_is_page_locked_only_during_iteration(
+    fails: bool, reader: FrameReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = Runtime(refuses)
+    runtime = Runtime(fails)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     stream = stream_of("videos", reader)
     for step, batch in enumerate(step_loader(stream, 0, 20, 2, pin_memory=True)):
         assert_same(batch, stream[step])
-        if not refuses:
-            ((place, size),) = runtime.locked.items()
-            assert all(place <= t.data_ptr() and t.data_ptr() + t.nbytes <= place + size for t in batch)
+        if not fails:
+            ((address, size),) = runtime.locked.items()
+            assert all(address <= t.data_ptr() and t.data_ptr() + t.nbytes <= address + size for t in batch)
     assert runtime.locked == {}
-    assert len(runtime.all_locked) == (not refuses)
+    assert len(runtime.all_locked) == (not fails)
 
 
-def test_batches_are_padded_to_the_frames_that_a_compiled_network_wants(reader: FrameReader) -> None:
+def test_batches_are_padded_to_a_fixed_number_of_frames(reader: FrameReader) -> None:
     stream = stream_of("videos", reader)
-    wanted = stream.max_frames + 3
+    padded_frames = stream.max_frames + 3
     cpu = torch.device("cpu")
-    for step, batch in enumerate(on_device((stream[step] for step in range(3)), cpu, wanted)):
+    for step, batch in enumerate(on_device((stream[step] for step in range(3)), cpu, padded_frames)):
         original = stream[step]
-        known = original[0].shape[1]
-        assert [tensor.shape[1] for tensor in batch[:2]] == [wanted, wanted]
-        assert torch.equal(batch[0][:, :known], original[0])
-        assert not batch[0][:, known:].any()
-        assert not batch[1][:, known:].any()
+        num_frames = original[0].shape[1]
+        assert [tensor.shape[1] for tensor in batch[:2]] == [padded_frames, padded_frames]
+        assert torch.equal(batch[0][:, :num_frames], original[0])
+        assert not batch[0][:, num_frames:].any()
+        assert not batch[1][:, num_frames:].any()
         for ours, theirs in zip(batch[2:], original[2:], strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_what_goes_wrong_in_a_worker_is_said_here(reader: FrameReader) -> None:
+def test_errors_of_a_worker_are_raised_in_the_main_process(reader: FrameReader) -> None:
     path = reader.catalog.shard_path(0)
     for shard in reader.catalog.shards:
         os.utime(path.with_name(shard.name), ns=(0, 0))
@@ -167,7 +167,7 @@ def test_what_goes_wrong_in_a_worker_is_said_here(reader: FrameReader) -> None:
         list(step_loader(stream_of("videos", reader), 0, 9, 1))
 
 
-def test_a_worker_that_dies_ends_the_run(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_a_worker_is_an_error(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = stream_of("videos", reader)
 
     def die(*_: object, **__: object) -> NamedTuple:
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_ends_the_run(reader: FrameReader, monkeypatch: pytes
         list(step_loader(stream, 0, 9, 1))
 
 
-def test_too_little_shared_memory_is_said_in_words(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_shared_memory_is_explained(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Tensor) -> Tensor:
         raise RuntimeError("unable to resize file\n<filename not specified>")
 
@@ -208,7 +208,7 @@ except Yt8mError as error:
 
 @pytest.fixture
 def little_shared_memory() -> list[str]:
-    """A command that runs another one where /dev/shm has one megabyte, as a container may have."""
+    """A command prefix that limits /dev/shm to one megabyte, as in some containers."""
     unshare = shutil.which("unshare")
     command = [unshare or "", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
     if unshare is None or subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
@@ -216,7 +216,7 @@ def little_shared_memory() -> list[str]:
     return command
 
 
-def test_a_container_of_little_shared_memory(reader: FrameReader, little_shared_memory: list[str]) -> None:
+def test_too_little_shared_memory_is_explained(reader: FrameReader, little_shared_memory: list[str]) -> None:
     code = [sys.executable, "-c", LITTLE_MEMORY, str(reader.catalog.folder)]
     shown = subprocess.run([*little_shared_memory, *code], capture_output=True, text=True, check=False, timeout=120)
     assert (shown.returncode, shown.stdout[:40]) == (0, "There is too little shared memory for 4 "), shown.stderr
@@ -241,9 +241,9 @@ print(len(reader._maps), len(list(Path("/proc/self/fd").iterdir())) < 100)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
 @pytest.mark.parametrize("num_shards", [300, pytest.param(3844, marks=pytest.mark.slow)])
-def test_more_shards_than_files_may_be_open(tmp_path: Path, num_shards: int) -> None:
+def test_more_shards_are_read_than_files_may_be_open(tmp_path: Path, num_shards: int) -> None:
     write_shards(tmp_path, random_videos(num_shards, num_frames=(2, 3)), num_shards=num_shards)
     code = [sys.executable, "-W", "ignore", "-c", FEW_FILES, str(tmp_path)]
     shown = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)

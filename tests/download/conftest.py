@@ -1,4 +1,4 @@
-"""A hostile server with a partition, and an empty dataset folder."""
+"""A server with one partition that can misbehave, and the path of a dataset folder that does not exist yet."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.support.downloads import PARTITION, SHARDS
-from tests.support.hostile_server import Holdings, HostileServer
+from tests.support.hostile_server import HostileServer, ServerState
 
 
 @pytest.fixture
 def server() -> Iterator[HostileServer]:
     with HostileServer() as running:
-        running.holdings.hold(PARTITION, SHARDS)
-        running.holdings.hold_vocabularies()
+        running.state.add_partition(PARTITION, SHARDS)
+        running.state.add_vocabularies()
         yield running
 
 
 @pytest.fixture
-def holdings(server: HostileServer) -> Holdings:
-    return server.holdings
+def state(server: HostileServer) -> ServerState:
+    return server.state
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`yt8m download`: output, errors, kills and Ctrl-C."""
+"""`yt8m download`: output, errors, kills and interrupts."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from yt8m.download.transfer import RetryPolicy
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the command have little patience."""
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the timeout and the retry delays of the command."""
     monkeypatch.setattr(
         "yt8m.download.transfer.RetryPolicy", partial(RetryPolicy, stall_seconds=0.25, first_delay_seconds=0)
     )
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, which heeds Ctrl-C even where these tests run in the background."""
+    """Start the command in its own process, with SIGINT handled even if the tests run in the background."""
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from yt8m.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "download", *map(str, arguments)],
@@ -56,8 +56,8 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.usefixtures("hasty")
-def test_the_command(server: HostileServer, data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_delays")
+def test_the_command_downloads_and_indexes_all_partitions(server: HostileServer, data: Path, tmp_path: Path) -> None:
     parts = {
         "2/frame/train": ("video/train", "train", {}),
         "2/frame/validate": ("video/valid", "validate", {}),
@@ -69,7 +69,7 @@ def test_the_command(server: HostileServer, data: Path, tmp_path: Path) -> None:
         videos = random_videos(4, seed=number, id_prefix=str(number), **options)
         paths = write_shards(tmp_path / "made" / str(number), videos)
         shards = {f"{split}a{letter}.tfrecord": path.read_bytes() for letter, path in zip("ab", paths, strict=True)}
-        server.holdings.hold(partition, shards)
+        server.state.add_partition(partition, shards)
         size = sum(map(len, shards.values()))
         lines.append(f"{data / folder}: 2 shards, {size / 1000:.2f} kB, 0 of them present before")
     shown = succeeds("download", data, "--server", f"{server.url}/")
@@ -83,15 +83,15 @@ def test_the_command(server: HostileServer, data: Path, tmp_path: Path) -> None:
     described = succeeds("describe", data)
     assert described.out.startswith(f"{data / 'segment_vocabulary.csv'}: 1,000 segment classes\n")
 
-    # All is there: nothing is asked for, and nothing indexed again.
-    server.holdings.requests.clear()
+    # The second run finds everything complete: it sends no requests and indexes nothing.
+    server.state.requests.clear()
     again = succeeds("download", data, "--server", server.url)
     assert again.out.splitlines() == [line.replace("0 of them", "2 of them") for line in lines]
-    assert server.holdings.requests == []
+    assert server.state.requests == []
 
 
-@pytest.mark.usefixtures("hasty")
-def test_the_command_with_a_part(server: HostileServer, data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_delays")
+def test_the_command_fetches_lists_and_fractions_and_checks(server: HostileServer, data: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("validatea1.tfrecord\n")
     where = [data, PARTITION, "--server", server.url, "--no-index", "--connections", 1]
     assert "1 shards, 61.00 kB, 0 of" in succeeds("download", *where, "--list", tmp_path / "list.txt").out
@@ -106,12 +106,12 @@ def test_the_command_with_a_part(server: HostileServer, data: Path, tmp_path: Pa
     assert list(data.rglob(FILE_NAME)) == []
 
 
-@pytest.mark.usefixtures("hasty")
-def test_the_command_fails_in_one_sentence(server: HostileServer, data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_delays")
+def test_errors_of_the_command_are_one_sentence(server: HostileServer, data: Path, tmp_path: Path) -> None:
     where = [data, PARTITION, "--server", server.url]
-    server.holdings.always[url_path(0)] = Fault.GONE
-    sentence = refused(1, "download", *where)
-    assert sentence.startswith(f"{data}: 1 of 8 files could not be fetched, {data / FOLDER / NAMES[0]} (the server ")
+    server.state.always[url_path(0)] = Fault.GONE
+    message = refused(1, "download", *where)
+    assert message.startswith(f"{data}: 1 of 8 files could not be fetched, {data / FOLDER / NAMES[0]} (the server ")
     assert list(data.rglob(FILE_NAME)) == []
     assert "5 of 6 shards" in command("download", *where).out
 
@@ -130,33 +130,33 @@ def test_the_command_fails_in_one_sentence(server: HostileServer, data: Path, tm
     }.items():
         assert expected in refused(2, "download", *arguments)
     assert "Not a directory" in refused(1, "download", tmp_path / "file" / "under", *where[1:])
-    server.holdings.files["/3/download_plans/frame_validate.json"] = b'{"files": {"/etc/passwd": "0"}}'
+    server.state.files["/3/download_plans/frame_validate.json"] = b'{"files": {"/etc/passwd": "0"}}'
     assert "contains '/etc/passwd', which is no name of a shard" in refused(
         1, "download", tmp_path / "other", PARTITION, "--server", server.url
     )
     assert not (tmp_path / "other").exists()
 
 
-def test_killed_at_any_moment(server: HostileServer, data: Path, tmp_path: Path) -> None:
+def test_a_killed_download_resumes_and_fetches_little_twice(server: HostileServer, data: Path, tmp_path: Path) -> None:
     shards = some_shards(12, 300_000)
-    server.holdings.hold(PARTITION, shards)
+    server.state.add_partition(PARTITION, shards)
     fetch(server, tmp_path / "undisturbed")
-    server.holdings.block_bytes, server.holdings.block_seconds = 20_000, 0.02
-    server.holdings.bytes_sent.clear()
-    server.holdings.requests.clear()
+    server.state.block_bytes, server.state.block_seconds = 20_000, 0.02
+    server.state.bytes_sent.clear()
+    server.state.requests.clear()
 
     def sent() -> int:
-        with server.holdings.lock:
-            return sum(sent for path, sent in server.holdings.bytes_sent.items() if PARTITION in path)
+        with server.state.lock:
+            return sum(sent for path, sent in server.state.bytes_sent.items() if PARTITION in path)
 
-    # Moments are counted in bytes sent, and so do not depend on how fast Python starts; the first is before any.
+    # Kills are timed by bytes sent, independent of the start-up time of Python; the first kill is before any byte.
     rng = random.Random(0)
     num_kills = 6
     for more in [0, *(rng.randrange(600_000) for _ in range(num_kills - 1))]:
         before = sent()
         process = start(data, PARTITION, "--server", server.url, "--no-index")
         deadline = time.monotonic() + 30
-        while (sent() - before < more or not server.holdings.requests) and time.monotonic() < deadline:
+        while (sent() - before < more or not server.state.requests) and time.monotonic() < deadline:
             time.sleep(0.002)
         process.kill()
         process.communicate()
@@ -166,15 +166,15 @@ def test_killed_at_any_moment(server: HostileServer, data: Path, tmp_path: Path)
     assert (process.returncode, err) == (0, "")
     assert content(data) == content(tmp_path / "undisturbed")
     assert content(data / FOLDER) == {local_name(name): whole for name, whole in shards.items()}
-    # A kill costs what was on its way through four connections, not the shards begun.
+    # A kill loses at most the data in flight on four connections, not the partial shards.
     assert sent() < sum(map(len, shards.values())) + num_kills * 4 * 60_000
 
 
-def test_interrupted(server: HostileServer, data: Path) -> None:
-    server.holdings.always = {url_path(number): Fault.STALL for number in range(6)}
+def test_an_interrupt_ends_the_command_and_the_next_run_completes(server: HostileServer, data: Path) -> None:
+    server.state.always = {url_path(number): Fault.STALL for number in range(6)}
     process = start(data, PARTITION, "--server", server.url)
     deadline = time.monotonic() + 20
-    while len(server.holdings.asked(among=PARTITION)) < 4 and time.monotonic() < deadline:
+    while len(server.state.find_requests(among=PARTITION)) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -183,5 +183,5 @@ def test_interrupted(server: HostileServer, data: Path) -> None:
     assert time.monotonic() - sent < 1.5
     assert (process.returncode, out) == (130, "")
     assert re.fullmatch(r"yt8m: Interrupted. Run the same command to continue.*\.\n", err)
-    server.holdings.always.clear()
+    server.state.always.clear()
     fetch(server, data)

@@ -1,4 +1,4 @@
-"""Dataset folders: what a download fetches, keeps and checks."""
+"""Downloads into dataset folders: complete and damaged files, selections, disk space, vocabularies and progress."""
 
 from __future__ import annotations
 
@@ -38,72 +38,78 @@ from yt8m.download.transfer import Network, PermanentError, StoppableThreads
 from yt8m.errors import Yt8mError
 
 
-def test_a_second_run_asks_for_nothing(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_sends_no_requests_and_hashes_nothing(
+    server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch(server, data)
-    server.holdings.requests.clear()
+    server.state.requests.clear()
     with monkeypatch.context() as patch:
         patch.setattr("yt8m.download.download.hash_file", None)
         (report,) = fetch(server, data)
     assert (report.num_complete, report.num_before) == (6, 6)
-    assert server.holdings.requests == []
+    assert server.state.requests == []
     assert len((data / FOLDER / LEDGER_FILE).read_text().splitlines()) == 6
 
 
-def test_shards_that_were_there_before(server: HostileServer, data: Path) -> None:
+def test_existing_shards_are_verified_and_wrong_ones_replaced(server: HostileServer, data: Path) -> None:
     (data / FOLDER).mkdir(parents=True)
     (data / FOLDER / NAMES[1]).write_bytes(EXPECTED[NAMES[1]])
     (data / FOLDER / f".{NAMES[1]}.part").write_bytes(b"needless")
     (data / FOLDER / NAMES[2]).write_bytes(EXPECTED[NAMES[2]][:-1])
     (data / FOLDER / "notes.txt").write_text("mine")
-    said: list[str] = []
-    (report,) = fetch(server, data, report=said.append)
+    messages: list[str] = []
+    (report,) = fetch(server, data, report=messages.append)
     assert (report.num_complete, report.num_before) == (6, 1)
     assert content(data / FOLDER) == EXPECTED | {"notes.txt": b"mine"}
     wrong, right = (hashlib.md5(EXPECTED[NAMES[2]][:end]).hexdigest() for end in (-1, None))
-    assert said == [f"{data / FOLDER / NAMES[2]}: its MD5 is {wrong}, that of the plan {right}; it is fetched again."]
-    assert [len(server.holdings.asked(among=url_path(number))) for number in range(6)] == [1, 0, 1, 1, 1, 1]
+    assert messages == [
+        f"{data / FOLDER / NAMES[2]}: its MD5 is {wrong}, that of the plan {right}; it is fetched again."
+    ]
+    assert [len(server.state.find_requests(among=url_path(number))) for number in range(6)] == [1, 0, 1, 1, 1, 1]
 
 
-def test_a_wrong_shard_stays_until_the_right_one_is_there(server: HostileServer, data: Path) -> None:
+def test_wrong_shards_are_kept_until_replaced(server: HostileServer, data: Path) -> None:
     (data / FOLDER).mkdir(parents=True)
     (data / FOLDER / NAMES[2]).write_bytes(b"what there is")
-    server.holdings.always[url_path(2)] = Fault.MISSING
+    server.state.always[url_path(2)] = Fault.MISSING
     failed(server, data)
     assert (data / FOLDER / NAMES[2]).read_bytes() == b"what there is"
 
 
-def test_changes_are_noticed(server: HostileServer, data: Path) -> None:
+def test_modified_shards_are_fetched_again(server: HostileServer, data: Path) -> None:
     fetch(server, data)
     path = data / FOLDER / NAMES[3]
     before = path.stat().st_mtime_ns
     path.write_bytes(b"x" + EXPECTED[NAMES[3]][1:])
     assert path.stat().st_mtime_ns != before
-    said: list[str] = []
-    (report,) = fetch(server, data, report=said.append)
-    assert (report.num_before, len(said)) == (5, 1)
+    messages: list[str] = []
+    (report,) = fetch(server, data, report=messages.append)
+    assert (report.num_before, len(messages)) == (5, 1)
     assert content(data / FOLDER) == EXPECTED
 
 
-def test_check_finds_what_changed_in_silence(server: HostileServer, data: Path) -> None:
+def test_check_detects_changes_that_keep_size_and_time(server: HostileServer, data: Path) -> None:
     fetch(server, data)
     path = data / FOLDER / NAMES[3]
     before = path.stat()
     path.write_bytes(b"x" + EXPECTED[NAMES[3]][1:])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fetch(server, data)[0].num_before == 6
-    server.holdings.requests.clear()
+    server.state.requests.clear()
     assert fetch(server, data, check=True)[0].num_before == 5
     assert content(data / FOLDER) == EXPECTED
-    assert [request.path for request in server.holdings.asked()] == [
+    assert [request.path for request in server.state.find_requests()] == [
         "/3/download_plans/frame_validate.json",
         url_path(3),
     ]
-    # One line a shard, and one more for the shard that came anew.
+    # One line per shard, and one more for the shard that was fetched again.
     assert len((data / FOLDER / LEDGER_FILE).read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize("damage", ["torn", "gone", "binary", "of another plan"])
-def test_a_damaged_ledger_costs_hashing_only(server: HostileServer, data: Path, damage: str) -> None:
+def test_with_a_damaged_ledger_shards_are_hashed_but_not_fetched_again(
+    server: HostileServer, data: Path, damage: str
+) -> None:
     fetch(server, data)
     ledger = data / FOLDER / LEDGER_FILE
     lines = ledger.read_text()
@@ -115,10 +121,10 @@ def test_a_damaged_ledger_costs_hashing_only(server: HostileServer, data: Path, 
         ledger.write_bytes(bytes(range(256)))
     else:
         ledger.write_text(re.sub("[0-9a-f]{32}", "0" * 32, lines))
-    server.holdings.requests.clear()
+    server.state.requests.clear()
     (report,) = fetch(server, data)
     assert report.num_before == 6
-    assert server.holdings.requests == []
+    assert server.state.requests == []
     assert set(lines.splitlines()) <= set(ledger.read_text(errors="replace").splitlines())
 
 
@@ -126,10 +132,10 @@ def test_a_damaged_plan_is_fetched_again(server: HostileServer, data: Path) -> N
     fetch(server, data)
     (data / FOLDER / PLAN_FILE).write_text("{")
     fetch(server, data)
-    assert (data / FOLDER / PLAN_FILE).read_bytes() == server.holdings.files["/3/download_plans/frame_validate.json"]
+    assert (data / FOLDER / PLAN_FILE).read_bytes() == server.state.files["/3/download_plans/frame_validate.json"]
 
 
-def test_two_downloads_do_not_meet(server: HostileServer, data: Path) -> None:
+def test_a_second_download_into_the_same_folder_is_refused(server: HostileServer, data: Path) -> None:
     first = download(data, [PARTITION], other_server(server.url), policy=QUICK)
     next(first)
     assert (
@@ -140,8 +146,8 @@ def test_two_downloads_do_not_meet(server: HostileServer, data: Path) -> None:
     assert fetch(server, data)[0].num_before == 6
 
 
-def test_a_selection_is_all_that_is_fetched(server: HostileServer, data: Path, tmp_path: Path) -> None:
-    server.holdings.hold("2/frame/validate", SHARDS)
+def test_only_selected_shards_are_fetched(server: HostileServer, data: Path, tmp_path: Path) -> None:
+    server.state.add_partition("2/frame/validate", SHARDS)
     (tmp_path / "list.txt").write_text("segment/train/validate0053.tfrecord\n")
     partitions = ["2/frame/validate", PARTITION]
     options: dict[str, Any] = {"policy": QUICK, "listed": tmp_path / "list.txt"}
@@ -160,7 +166,7 @@ def test_a_selection_is_all_that_is_fetched(server: HostileServer, data: Path, t
     assert content(data / "half" / FOLDER) == EXPECTED
 
 
-def test_folders_of_partitions(server: HostileServer, data: Path) -> None:
+def test_each_partition_has_its_folder(server: HostileServer, data: Path) -> None:
     folders = {
         "2/frame/train": "video/train",
         "2/frame/validate": "video/valid",
@@ -172,7 +178,7 @@ def test_folders_of_partitions(server: HostileServer, data: Path) -> None:
         "3/frame/test": "segment/test",
     }
     for number, partition in enumerate(folders):
-        server.holdings.hold(partition, some_shards(1, seed=number, prefix=partition.split("/")[2]))
+        server.state.add_partition(partition, some_shards(1, seed=number, prefix=partition.split("/")[2]))
     reports = list(download(data, list(folders), other_server(server.url), policy=QUICK))
     assert {report.partition: report.folder.relative_to(data).as_posix() for report in reports} == folders
     for number, (partition, folder) in enumerate(folders.items()):
@@ -181,15 +187,17 @@ def test_folders_of_partitions(server: HostileServer, data: Path) -> None:
     assert [report.is_frame_level for report in reports] == [True, True, True, False, False, False, True, True]
 
 
-# ---------------------------------------------------------------------------------------------------------------- disk
+# --- Disk space -------------------------------------------------------------------------------------------------------
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    """Let the disk seem to have so many bytes free."""
+    """Simulate a disk with this many free bytes."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
 
 
-def test_too_little_space(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_before_any_fetch(
+    server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = sum(map(len, SHARDS.values()))
     assert size == 375_000
     free_space(monkeypatch, 1.02 * size - 1)
@@ -198,31 +206,35 @@ def test_too_little_space(server: HostileServer, data: Path, monkeypatch: pytest
         "space, or fetch a part with --shard or --list."
     )
     assert content(data / FOLDER) == {}
-    assert server.holdings.asked(among=PARTITION) == []
-    assert len(server.holdings.asked("HEAD")) == 6
+    assert server.state.find_requests(among=PARTITION) == []
+    assert len(server.state.find_requests("HEAD")) == 6
 
-    # What is there of a shard need not be fetched.
+    # Bytes of partial files count as fetched.
     (data / FOLDER / f".{NAMES[0]}.part").write_bytes(EXPECTED[NAMES[0]][:10])
     fetch(server, data)
     assert content(data / FOLDER) == EXPECTED
 
 
-def test_sizes_are_asked_of_a_sample(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_partition_is_estimated_from_32_shards(
+    server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"test{first}{second}.tfrecord" for first in "abcde" for second in ALPHABET]
-    server.holdings.hold("3/frame/test", {name: bytes(10 + number) for number, name in enumerate(names)})
+    server.state.add_partition("3/frame/test", {name: bytes(10 + number) for number, name in enumerate(names)})
     free_space(monkeypatch, 0)
     with pytest.raises(Yt8mError) as caught:
         list(download(data, ["3/frame/test"], other_server(server.url), policy=QUICK))
-    asked = sorted(names.index(Path(request.path).name) for request in server.holdings.asked("HEAD"))
-    assert len(asked) == 32
-    assert asked[0] == 0
-    assert {after - before for before, after in itertools.pairwise(asked)} == {9, 10}
-    estimate = sum(10 + number for number in asked) / 32 * 310
+    positions = sorted(names.index(Path(request.path).name) for request in server.state.find_requests("HEAD"))
+    assert len(positions) == 32
+    assert positions[0] == 0
+    assert {after - before for before, after in itertools.pairwise(positions)} == {9, 10}
+    estimate = sum(10 + number for number in positions) / 32 * 310
     assert abs(estimate / sum(10 + number for number in range(310)) - 1) < 0.05
     assert f"about {estimate / 1000:.2f} kB" in str(caught.value)
 
 
-def test_a_disk_that_fills_up(full_disk: FullDisk, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_fetched_bytes_are_kept(
+    full_disk: FullDisk, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = full_disk.folder / "data"
     data.mkdir()
     for name in ("vocabulary.csv", "segment_vocabulary.csv"):
@@ -237,25 +249,25 @@ def test_a_disk_that_fills_up(full_disk: FullDisk, server: HostileServer, monkey
     kept = sum(path.stat().st_size for path in (data / FOLDER).iterdir() if path.name.endswith(("part", "tfrecord")))
     assert kept > 30_000
     full_disk.free()
-    server.holdings.bytes_sent.clear()
+    server.state.bytes_sent.clear()
     fetch(server, data)
     assert content(data / FOLDER) == EXPECTED
-    assert sum(sent for path, sent in server.holdings.bytes_sent.items() if PARTITION in path) <= 375_000 - kept
+    assert sum(sent for path, sent in server.state.bytes_sent.items() if PARTITION in path) <= 375_000 - kept
 
 
-# ---------------------------------------------------------------------------------------------------------- vocabularies
+# --- Vocabularies and plans -------------------------------------------------------------------------------------------
 
 
-def test_vocabularies(server: HostileServer, data: Path) -> None:
+def test_vocabularies_are_fetched_once_and_never_replaced(server: HostileServer, data: Path) -> None:
     fetch(server, data)
     for name, place in (("vocabulary.csv", "2"), ("segment_vocabulary.csv", "segments")):
-        assert (data / name).read_bytes() == server.holdings.files[f"/csv/{place}/vocabulary.csv"]
+        assert (data / name).read_bytes() == server.state.files[f"/csv/{place}/vocabulary.csv"]
     (data / "vocabulary.csv").write_text("mine")
     (data / "segment_vocabulary.csv").unlink()
-    server.holdings.requests.clear()
+    server.state.requests.clear()
     fetch(server, data, check=True)
     assert (data / "vocabulary.csv").read_text() == "mine"
-    assert len(server.holdings.asked(among="/csv/")) == 1
+    assert len(server.state.find_requests(among="/csv/")) == 1
 
 
 @pytest.mark.parametrize(
@@ -269,36 +281,38 @@ def test_vocabularies(server: HostileServer, data: Path) -> None:
         (b"Index\xff", "can't decode"),
     ],
 )
-def test_a_wrong_vocabulary_does_not_stop_the_shards(
+def test_shards_are_fetched_although_a_vocabulary_is_invalid(
     server: HostileServer, data: Path, wrong: bytes, found: str
 ) -> None:
-    server.holdings.files["/csv/segments/vocabulary.csv"] = wrong
-    sentence = failed(server, data)
-    assert sentence.startswith(f"{data}: 1 of 8 files could not be fetched, {data / 'segment_vocabulary.csv'} (")
-    assert found in sentence
+    server.state.files["/csv/segments/vocabulary.csv"] = wrong
+    message = failed(server, data)
+    assert message.startswith(f"{data}: 1 of 8 files could not be fetched, {data / 'segment_vocabulary.csv'} (")
+    assert found in message
     assert not (data / "segment_vocabulary.csv").exists()
     assert content(data / FOLDER) == EXPECTED
 
 
 @pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.BUSY, Fault.DROP, Fault.STALL, Fault.CHUNKED, Fault.REDIRECT])
-def test_small_files_are_fetched_with_patience(server: HostileServer, data: Path, fault: Fault) -> None:
+def test_plans_and_vocabularies_are_retried(server: HostileServer, data: Path, fault: Fault) -> None:
     for path in ("/3/download_plans/frame_validate.json", "/csv/2/vocabulary.csv"):
-        server.holdings.faults[path] = deque([fault] * 3)
+        server.state.faults[path] = deque([fault] * 3)
     fetch(server, data)
     assert content(data / FOLDER) == EXPECTED
-    assert (data / "vocabulary.csv").read_bytes() == server.holdings.files["/csv/2/vocabulary.csv"]
+    assert (data / "vocabulary.csv").read_bytes() == server.state.files["/csv/2/vocabulary.csv"]
 
 
-def test_small_files_are_small(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_above_the_size_limit_are_refused(
+    server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("yt8m.download.transfer.MAX_SMALL_BYTES", 100)
     assert "could not be fetched (it is longer than 100 bytes)" in failed(server, data)
     assert not data.exists()
 
 
-# ----------------------------------------------------------------------------------------------------- threads and TLS
+# --- Threads, TLS and progress ----------------------------------------------------------------------------------------
 
 
-def test_a_defect_in_a_thread_is_raised(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_in_threads_are_raised(server: HostileServer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a defect")
 
@@ -307,7 +321,7 @@ def test_a_defect_in_a_thread_is_raised(server: HostileServer, data: Path, monke
         fetch(server, data)
 
 
-def test_no_way_leads_out_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirects_from_https_to_http_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network("https://localhost", StoppableThreads(1), QUICK)
     hops = urllib3.Retry(redirect=2).new(
         history=(urllib3.util.retry.RequestHistory("GET", "/x", None, 302, "HTTP://localhost/x"),)
@@ -318,12 +332,12 @@ def test_no_way_leads_out_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
         network.small("https://localhost/x")
 
 
-def test_progress(server: HostileServer, data: Path) -> None:
+def test_progress_counts_bytes_and_shards(server: HostileServer, data: Path) -> None:
     progress = RecordedProgress()
     (data / FOLDER).mkdir(parents=True)
     (data / FOLDER / NAMES[0]).write_bytes(EXPECTED[NAMES[0]])
     (data / FOLDER / f".{NAMES[1]}.part").write_bytes(EXPECTED[NAMES[1]][:1000])
-    server.holdings.block_bytes, server.holdings.block_seconds = 20_000, 0.1
+    server.state.block_bytes, server.state.block_seconds = 20_000, 0.1
     fetch(server, data, progress=progress)
     check, fetched = f"check {data / FOLDER}", f"fetch {data / FOLDER}"
     assert progress.units == {check: "bytes", fetched: "bytes"}

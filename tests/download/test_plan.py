@@ -1,4 +1,4 @@
-"""Names, plans and selections of shards."""
+"""Download plans: names of shards, fractions and lists."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.downloads import (
-    ALPHABET,
-)
+from tests.support.downloads import ALPHABET
 from yt8m.download.plan import Fraction, Shard, local_name, official_server, read_plan, select
 from yt8m.errors import UsageError, Yt8mError
 
@@ -30,30 +28,30 @@ from yt8m.errors import UsageError, Yt8mError
         ("a.tfrecord", "a.tfrecord"),
     ],
 )
-def test_local_names(plan_name: str, name: str) -> None:
+def test_letters_of_a_plan_name_become_a_number(plan_name: str, name: str) -> None:
     assert local_name(plan_name) == name
 
 
-def test_the_names_of_a_partition_count_its_shards() -> None:
+def test_local_names_of_a_partition_are_numbered_in_plan_order() -> None:
     names = [local_name(f"test{first}{second}.tfrecord") for first in ALPHABET for second in ALPHABET]
     assert names == [f"test{number:04d}.tfrecord" for number in range(3844)]
 
 
-# The remainders are those of md5sum and bc.
+# The remainders were computed with md5sum and bc.
 @pytest.mark.parametrize(
     ("plan_name", "of_100", "of_7"),
     [("trainaa", 37, 5), ("trainab", 45, 4), ("train00", 58, 4), ("validateZ9", 24, 5), ("testq7", 81, 2)],
 )
-def test_fractions(plan_name: str, of_100: int, of_7: int) -> None:
+def test_a_shard_belongs_to_one_fraction_by_the_md5_of_its_name(plan_name: str, of_100: int, of_7: int) -> None:
     for count, remainder in ((100, of_100), (7, of_7)):
-        holds = [Fraction(number, count).contains(f"{plan_name}.tfrecord") for number in range(1, count + 1)]
-        assert holds.index(True) == remainder
-        assert sum(holds) == 1
+        contained = [Fraction(number, count).contains(f"{plan_name}.tfrecord") for number in range(1, count + 1)]
+        assert contained.index(True) == remainder
+        assert sum(contained) == 1
     assert Fraction.parse(f"{of_100 + 1}/100") == Fraction(of_100 + 1, 100)
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/5", "6/5", "1/0", "-1/5", "1/5/9", "1.5/3", " 1/5", "1,100", "١/٢"])
-def test_fractions_that_are_none(text: str) -> None:
+def test_invalid_fractions_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--shard .*expected NUMBER/COUNT"):
         Fraction.parse(text)
 
@@ -62,7 +60,7 @@ def plan_of(*names: str) -> tuple[Shard, ...]:
     return read_plan(json.dumps({"files": dict.fromkeys(names, "0" * 32)}).encode(), "plan")
 
 
-def test_lists(tmp_path: Path) -> None:
+def test_lists_select_shards_and_invalid_lists_are_refused(tmp_path: Path) -> None:
     names = [f"validatea{digit}.tfrecord" for digit in "0123"]
     plans = {"2/frame/validate": plan_of(*names), "3/frame/validate": plan_of(*names)}
     path = tmp_path / "list.txt"
@@ -96,11 +94,11 @@ def test_lists(tmp_path: Path) -> None:
         select(plans, None, tmp_path / "absent.txt")
 
 
-def test_a_list_and_a_fraction_both_hold(tmp_path: Path) -> None:
+def test_a_list_and_a_fraction_select_their_intersection(tmp_path: Path) -> None:
     plans = {"2/frame/train": plan_of("trainaa.tfrecord", "trainab.tfrecord", "train00.tfrecord")}
     path = tmp_path / "list.txt"
     path.write_text("trainaa.tfrecord\ntrainab.tfrecord\n")
-    # Of seven parts, trainab and train00 are in the fifth.
+    # trainab and train00 are in fraction 5 of 7.
     assert [shard.name for shard in select(plans, Fraction(5, 7), path)["2/frame/train"]] == ["train0001.tfrecord"]
     with pytest.raises(UsageError, match=r"^None of the 3 shards of 2/frame/train is selected"):
         select(plans, Fraction(1, 7), None)
@@ -136,13 +134,13 @@ GOOD = "0123456789abcdef0123456789ABCDEF"
         ({"aa.tfrecord": GOOD[1:]}, "expected 32 hexadecimal digits"),
         ({"aa.tfrecord": "g" * 32}, "expected 32 hexadecimal digits"),
         ({"aa.tfrecord": None}, "expected 32 hexadecimal digits"),
-        # The first is stored under the name that the second keeps; those of the next pair differ in case only.
+        # The local name of the first is the plan name of the second. The next pairs differ only in case.
         ({"0000.tfrecord": GOOD, "003276.tfrecord": GOOD}, None),
         ({"t-aa.tfrecord": GOOD, "T-aa.tfrecord": GOOD}, "would be the same file, T-0000.tfrecord"),
         ({"x-.tfrecord": GOOD, "X-.tfrecord": GOOD}, "x-.tfrecord and X-.tfrecord would be the same file"),
     ],
 )
-def test_plans_are_not_trusted(plan: bytes | dict[str, Any], expected: str | None) -> None:
+def test_invalid_plans_are_refused(plan: bytes | dict[str, Any], expected: str | None) -> None:
     if isinstance(plan, dict):
         plan = json.dumps({"files": plan, "other": 1}).encode()
     if expected is None:
@@ -150,15 +148,15 @@ def test_plans_are_not_trusted(plan: bytes | dict[str, Any], expected: str | Non
         return
     with pytest.raises(Yt8mError) as caught:
         read_plan(plan, "https://host/plan.json")
-    sentence = str(caught.value)
-    assert sentence.startswith("https://host/plan.json: ")
-    assert expected in sentence
-    assert sentence.endswith(".")
-    assert len(sentence) < 400
-    assert sentence.isprintable()
+    message = str(caught.value)
+    assert message.startswith("https://host/plan.json: ")
+    assert expected in message
+    assert message.endswith(".")
+    assert len(message) < 400
+    assert message.isprintable()
 
 
-def test_plans() -> None:
+def test_plans_are_sorted_by_local_name() -> None:
     plan = {"files": {"trainab.tfrecord": GOOD, "trainaa.tfrecord": "0" * 32}, "mirrors": ["us"]}
     assert read_plan(json.dumps(plan).encode(), "plan") == (
         Shard("train0000.tfrecord", "trainaa.tfrecord", "0" * 32),
@@ -166,7 +164,7 @@ def test_plans() -> None:
     )
 
 
-def test_where_the_official_files_are() -> None:
+def test_urls_of_the_official_server() -> None:
     server = official_server("eu")
     (shard,) = plan_of("trainaa.tfrecord")
     assert server.plan_url("2/frame/train") == (

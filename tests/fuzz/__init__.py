@@ -1,5 +1,5 @@
-"""Fuzzing of what reads shards: `python -m tests.fuzz --records 100000 --seed 1`.
+"""Fuzzing of the shard readers: `python -m tests.fuzz --records 100000 --seed 1`.
 
-seeds -> mutations -> check -> runner: legal records of every shape are changed in ways that know the wire format, and
-whatever comes out, the readers must agree with protobuf or refuse it. What was found is kept in `corpus`.
+seeds -> mutations -> check -> runner: valid records of many forms are mutated with knowledge of the wire format. For
+each result the readers must agree with protobuf or reject it. Inputs of earlier findings are stored in `corpus`.
 """

@@ -1,4 +1,4 @@
-"""Fuzz the readers of shards, with bounds on memory and time: exit status 1 if anything failed."""
+"""Fuzz the shard readers with limits on memory and time. The exit status is 1 after a failure."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pathlib import Path
 
 from tests.fuzz.runner import CORPUS, Tally, fuzz, grow, print_progress, table
 
-MORE_MEMORY = 2 * 2**30
-"""Addresses that a run may take beyond those that it begins with."""
+EXTRA_MEMORY = 2 * 2**30
+"""Address space that a run may use in addition to that at its start."""
 
-MAX_SECONDS_STILL = 120
-"""Without a sign of life for so long the process says where it hangs and ends."""
+MAX_SECONDS_WITHOUT_PROGRESS = 120
+"""After this time without progress, the process prints its traceback and exits."""
 
 
 def main() -> int:
-    """Parse, run, print."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--records", type=int, default=10_000, help="records to try")
-    parser.add_argument("--seed", type=int, default=0, help="decides everything")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("--save", type=Path, default=CORPUS, help="folder for inputs that fail")
-    parser.add_argument("--grow", action="store_true", help="save a minimal input of each new outcome as well")
+    parser.add_argument("--records", type=int, default=10_000, help="number of records")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random generator")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit")
+    parser.add_argument("--save", type=Path, default=CORPUS, help="folder for failing inputs")
+    parser.add_argument("--grow", action="store_true", help="also save a minimal input of each new outcome")
     arguments = parser.parse_args()
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + EXTRA_MEMORY, resource.RLIM_INFINITY))
 
     def progress(tally: Tally) -> None:
-        faulthandler.dump_traceback_later(MAX_SECONDS_STILL, exit=True)
+        faulthandler.dump_traceback_later(MAX_SECONDS_WITHOUT_PROGRESS, exit=True)
         print_progress(tally)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        print(f"If this hangs, what is being tried lies in {folder}.", file=sys.stderr)
+        print(f"The input under test is in {folder}.", file=sys.stderr)
         tally = fuzz(
             arguments.records,
             arguments.seed,

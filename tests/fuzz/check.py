@@ -1,12 +1,12 @@
-"""What must hold for any record and any shard, whatever their bytes.
+"""Checks that every reader must pass for any record and any shard.
 
-A reader returns or raises `MalformedRecordError`, soon and in little memory. What it returns is what protobuf's own
-parser finds in the same bytes. And it refuses nothing that is sound: `video_fault` and `video_level_fault` say in plain
-words, from protobuf's message, when a record is.
+A reader returns or raises `MalformedRecordError`, within limits of time and memory. What it returns equals what the
+protobuf parser finds in the same bytes. It rejects no valid record: `video_fault` and `video_level_fault` derive the
+validity of a record from its protobuf message.
 
-Protobuf parses everything, the readers only what they need: a record whose only damage lies in features that nobody
-reads is accepted. So where protobuf refuses, it is asked again with the unread fields given a number that no message
-knows, nothing else changed (`hide`).
+Protobuf parses all fields, the readers only those they need, so readers accept records that are damaged only in unread
+features. If protobuf rejects a record, it is parsed again with the numbers of unread fields changed to an unknown one
+(`hide`).
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ MEANS_READ = frozenset(["id", "video_id", "labels", *MEANS])
 WRONG = "another dataset"
 
 MAX_SECONDS = (0.1, 20e-6)
-"""Most time that a reader may take: for any record, and for each of its bytes."""
+"""Time limit of a reader: per record, and per byte of it."""
 MAX_PEAK_BYTES = (2**16, 64)
-"""Most memory, likewise. A number of two bytes is a Python object of 32 and two or three pointers for a while."""
+"""Memory limit: per record, and per byte. A number of 2 bytes becomes an object of 32 bytes and 2 or 3 pointers."""
 
 T = TypeVar("T")
 
 
 class DefectError(Exception):
-    """Something that must not happen."""
+    """A check failed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the readers took a record.
+    """Results of the readers for one record.
 
     Args:
-        kinds: A line or two for each reader: what it accepted, or why it refused, without numbers and quoted bytes.
+        kinds: One or two lines per reader: what it accepted, or why it rejected, without numbers and quoted bytes.
         seconds: Processor time of the slowest reader.
-        peak_bytes: Memory of the greediest.
+        peak_bytes: Largest memory of a reader.
     """
 
     kinds: tuple[str, ...]
@@ -72,7 +72,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Result:
     found: Any
     error: MalformedRecordError | None
     seconds: float
@@ -80,15 +80,15 @@ class _Answer:
 
 
 def check_record(payload: bytes) -> Outcome:
-    """Let every reader read a record.
+    """Check the results of every reader for a record.
 
     Raises:
-        DefectError: Something did not hold.
+        DefectError: A check failed.
     """
-    video = _ask(records.read_video, payload)
-    offsets = _ask(records.frame_offsets, payload)
-    video_level = _ask(records.read_video_level, payload)
-    message = _understood(payload)
+    video = _run(records.read_video, payload)
+    offsets = _run(records.frame_offsets, payload)
+    video_level = _run(records.read_video_level, payload)
+    message = _parsed_as_documented(payload)
     if message is not None and _is_within_limits(tree(payload)):
         _agree("read_video", video, video_fault(message))
         _agree("frame_offsets", offsets, lists_fault(message))
@@ -101,22 +101,22 @@ def check_record(payload: bytes) -> Outcome:
         _same_frames(payload, offsets.found, read_message(payload, None, frozenset(SIZES)))
     if video_level.found is not None:
         _same_means(video_level.found, read_message(payload, MEANS_READ, None))
-    answers = (video, offsets, video_level)
+    results = (video, offsets, video_level)
     return Outcome(
         (
             *(f"read_video: {kind}" for kind in _kinds(video, _video_shapes)),
             *(f"read_video_level: {kind}" for kind in _kinds(video_level, _video_level_shapes)),
         ),
-        max(answer.seconds for answer in answers),
-        max(answer.peak_bytes for answer in answers),
+        max(result.seconds for result in results),
+        max(result.peak_bytes for result in results),
     )
 
 
-# --- The rules ------------------------------------------------------------------------------------------------------
+# --- Rules ------------------------------------------------------------------------------------------------------------
 
 
 def video_fault(message: Any) -> str | None:
-    """What keeps a SequenceExample from being a frame-level record, as records.py writes the rules; None if nothing."""
+    """Why a SequenceExample is no valid frame-level record by the rules of records.py, or None."""
     context, lists = message.context.feature, message.feature_lists.feature_list
     if "rgb" not in lists and ("audio_embedding" in lists or any(name in context for name in MEANS)):
         return WRONG
@@ -128,7 +128,7 @@ def video_fault(message: Any) -> str | None:
 
 
 def lists_fault(message: Any) -> str | None:
-    """What is wrong with the frames of a SequenceExample: each is one string of its size, and there is at least one."""
+    """Why the frames of a SequenceExample are invalid, or None: each must be one string of the right size."""
     lists = message.feature_lists.feature_list
     for name, size in SIZES.items():
         if name not in lists or not lists[name].feature:
@@ -139,7 +139,7 @@ def lists_fault(message: Any) -> str | None:
 
 
 def video_level_fault(message: Any) -> str | None:
-    """What keeps an Example (a SequenceExample without lists) from being a video-level record."""
+    """Why an Example (a SequenceExample without lists) is no valid video-level record, or None."""
     context, lists = message.context.feature, message.feature_lists.feature_list
     if "mean_rgb" not in context and ("rgb" in lists or "audio_embedding" in lists):
         return WRONG
@@ -172,33 +172,33 @@ def _kind_of(context: Any, name: str) -> str | None:
 
 
 def _is_within_limits(record: Field) -> bool:
-    """Whether a record surely keeps what records.py asks of the wire: no groups, no message in more than 1,000 parts."""
+    """Whether a record is within the limits of records.py: no groups, no message in more than 1,000 parts."""
     every = list(every_field(record))
     return all(field.wire_type != 3 for field in every) and sum(field.is_message for field in every) <= 1000
 
 
-# --- What protobuf finds --------------------------------------------------------------------------------------------
+# --- Protobuf ---------------------------------------------------------------------------------------------------------
 
 
 def read_message(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> Any:
-    """A record as protobuf understands it, those features that are not named aside; None for a whole unread section.
+    """A record as protobuf parses it, without damaged features that are not named; None hides a whole section.
 
     Raises:
-        DefectError: It is damaged in what is read.
+        DefectError: A feature that is read is damaged.
     """
-    message = _understood(payload)
+    message = _parsed_as_documented(payload)
     if message is None:
-        message = _understood(hide(payload, context_names, list_names))
+        message = _parsed_as_documented(hide(payload, context_names, list_names))
     if message is None:
         raise DefectError("a reader accepts what protobuf refuses")
     return message
 
 
 def hide(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> bytes:
-    """Make unknown fields of all that protobuf reads and then drops, and of features that are not named."""
+    """Change overridden fields and features that are not named to unknown fields."""
     hidden = bytearray(payload)
     for field in _unread(payload, tree(payload), {1: context_names, 2: list_names}):
-        # Field 15 with the same wire type; a key of several bytes stays as long as it is.
+        # Field 15 with the same wire type; the length of the key is kept.
         hidden[field.start] = hidden[field.start] & 0x80 | 8 * 15 + 2
     return bytes(hidden)
 
@@ -209,7 +209,7 @@ def _unread(payload: bytes, record: Field, names: dict[int, frozenset[str] | Non
         if wanted is None:
             yield from sections
             continue
-        # An entry that is no message stays: readers look for the name in each.
+        # Invalid entries are kept, because readers look for the name in each entry.
         sound = [entry for entry in _messages(sections, 1) if entry.children or entry.begin == entry.end]
         entries = {_name(payload, entry): entry for entry in sound}
         for entry in sound:
@@ -237,17 +237,17 @@ def _name(payload: bytes, entry: Field) -> bytes:
 
 
 def _overridden(parts: list[Field]) -> list[Field]:
-    """The lists of a Feature, itself in parts, that come before a list of another kind: the last kind is what it holds."""
+    """Lists of a Feature, possibly in parts, that are followed by a list of another kind and thereby overridden."""
     lists = [field for part in parts for field in part.children if field.is_message]
     runs = [list(run) for _, run in groupby(lists, key=lambda field: field.number)]
     return [field for run in runs[:-1] for field in run]
 
 
-def _understood(payload: bytes) -> Any:
-    """A record as protobuf understands it, None where it refuses.
+def _parsed_as_documented(payload: bytes) -> Any:
+    """A record as protobuf parses it, or None if protobuf rejects it.
 
-    A map is documented to be the same on the wire as repeated entries, of which unknown fields are skipped. The parser
-    behind Python's protobuf leaves out an entry with unknown fields, so it is asked without those fields.
+    By its documentation, a map is equivalent to repeated entries, whose unknown fields are skipped. The Python parser
+    drops entries with unknown fields instead, so these fields are removed before parsing.
     """
     message = _parsed(payload)
     plainer = payload if message is None else _without_unknown_in_entries(payload, tree(payload))
@@ -272,38 +272,38 @@ def _without_unknown_in_entries(payload: bytes, record: Field) -> bytes:
         known = [child for child in entry.children if child.number in (1, 2) and child.wire_type == 2]
         return raw(entry) if len(known) == len(entry.children) else delimited(1, b"".join(map(raw, known)))
 
-    # Fields without children, unknown ones among them, stay as they are.
+    # Fields without children, including unknown ones, are kept.
     return b"".join(plainer_section(field) if field.children else raw(field) for field in record.children)
 
 
-# --- Asking a reader and comparing ----------------------------------------------------------------------------------
+# --- Readers ----------------------------------------------------------------------------------------------------------
 
 
-def _ask(reader: Callable[[bytes], Any], payload: bytes) -> _Answer:
-    """Let a reader read, and see what it costs.
+def _run(reader: Callable[[bytes], Any], payload: bytes) -> _Result:
+    """Run a reader and check its errors, time and memory.
 
     Raises:
-        DefectError: It raised something else than `MalformedRecordError`, took too long or too much.
+        DefectError: It raised another error than `MalformedRecordError`, or took too much time or memory.
     """
-    answer = _ask_once(reader, payload)
+    result = _run_once(reader, payload)
     allowed = MAX_SECONDS[0] + MAX_SECONDS[1] * len(payload)
-    if answer.seconds > allowed:
-        # The machine may have been busy with something else.
-        answer = min(answer, _ask_once(reader, payload), key=lambda answer: answer.seconds)
-        if answer.seconds > allowed:
-            raise DefectError(f"{reader.__name__} takes {answer.seconds:.2f} s for {len(payload):,} bytes")
-    if answer.peak_bytes > MAX_PEAK_BYTES[0] + MAX_PEAK_BYTES[1] * len(payload):
-        raise DefectError(f"{reader.__name__} takes {answer.peak_bytes:,} bytes of memory for {len(payload):,}")
-    error = answer.error
+    if result.seconds > allowed:
+        # Other processes may have delayed the first run.
+        result = min(result, _run_once(reader, payload), key=lambda result: result.seconds)
+        if result.seconds > allowed:
+            raise DefectError(f"{reader.__name__} takes {result.seconds:.2f} s for {len(payload):,} bytes")
+    if result.peak_bytes > MAX_PEAK_BYTES[0] + MAX_PEAK_BYTES[1] * len(payload):
+        raise DefectError(f"{reader.__name__} takes {result.peak_bytes:,} bytes of memory for {len(payload):,}")
+    error = result.error
     if error is not None:
         if not 0 <= error.offset <= len(payload):
             raise DefectError(f"an error at byte {error.offset} of {len(payload)}")
         if not (error.message.isprintable() and error.message.endswith(".") and len(error.message) < 500):
             raise DefectError(f"an error that is no sentence: {error.message!r}")
-    return answer
+    return result
 
 
-def _ask_once(reader: Callable[[bytes], Any], payload: bytes) -> _Answer:
+def _run_once(reader: Callable[[bytes], Any], payload: bytes) -> _Result:
     found = error = None
     tracemalloc.start()
     start = time.process_time()
@@ -317,16 +317,16 @@ def _ask_once(reader: Callable[[bytes], Any], payload: bytes) -> _Answer:
         seconds = time.process_time() - start
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    return _Answer(found, error, seconds, peak_bytes)
+    return _Result(found, error, seconds, peak_bytes)
 
 
-def _agree(reader: str, answer: _Answer, fault: str | None) -> None:
-    """See that a reader refuses what has a fault, and nothing else."""
-    if (answer.error is None) != (fault is None):
-        said = "accepts it" if answer.error is None else f"says: {answer.error.message}"
-        raise DefectError(f"the record has {fault or 'no fault'}, and {reader} {said}")
-    if isinstance(answer.error, WrongDatasetError) != (fault == WRONG):
-        raise DefectError(f"the record has {fault}, and {reader} takes it for {answer.error}")
+def _agree(reader: str, result: _Result, fault: str | None) -> None:
+    """Check that a reader rejects a record if and only if it has a fault."""
+    if (result.error is None) != (fault is None):
+        outcome = "accepts it" if result.error is None else f"raises: {result.error.message}"
+        raise DefectError(f"the record has {fault or 'no fault'}, and {reader} {outcome}")
+    if isinstance(result.error, WrongDatasetError) != (fault == WRONG):
+        raise DefectError(f"the record has {fault}, and {reader} takes it for {result.error}")
 
 
 def _same(what: str, found: T, expected: T) -> None:
@@ -340,7 +340,7 @@ def _same_video(payload: bytes, found: VideoRecord, message: Any) -> None:
     _same("id", found.id, _protobuf_id(context))
     for name in INTEGERS:
         _same(name, getattr(found, name), _protobuf_integers(context, name))
-    # As bytes, where NaN equals itself.
+    # Compared as bytes, because NaN is not equal to itself.
     scores = list(context["segment_scores"].float_list.value)
     _same("segment_scores", np.array(found.segment_scores, float).tobytes(), np.array(scores, float).tobytes())
     for name, layout in (("rgb", found.rgb), ("audio", found.audio)):
@@ -380,14 +380,14 @@ def protobuf_frames(message: Any, name: str) -> list[bytes]:
     return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
 
 
-def _kinds(answer: _Answer, shapes: Callable[[Any], Iterable[str]]) -> list[str]:
-    if answer.error is None:
-        return [f"accepted, {shape}" for shape in shapes(answer.found)]
-    return [f"rejected: {without_particulars(answer.error.message)}"]
+def _kinds(result: _Result, shapes: Callable[[Any], Iterable[str]]) -> list[str]:
+    if result.error is None:
+        return [f"accepted, {shape}" for shape in shapes(result.found)]
+    return [f"rejected: {without_particulars(result.error.message)}"]
 
 
 def without_particulars(message: str) -> str:
-    """A message with its numbers, names of files and quoted bytes taken out, so that equal reasons are equal."""
+    """An error message without numbers, file names and quoted bytes, so that equal reasons compare equal."""
     message = re.sub(r"""b?'(\\.|[^'])*'|b?"(\\.|[^"])*"|(?<!\w)/[^\s:,]+""", "...", message)
     return re.sub(r"\d[\d,]*", "N", message)
 
@@ -408,11 +408,11 @@ def _spacing(layout: FrameLayout, usual: int) -> str:
     return "unequally spaced" if not layout.stride else "usual" if layout.stride == usual else "widely spaced"
 
 
-# --- Shards ---------------------------------------------------------------------------------------------------------
+# --- Shards -----------------------------------------------------------------------------------------------------------
 
 
 def plain_records(shard: bytes) -> tuple[list[bytes | None], bool]:
-    """The payloads of a shard, None where a checksum is wrong, and whether it ends where a record does."""
+    """The payloads of a shard, None for a wrong checksum, and whether the shard ends at the end of a record."""
     payloads: list[bytes | None] = []
     at = 0
     while at < len(shard):
@@ -437,14 +437,14 @@ def check_shard(shard: bytes, path: Path) -> str:
     """Index a folder with one shard and read all of its videos.
 
     Args:
-        shard: What to write.
-        path: Where, a name that was not used before (`*.tfrecord` in an empty folder). It is removed.
+        shard: Content of the shard.
+        path: A new file `*.tfrecord` in an empty folder. It is removed at the end.
 
     Returns:
-        What came out, without numbers.
+        The outcome, without numbers.
 
     Raises:
-        DefectError: Something did not hold.
+        DefectError: A check failed.
     """
     path.write_bytes(shard)
     try:
@@ -495,7 +495,7 @@ def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
     message = read_message(payload, CONTEXT_READ, frozenset(SIZES))
     context = message.context.feature
     rgb, audio = (protobuf_frames(message, name) for name in SIZES)
-    # The longer list is cut.
+    # The longer list is truncated.
     frames = [first + second for first, second in zip(rgb, audio, strict=False)]
     _same("id", catalog.id_of(row), _protobuf_id(context))
     _same("num_frames", int(catalog.num_frames[row]), len(frames))
@@ -512,7 +512,7 @@ def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
 
 
 def plain_ratings(context: Any, num_frames: int) -> list[tuple[int, int, int]]:
-    """The ratings (start, label, value) that can be used: inside the video, on the grid, 0 or 1, not contradictory."""
+    """The valid ratings (start, label, value): inside the video, at a multiple of 5, 0 or 1, not contradictory."""
     labels, starts, ends = (_protobuf_integers(context, name) for name in INTEGERS[1:])
     scores = tuple(context["segment_scores"].float_list.value)
     if not len(labels) == len(starts) == len(scores) or len(ends) not in (0, len(starts)):

@@ -1,7 +1,7 @@
-"""A record as a tree of fields that know their places: the obvious way to read protobuf's wire format, for tests.
+"""A plain parser of the protobuf wire format: a record as a tree of fields with their positions.
 
-Unlike the reader under test it goes into every message of the schema, wanted or not. So a mutation can change any field
-and mend the lengths around it, or leave them wrong, and the checker can say what a record is made of.
+Unlike the reader under test it parses every message of the schema. So a mutation can change any field, with or without
+updating the lengths around it, and the checker can determine which fields a record contains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORD: Schema = {1: {1: {2: FEATURE}}, 2: {1: {2: {1: FEATURE}}}}
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field: its key stands at `start`, its content at `begin` (of a group: its fields), and it ends before `end`."""
+    """A field: its key is at `start`, its content (in a group: its fields) at `begin`, and it ends before `end`."""
 
     number: int
     wire_type: int
@@ -35,25 +35,25 @@ class Field:
 
 
 Path = tuple[Field, ...]
-"""A field behind all those that it lies in, the record itself first."""
+"""A field preceded by all messages that contain it, the record first."""
 
 
 @lru_cache(maxsize=4)
 def tree(payload: bytes) -> Field:
-    """The record as a field of no number, without header. What is no message where one should be has no children."""
+    """The record as a field with number 0 and without a header. An invalid message has no children."""
     return Field(0, 2, 0, 0, len(payload), True, _children(payload, 0, len(payload), RECORD))
 
 
 def every_field(field: Field) -> Iterator[Field]:
-    """A field and all that lie in it."""
+    """A field and all fields inside it."""
     yield field
     for child in field.children:
         yield from every_field(child)
 
 
-def replaced(payload: bytes, path: Path, new: bytes, *, mend: bool) -> bytes:
-    """The payload with other bytes in place of a field; with `mend` the lengths around it follow."""
-    if not mend:
+def replaced(payload: bytes, path: Path, new: bytes, *, update_lengths: bool) -> bytes:
+    """The payload with a field replaced by other bytes; with `update_lengths` the lengths around it are updated."""
+    if not update_lengths:
         return payload[: path[-1].start] + new + payload[path[-1].end :]
     for child, parent in pairwise(reversed(path)):
         new = payload[parent.begin : child.start] + new + payload[child.end : parent.end]
@@ -104,7 +104,7 @@ def _field(payload: bytes, start: int, stop: int, schema: Schema) -> Field:
         case _:
             raise ValueError("no such wire type")
     if end > stop:
-        raise ValueError("a field goes beyond its message")
+        raise ValueError("a field ends after its message")
     return Field(number, wire_type, start, begin, end, wire_type == 2 and number in schema, children)
 
 

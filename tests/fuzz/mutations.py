@@ -1,8 +1,8 @@
-"""Changes to records and shards that know the wire format, so that many of them get past the first check.
+"""Mutations of records and shards that use the wire format, so that many of them pass the first checks of a reader.
 
-A change of a record picks a field by going down the tree at random, so the few fields of the context are hit as often as
-the many frames. Three of four changes mend the lengths around the field, the others leave them wrong. A record is
-given by a seed and a number alone, and so is a shard.
+A mutation picks a field by descending the tree at random, so the few fields of the context are chosen as often as the
+many frames. Three of four mutations update the lengths around the field, the others leave them wrong. Records and
+shards depend on a seed and a number alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from tests.fuzz.fields import Field, Path, every_field, replaced, tree
-from tests.fuzz.seeds import legal_record
+from tests.fuzz.seeds import valid_record
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, varint
 from yt8m.shards.tfrecord import frame_record, masked_crc32c
 
@@ -29,7 +29,7 @@ NAMES = ("id", "video_id", "labels", "segment_labels", "segment_start_times", "s
 LIST_NAMES = ("rgb", "audio", "audio_embedding", "mean_rgb", "mean_audio")
 
 FieldChange = Callable[[np.random.Generator, bytes, Field], bytes]
-"""What to put in place of a field."""
+"""Returns the bytes that replace a field."""
 
 PayloadChange = Callable[[np.random.Generator, bytes], bytes]
 
@@ -37,21 +37,21 @@ T = TypeVar("T")
 
 
 def mutated_record(seed: int, number: int) -> bytes:
-    """A record that is legal (rarely), or was before up to five changes."""
+    """A valid record after up to five mutations, rarely none."""
     rng = np.random.default_rng([seed, number])
-    payload = legal_record(rng)
+    payload = valid_record(rng)
     for _ in range(min(int(rng.geometric(0.45)) - (rng.random() < 0.1), 5)):
         payload = _changed(rng, payload)
     return payload
 
 
 def mutated_shard(seed: int, number: int) -> tuple[list[bytes], bytes]:
-    """A shard of up to 30 records, half of them legal, and of up to two changes of its framing; and its records."""
+    """Up to 30 records, half of them valid, and their shard after up to two mutations of its framing."""
     rng = np.random.default_rng([seed, number, 1])
     records = []
     for _ in range(int(rng.integers(0, 31))):
-        payload = legal_record(rng)
-        # Ids of their own: a repeated id is dropped, and what is dropped is not read.
+        payload = valid_record(rng)
+        # Mostly unique ids: videos with repeated ids are dropped and never read.
         payload = _with_id(rng, payload) if rng.random() < 0.8 else payload
         records.append(_changed(rng, payload) if rng.random() < 0.5 else payload)
     shard = b"".join(map(frame_record, records))
@@ -68,7 +68,7 @@ def _changed(rng: np.random.Generator, payload: bytes) -> bytes:
             return _add_section(rng, payload)
     path = _some_path(rng, payload)
     new = _one_of(rng, FIELD_CHANGES)(rng, payload, path[-1])
-    return replaced(payload, path, new, mend=rng.random() < 0.75)
+    return replaced(payload, path, new, update_lengths=rng.random() < 0.75)
 
 
 def _one_of(rng: np.random.Generator, choices: tuple[T, ...]) -> T:
@@ -76,7 +76,7 @@ def _one_of(rng: np.random.Generator, choices: tuple[T, ...]) -> T:
 
 
 def _some_path(rng: np.random.Generator, payload: bytes) -> Path:
-    """The way to a field, chosen child by child; to the record itself where there is none."""
+    """The path of a field, chosen child by child; that of the record if there is none."""
     path = [tree(payload)]
     while path[-1].children and (len(path) == 1 or rng.random() < 0.75):
         path.append(_one_of(rng, path[-1].children))
@@ -87,11 +87,11 @@ def _with_id(rng: np.random.Generator, payload: bytes) -> bytes:
     return payload + delimited(1, entry("id", bytes_feature(b"%08x" % rng.integers(2**32))))
 
 
-# --- Changes of bytes -----------------------------------------------------------------------------------------------
+# --- Mutations of bytes -----------------------------------------------------------------------------------------------
 
 
 def _place(rng: np.random.Generator, payload: bytes) -> int:
-    """A byte: mostly of a header or a short field, seldom of a frame."""
+    """A byte position: mostly in a header or a short field, rarely in a frame."""
     if rng.random() < 0.15:
         return int(rng.integers(0, len(payload) + 1))
     places = [
@@ -151,7 +151,7 @@ def _overwrite_number(rng: np.random.Generator, payload: bytes) -> bytes:
 
 
 def _splice(rng: np.random.Generator, payload: bytes) -> bytes:
-    other = legal_record(rng)
+    other = valid_record(rng)
     return payload[: _place(rng, payload)] + other[_place(rng, other) :]
 
 
@@ -160,11 +160,11 @@ BYTE_CHANGES: tuple[PayloadChange, ...] = (
 )
 
 
-# --- Changes of fields ----------------------------------------------------------------------------------------------
+# --- Mutations of fields ----------------------------------------------------------------------------------------------
 
 
 def _some_number(rng: np.random.Generator) -> bytes:
-    """A number that is extreme, or padded to more bytes than it needs, or to more than any number has."""
+    """An extreme number, at times padded to more bytes than it needs or than any number has."""
     number = varint(_one_of(rng, NUMBERS))
     return _padded(number, int(rng.integers(2, 13))) if rng.random() < 0.25 else number
 
@@ -187,7 +187,7 @@ def _content(payload: bytes, field: Field) -> bytes:
 
 
 def _with_content(field: Field, content: bytes) -> bytes:
-    """The field around other content, its own length mended."""
+    """The field with other content and its length updated."""
     if field.number == 0:
         return content
     return _key(field) + (varint(len(content)) if field.wire_type == 2 else b"") + content
@@ -199,7 +199,7 @@ def _delete(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
 
 def _repeat(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
     raw = _raw(payload, field)
-    # A thousand parts are the most that a message may have.
+    # A message may have at most 1,000 parts.
     return raw * _one_of(rng, (2, 2, 3, 999, 1001) if len(raw) < 40 else (2, 2, 3))
 
 
@@ -231,7 +231,7 @@ def _change_length(rng: np.random.Generator, payload: bytes, field: Field) -> by
 
 
 def _resize(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
-    """Cut or lengthen the content, by one byte more often than by more."""
+    """Shorten or extend the content, most often by one byte."""
     content = _content(payload, field)
     match rng.integers(4):
         case 0:
@@ -257,7 +257,7 @@ def _unnest(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
 
 
 def _group(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
-    """Groups, whole or not: an old way to nest, which protobuf still reads."""
+    """Complete or incomplete groups, a deprecated form of nesting that protobuf still parses."""
     number = int(rng.integers(1, 17))
     start, stop = varint(8 * number + 3), varint(8 * (number + int(rng.random() < 0.15)) + 4)
     match rng.integers(4):
@@ -272,7 +272,7 @@ def _group(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
 
 
 def _split(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
-    """A message in two parts, cut between its fields: the same to protobuf."""
+    """A message in two parts, split between its fields; equivalent in protobuf."""
     cuts = [child.start for child in field.children] or [field.begin + int(rng.integers(0, 4))]
     cut = _one_of(rng, tuple(cuts))
     return b"".join(_with_content(field, part) for part in (payload[field.begin : cut], payload[cut : field.end]))
@@ -285,14 +285,14 @@ def _shuffle(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
 
 
 def _double_child(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
-    """One of the fields again at the end, where it supersedes or is joined to what came before."""
+    """A copy of one field at the end, which overrides or extends the first one."""
     again = _raw(payload, _one_of(rng, field.children)) if field.children else rng.bytes(2)
     return _with_content(field, _content(payload, field) + again)
 
 
 def _transplant(rng: np.random.Generator, payload: bytes, field: Field) -> bytes:
-    """A field of another record, in place of this one or behind it."""
-    other = legal_record(rng)
+    """A field of another record, in place of this one or after it."""
+    other = valid_record(rng)
     foreign = _raw(other, _some_path(rng, other)[-1])
     return foreign if rng.random() < 0.5 else _raw(payload, field) + foreign
 
@@ -320,11 +320,11 @@ FIELD_CHANGES: tuple[FieldChange, ...] = (
 )
 
 
-# --- Sections added -------------------------------------------------------------------------------------------------
+# --- Added sections ---------------------------------------------------------------------------------------------------
 
 
 def _odd_entry(rng: np.random.Generator) -> bytes:
-    """A context of one entry, with values that it should not have."""
+    """A context with one entry of invalid values."""
     numbers = [_one_of(rng, NUMBERS) for _ in range(rng.integers(0, 5))]
     floats = struct.pack("<5f", *(_one_of(rng, FLOATS) for _ in range(5)))
     values = (
@@ -340,7 +340,7 @@ def _odd_entry(rng: np.random.Generator) -> bytes:
 
 
 def _odd_list(rng: np.random.Generator) -> bytes:
-    """Feature lists of one entry, its frames of sizes that are off by little."""
+    """Feature lists with one entry, whose frames have slightly wrong sizes."""
     frames = [
         bytes([number]) * _one_of(rng, (0, 1, 127, 128, 128, 129, 1023, 1024, 1024, 1025))
         for number in range(rng.integers(0, 3))
@@ -349,16 +349,16 @@ def _odd_list(rng: np.random.Generator) -> bytes:
 
 
 def _add_section(rng: np.random.Generator, payload: bytes) -> bytes:
-    """Protobuf joins the sections, and the last entry of a name counts."""
+    """Another section before or after the others; protobuf merges sections, and the last entry of a name is used."""
     section = _odd_entry(rng) if rng.random() < 0.7 else _odd_list(rng)
     return payload + section if rng.random() < 0.7 else section + payload
 
 
-# --- Changes of the framing -----------------------------------------------------------------------------------------
+# --- Mutations of the framing -----------------------------------------------------------------------------------------
 
 
 def _starts(shard: bytes) -> list[int]:
-    """Where records begin, as far as lengths lead."""
+    """Starts of records, as far as the lengths are valid."""
     starts, at = [], 0
     while at + 12 <= len(shard):
         starts.append(at)
@@ -375,8 +375,8 @@ def _header(length: int) -> bytes:
     return raw + struct.pack("<I", masked_crc32c(raw))
 
 
-def _absurd_length(rng: np.random.Generator, shard: bytes) -> bytes:
-    """A length that its checksum vouches for."""
+def _wrong_length(rng: np.random.Generator, shard: bytes) -> bytes:
+    """A wrong length with a correct checksum."""
     at = _some_start(rng, shard)
     length = struct.unpack_from("<Q", shard.ljust(at + 8, b"\0"), at)[0]
     near = tuple(max(0, length + step) for step in (-16, -1, 1, 16))
@@ -416,7 +416,7 @@ def _move_records(rng: np.random.Generator, shard: bytes) -> bytes:
 
 
 SHARD_CHANGES: tuple[PayloadChange, ...] = (
-    *(_absurd_length, _damage_header, _damage_payload, _damage_payload, _cut_shard, _trail_garbage, _move_records),
+    *(_wrong_length, _damage_header, _damage_payload, _damage_payload, _cut_shard, _trail_garbage, _move_records),
 )
 
 

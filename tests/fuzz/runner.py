@@ -1,7 +1,7 @@
-"""The loop: make records and shards, check them, count what came out, and keep an input for each thing found.
+"""The fuzzing loop: create and check records and shards, count outcomes, and store inputs.
 
-A record that hangs a reader is interrupted by a timer of processor time and counts as a failure like any other. Failures
-are written at once, as they were; of what is merely new the smallest input is kept and then made smaller still.
+A reader that hangs is interrupted by a timer of processor time, and that counts as a failure. Failing inputs are
+written immediately and unchanged. For new outcomes, the smallest input is minimized and written.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from tests.fuzz.mutations import mutated_record, mutated_shard
 
 CORPUS = Path(__file__).parent / "corpus"
 CURRENT = "current.record"
-"""The record being tried, in the folder of the shards."""
+"""The record under test, in the folder of the shards."""
 
 MAX_SECONDS_EACH = 5.0
 """Processor time after which a record or a shard is interrupted."""
 
 SHARD_EVERY = 60
-"""One shard of 15 records on average for so many records on their own."""
+"""One of this many inputs is a shard, of 15 records on average; the others are single records."""
 
 Progress = Callable[["Tally"], None]
 
 
 @dataclass
 class Tally:
-    """What a run found.
+    """Counts and failures of a run.
 
     Args:
-        num_records: Records tried, on their own or in a shard.
-        num_shards: Shards tried.
-        kinds: How often each outcome was seen.
-        smallest: The smallest input of each.
-        failures: What did not hold, and the file name of the input.
-        slowest: Seconds of the slowest record.
-        peak_bytes: Memory that the greediest took, and its size.
+        num_records: Records tested, singly or in a shard.
+        num_shards: Shards tested.
+        kinds: Number of occurrences of each outcome.
+        smallest: The smallest input of each outcome.
+        failures: File name of the input and error of each failed check.
+        slowest: Seconds and size of the slowest record.
+        peak_bytes: Largest memory, and the size of its record.
     """
 
     num_records: int = 0
@@ -58,7 +58,7 @@ class Tally:
     slowest: tuple[float, int] = (0.0, 0)
     peak_bytes: tuple[int, int] = (0, 0)
 
-    def note(self, kind: str, data: bytes) -> None:
+    def count(self, kind: str, data: bytes) -> None:
         self.kinds[kind] += 1
         if kind not in self.smallest or len(data) < len(self.smallest[kind]):
             self.smallest[kind] = data
@@ -74,16 +74,16 @@ def fuzz(
     max_failures: int = 20,
     progress: Progress | None = None,
 ) -> Tally:
-    """Check mutated records, and shards of them, until there were enough.
+    """Check mutated records and shards.
 
     Args:
-        num_records: How many, in shards or not.
-        seed: Decides everything.
+        num_records: Number of records, including those in shards.
+        seed: Seed of the random generator.
         folder: An empty folder for the shards.
-        save: Where failures are written.
+        save: Folder for failing inputs.
         seconds: Time after which to stop.
         max_failures: Failures after which to stop.
-        progress: Told how far it is, from time to time.
+        progress: Called with the tally from time to time.
     """
     tally = Tally()
     end = time.monotonic() + seconds
@@ -100,17 +100,17 @@ def fuzz(
 
 
 def replay(path: Path, folder: Path) -> tuple[str, ...]:
-    """Check a file of the corpus again.
+    """Check a file of the corpus.
 
     Args:
         path: `*.record` or `*.shard`.
         folder: An empty folder for shards.
 
     Returns:
-        What came out.
+        The outcomes.
 
     Raises:
-        DefectError: Something did not hold.
+        DefectError: A check failed.
     """
     with limited_time():
         if path.suffix == ".shard":
@@ -120,13 +120,13 @@ def replay(path: Path, folder: Path) -> tuple[str, ...]:
 
 @contextmanager
 def limited_time() -> Iterator[None]:
-    """Interrupt what takes too much processor time with a `TimeoutError`; what hangs without any is for a watchdog."""
+    """Raise `TimeoutError` after too much processor time. Waiting without processor time is left to a watchdog."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"still busy after {MAX_SECONDS_EACH:g} s")
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
-    # An exception in a weak-reference callback is swallowed, so the alarm repeats until one is raised elsewhere.
+    # Exceptions in weak-reference callbacks are ignored, so the alarm repeats until one is raised elsewhere.
     signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS_EACH, 0.1)
     try:
         yield
@@ -138,7 +138,7 @@ def limited_time() -> Iterator[None]:
 def _try_record(tally: Tally, seed: int, number: int, folder: Path, save: Path | None) -> None:
     payload = mutated_record(seed, number)
     tally.num_records += 1
-    # What a watchdog that ends the process leaves behind.
+    # Left in the folder if a watchdog ends the process.
     (folder / CURRENT).write_bytes(payload)
     try:
         with limited_time():
@@ -147,7 +147,7 @@ def _try_record(tally: Tally, seed: int, number: int, folder: Path, save: Path |
         _fail(tally, error, payload, f"seed{seed}-{number}.record", save)
         return
     for kind in outcome.kinds:
-        tally.note(kind, payload)
+        tally.count(kind, payload)
     tally.slowest = max(tally.slowest, (outcome.seconds, len(payload)))
     tally.peak_bytes = max(tally.peak_bytes, (outcome.peak_bytes, len(payload)))
 
@@ -158,14 +158,14 @@ def _try_shard(tally: Tally, seed: int, number: int, folder: Path, save: Path | 
     tally.num_shards += 1
     try:
         with limited_time():
-            # Readers map shards, so each has a name of its own.
-            tally.note(check_shard(shard, folder / f"{seed}-{number}.tfrecord"), shard)
+            # Readers map shards, so each needs a different name.
+            tally.count(check_shard(shard, folder / f"{seed}-{number}.tfrecord"), shard)
     except Exception as error:
         _fail(tally, error, shard, f"seed{seed}-{number}.shard", save)
 
 
 def _fail(tally: Tally, error: Exception, data: bytes, name: str, save: Path | None) -> None:
-    """Count a failure, of the checker too: it is to judge any input, so whatever it raises is a failure."""
+    """Count a failure. The checker must accept any input, so any exception is a failure."""
     found = str(error) if isinstance(error, DefectError) else f"{type(error).__name__}: {error}"
     tally.failures.append(f"failed-{name}: {found}")
     if save is not None:
@@ -178,7 +178,7 @@ def grow(corpus: Path, tally: Tally, folder: Path) -> list[Path]:
 
     Args:
         corpus: The folder of the corpus.
-        tally: What a run found.
+        tally: Outcomes of a run.
         folder: An empty folder for shards.
 
     Returns:
@@ -200,7 +200,7 @@ def grow(corpus: Path, tally: Tally, folder: Path) -> list[Path]:
 
 
 def _smaller(data: bytes, kind: str, folder: Path, suffix: str) -> bytes:
-    """Take away as much as can go while the outcome stays: first fields, then spans of bytes."""
+    """Minimize an input while it keeps its outcome: first remove fields, then spans of bytes."""
     candidate = folder / f"candidate.{suffix}"
 
     def is_kept(shorter: bytes) -> bool:
@@ -224,7 +224,7 @@ def _smaller(data: bytes, kind: str, folder: Path, suffix: str) -> bytes:
 def _without_fields(data: bytes, is_kept: Callable[[bytes], bool]) -> bytes:
     position = 0
     while position < len(paths := list(_paths((tree(data),)))):
-        shorter = replaced(data, paths[position], b"", mend=True)
+        shorter = replaced(data, paths[position], b"", update_lengths=True)
         if len(shorter) < len(data) and is_kept(shorter):
             data = shorter
         else:
@@ -255,17 +255,17 @@ def _paths(path: FieldPath) -> Iterator[FieldPath]:
 
 
 def print_progress(tally: Tally) -> None:
-    """A line that is written over by the next."""
+    """Print progress over the previous line."""
     print(f"\r{tally.num_records:,} records, {len(tally.failures)} failures", end="", file=sys.stderr, flush=True)
 
 
 def table(tally: Tally) -> str:
-    """What a run found, for people."""
+    """A readable summary of a run."""
     lines = [
         f"{count:9,}  {kind}" for kind, count in sorted(tally.kinds.items(), key=lambda item: (item[0][:22], -item[1]))
     ]
     lines += [
-        f"{tally.num_records:9,}  records tried, {tally.num_shards:,} shards among them",
+        f"{tally.num_records:9,}  records tested, in {tally.num_shards:,} shards and singly",
         f"slowest reading {1000 * tally.slowest[0]:.1f} ms, of {tally.slowest[1]:,} bytes",
         f"most memory {tally.peak_bytes[0]:,} bytes, for a record of {tally.peak_bytes[1]:,}",
         f"failures {len(tally.failures)}",

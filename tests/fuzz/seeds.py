@@ -1,6 +1,6 @@
-"""Small legal records in every shape that protobuf and the data allow: what mutations begin with.
+"""Small valid records in many forms that protobuf and the dataset allow, as inputs of mutations.
 
-Every frame has bytes of its own, each unlike its neighbours, so that reading a frame off by one byte cannot go unseen.
+Frames differ from each other, and each byte differs from its neighbours, so that offset errors are detected.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ UNKNOWN_FIELDS = (
 )
 
 
-def legal_record(rng: np.random.Generator) -> bytes:
-    """A record that some writer could have made: mostly of frames, some video-level, some of AudioSet."""
+def valid_record(rng: np.random.Generator) -> bytes:
+    """A valid record: mostly frame-level, some video-level, some of AudioSet."""
     match rng.choice(["written", "handmade", "video level", "audioset"], p=[0.2, 0.62, 0.12, 0.06]):
         case "written":
             return _written(rng)
@@ -73,7 +73,7 @@ def _handmade(rng: np.random.Generator) -> bytes:
     count = _num_frames(rng)
     rgb, audio = _lists(rng, count)
     if rng.random() < 0.2:
-        # Real shards have such videos.
+        # Real shards contain videos with fewer rgb frames than audio frames.
         rgb = rgb[: int(rng.integers(1, count + 1))]
     lists = [_list_entry(rng, "rgb", rgb), _list_entry(rng, "audio", audio)]
     if rng.random() < 0.15:
@@ -98,7 +98,7 @@ def _list_entry(rng: np.random.Generator, name: str, frames: list[bytes]) -> byt
 
 
 def _context(rng: np.random.Generator) -> list[bytes]:
-    """Entries of a context, in any order, some of them superseded by later ones."""
+    """Entries of a context in any order, some overridden by later ones."""
     names = ["id"] if rng.random() < 0.7 else ["video_id"] if rng.random() < 0.7 else ["id", "video_id"]
     entries = [entry(name, bytes_feature(str(rng.choice(IDS)).encode())) for name in names]
     if rng.random() < 0.8:
@@ -151,7 +151,7 @@ def _video_level(rng: np.random.Generator) -> bytes:
 
 
 def _sections(rng: np.random.Generator, context: list[bytes], lists: list[bytes]) -> bytes:
-    """Put the entries into sections: usually one of each kind, at times several, among unknown fields."""
+    """Distribute entries over sections, usually one of each kind, at times several, among unknown fields."""
     sections = []
     for number, entries in ((1, context), (2, lists)):
         if rng.random() < 0.2:
@@ -162,6 +162,6 @@ def _sections(rng: np.random.Generator, context: list[bytes], lists: list[bytes]
     if rng.random() < 0.2:
         sections.append(UNKNOWN_FIELDS[rng.integers(len(UNKNOWN_FIELDS))])
     if rng.random() < 0.2:
-        # Entries of one name are in one section here or change places with others: the last one of a name counts.
+        # Shuffling can reorder entries of the same name; the last one of a name is used.
         rng.shuffle(sections)
     return b"".join(sections)

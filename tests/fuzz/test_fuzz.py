@@ -1,4 +1,4 @@
-"""The corpus again, fresh records, and proof that the checker would see a broken reader."""
+"""Fuzzing of the shard readers: the corpus, new records, and readers with defects that the checker must detect."""
 
 from __future__ import annotations
 
@@ -24,55 +24,55 @@ FILES = sorted(path for path in CORPUS.iterdir() if path.suffix in (".record", "
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_nothing_that_was_found_comes_back(path: Path, tmp_path: Path) -> None:
-    """A file that once failed needs only to hold; one kept for its outcome is still accepted, or still refused."""
+def test_corpus_files_keep_their_outcomes(path: Path, tmp_path: Path) -> None:
+    """Files of earlier failures must pass the checks; files of outcomes must be accepted or rejected as before."""
     kinds = replay(path, tmp_path)
     reader, outcome, _ = path.name.split("-", 2)
     assert reader == "failed" or any(kind.startswith(f"{reader}: {outcome}") for kind in kinds)
 
 
-def test_corpus_is_small() -> None:
+def test_the_corpus_is_small() -> None:
     assert FILES
     assert max(path.stat().st_size for path in FILES) < 20_000
     assert sum(path.stat().st_size for path in FILES) < 2**20
 
 
-def test_fresh_records_and_shards(tmp_path: Path) -> None:
+def test_new_records_and_shards_pass_the_checks(tmp_path: Path) -> None:
     tally = fuzz(3000, 20190, tmp_path)
     assert tally.failures == []
     assert tally.num_shards > 20
-    # Fuzzing that is refused at the first byte finds nothing: most outcomes have to occur.
+    # Inputs must reach all parts of the readers, so many different outcomes have to occur.
     for reader in ("read_video", "read_video_level", "index_folder"):
         assert sum(count for kind, count in tally.kinds.items() if kind.startswith(f"{reader}: accepted")) > 20
     assert len([kind for kind in tally.kinds if ": rejected" in kind]) > 40
 
 
 @pytest.mark.slow
-def test_hundred_thousand_records(tmp_path: Path) -> None:
+def test_the_command_checks_a_hundred_thousand_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--records", "100000", "--seed", "8", "--save", str(tmp_path)]
     done = subprocess.run(command, cwd=CORPUS.parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
-def test_same_seed_gives_the_same_records() -> None:
+def test_the_same_seed_gives_the_same_records() -> None:
     assert [mutated_record(3, number) for number in range(50)] == [mutated_record(3, number) for number in range(50)]
     assert mutated_record(3, 0) != mutated_record(4, 0)
 
 
-def test_rules_are_those_of_the_reader_at_their_edges() -> None:
-    """Sound and unsound by one step: the rules of the checker must say the same, or it raises."""
+def test_checker_and_reader_agree_at_the_limits() -> None:
+    """Records at a limit and one step beyond: `check_record` raises if its rules disagree with the reader."""
     lists = entry("rgb", frame_list([bytes(1024)])) + entry("audio", frame_list([bytes(128)]))
     for size in (0, 1, 64, 65):
-        refused = size in (0, 65)
+        is_rejected = size in (0, 65)
         kinds = check_record(record(entry("id", bytes_feature(b"a" * size)), lists)).kinds
-        assert kinds[0].startswith("read_video: rejected" if refused else "read_video: accepted")
-    # What lies between two entries of one name, and what nobody reads, may be damaged.
+        assert kinds[0].startswith("read_video: rejected" if is_rejected else "read_video: accepted")
+    # Overridden entries and features that are not read may be damaged.
     unread = delimited(1, delimited(1, b"\xff") + delimited(2, b"\xff")) + entry("labels", b"\xff\xff")
     context = unread + entry("id", bytes_feature(b"a")) + entry("labels", packed_integers(5))
     assert check_record(record(context, lists)).kinds[0] == "read_video: accepted, labels, no ratings"
 
 
-# --- The checker can fail -------------------------------------------------------------------------------------------
+# --- Readers with defects ---------------------------------------------------------------------------------------------
 
 
 def one_byte_late(layout: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def endless(varint: Callable[..., Any]) -> Callable[..., Any]:
 def allocating(varint: Callable[..., Any]) -> Callable[..., Any]:
     def broken(*args: Any) -> Any:
         number, at = varint(*args)
-        # At most 64 MiB, for the sake of the machine that runs the tests.
+        # At most 64 MiB, to limit the memory of the tests.
         return number + 0 * len(bytearray(min(number, 2**26))), at
 
     return broken
@@ -152,15 +152,15 @@ BROKEN = {
     "the first of repeated entries": (records, "parse_map", first_of_a_name, ", and read_video "),
     "another exception": (wire, "_packed_varints", without_numbers_of_ten_bytes, "raises OverflowError"),
     "another video's frames": (frames.FrameReader, "read", of_the_next_video, "frames: "),
-    "checksums that nobody looks at": (indexing, "iterate_records", unverified, "records that are rows: |problems: "),
+    "checksums not verified": (indexing, "iterate_records", unverified, "records that are rows: |problems: "),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_readers_are_seen(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    holder, name, breaking, failure = BROKEN[case]
+def test_defects_of_readers_are_detected(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target, name, break_function, failure = BROKEN[case]
     monkeypatch.setattr("tests.fuzz.runner.MAX_SECONDS_EACH", 0.5)
-    monkeypatch.setattr(holder, name, breaking(getattr(holder, name)))
+    monkeypatch.setattr(target, name, break_function(getattr(target, name)))
     tally = fuzz(6000, 1, tmp_path, save=tmp_path, max_failures=1)
     assert len(tally.failures) == 1
     assert any(part in tally.failures[0] for part in failure.split("|"))
@@ -168,7 +168,7 @@ def test_broken_readers_are_seen(case: str, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("holder", "constant", "value"),
+    ("target", "constant", "value"),
     [
         (records, "MAX_ID_BYTES", 3),
         (records, "MAX_ID_BYTES", 100),
@@ -176,15 +176,15 @@ def test_broken_readers_are_seen(case: str, monkeypatch: pytest.MonkeyPatch, tmp
         (wire, "MAX_PARTS", 1),
     ],
 )
-def test_wrong_limits_are_seen(
-    holder: Any, constant: str, value: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_wrong_limits_of_readers_are_detected(
+    target: Any, constant: str, value: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(holder, constant, value)
+    monkeypatch.setattr(target, constant, value)
     assert fuzz(6000, 1, tmp_path, max_failures=1).failures
 
 
-def test_the_alarm_repeats_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception in a destructor is swallowed; the alarm still ends what comes after it."""
+def test_the_alarm_repeats_until_an_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exceptions in destructors are ignored, so a later alarm must interrupt the code after them."""
 
     class Busy:
         def __del__(self) -> None:

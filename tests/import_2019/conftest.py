@@ -12,7 +12,7 @@ from tests.support.models_2019 import NUM_CLASSES
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of a context-aware 2019 model, with an example of the original's probabilities."""
+    """Folder of a context-aware 2019 model, with an example of the reference's probabilities."""
     config = reference.aware_config(reference.dbof_settings(), reference.nextvlad_settings(), reference.head_settings())
     tensors = reference.random_tensors(config, NUM_CLASSES)
     folder = reference.write_folder(tmp_path / "original", config, tensors)

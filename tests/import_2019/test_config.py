@@ -1,4 +1,4 @@
-"""Settings of 2019: conversion, and rejection of invalid ones."""
+"""Settings of 2019 are converted, and invalid ones are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from yt8m.models.classifier import (
 
 
 @pytest.mark.parametrize("spelling", ["n_mixture", "n_mixtures", "num_mixtures"])
-def test_the_number_of_experts_has_several_spellings(spelling: str, tmp_path: Path) -> None:
+def test_all_spellings_of_the_number_of_experts_are_accepted(spelling: str, tmp_path: Path) -> None:
     head = head_settings(per_class=True)
     del head["n_mixture"]
     config = aware_config(dbof_settings(), nextvlad_settings(), {**head, spelling: 2})
@@ -89,13 +89,13 @@ def edit_config(folder: Path, section: str, **changes: object) -> None:
         ("segment_w_context", {"fcn_dim": None}, "'segment_w_context.model.fcn_dim': expected a valid integer"),
     ],
 )
-def test_invalid_settings(folder: Path, section: str, changes: dict[str, object], expected: str) -> None:
+def test_invalid_settings_are_rejected(folder: Path, section: str, changes: dict[str, object], expected: str) -> None:
     edit_config(folder, section, **changes)
     assert expected in reading_error(folder, UsageError)
 
 
 @pytest.mark.parametrize("section", ["context_base", "segment_base", "segment_w_context"])
-def test_settings_of_huge_networks_allocate_nothing(folder: Path, section: str) -> None:
+def test_settings_of_huge_networks_are_rejected_without_allocating_them(folder: Path, section: str) -> None:
     edit_config(folder, section, fcn_dim=1 << 20)
     assert "misshapen" in reading_error(folder, Yt8mError)
     edit_config(folder, "context_base", hidden_dim=1 << 20)

@@ -1,4 +1,4 @@
-"""The comparison of an imported model with the original's probabilities."""
+"""Comparison of an imported model with probabilities of the original."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yt8m.import_2019.example import Example, largest_difference, read_example
 from yt8m.import_2019.importing import import_model, read_model
 
 
-def test_largest_difference(folder: Path) -> None:
+def test_the_largest_difference_of_probabilities_is_found(folder: Path) -> None:
     model = read_model(folder)
     example = read_example(folder / "example.npz")
     assert largest_difference(model, example) < 1e-6
@@ -73,7 +73,7 @@ def test_a_model_that_fails_the_check_is_not_written(folder: Path, tmp_path: Pat
         ({"video": np.array([{}])}, "cannot be read as a NumPy archive, .npz (ValueError)"),
     ],
 )
-def test_examples_that_do_not_fit_the_model(
+def test_examples_that_do_not_match_the_model_are_rejected(
     folder: Path, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     arrays = {**np.load(folder / "example.npz"), **changes}
@@ -87,7 +87,7 @@ def test_examples_that_do_not_fit_the_model(
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
-def test_files_that_are_not_archives(folder: Path) -> None:
+def test_example_files_that_are_no_archives_are_rejected(folder: Path) -> None:
     path = folder / "example.npz"
     complete = path.read_bytes()
     for content in (b"", complete[:5000], b"words", pickle.dumps(HostilePickle())):

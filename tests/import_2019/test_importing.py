@@ -1,4 +1,4 @@
-"""Imported models predict the original's probabilities, and are ordinary model folders."""
+"""Imported models predict the probabilities of the original and can be trained, used and merged as any other."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ AWARE = [
 
 @pytest.fixture
 def originals(shared_data: Path) -> Path:
-    """Folder of four models, with the probabilities that the original implementation predicts for some videos."""
+    """Folder of four 2019 models, each with an example of probabilities of the original implementation."""
     folder = shared_data / "models_2019"
     if not folder.is_dir():
         pytest.skip(f"there are no 2019 models at {folder}")
@@ -80,7 +80,7 @@ def originals(shared_data: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_reference_predicts_the_original_s_probabilities(originals: Path, name: str) -> None:
+def test_the_reference_predicts_the_probabilities_of_the_original(originals: Path, name: str) -> None:
     config = yaml.safe_load((originals / name / "config.yaml").read_text())
     tensors = torch.load(originals / name / "model.pth", weights_only=True)
     example = np.load(originals / name / "example.npz")
@@ -91,7 +91,7 @@ def test_the_reference_predicts_the_original_s_probabilities(originals: Path, na
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_imported_examples_predict_the_original_s_probabilities(originals: Path, name: str, tmp_path: Path) -> None:
+def test_imported_models_predict_the_probabilities_of_the_original(originals: Path, name: str, tmp_path: Path) -> None:
     out = tmp_path / name
     shown = succeeds("import-2019", originals / name, out, "--check", originals / name / "example.npz").out
     assert shown.splitlines()[0].startswith(f"{out}: {name.partition('-')[0]} classifier of 1,000 classes, ")
@@ -102,7 +102,7 @@ def test_imported_examples_predict_the_original_s_probabilities(originals: Path,
     assert np.abs(found.numpy() - example["probabilities"]).max() < 1e-6
 
 
-def test_digest_of_the_official_vocabulary(shared_data: Path) -> None:
+def test_the_digest_of_the_official_vocabulary_is_a_constant(shared_data: Path) -> None:
     vocabulary = Vocabulary.load(shared_data / "segment_vocabulary.csv")
     assert (vocabulary.digest, len(vocabulary)) == (OFFICIAL_DIGEST, OFFICIAL_SIZE)
 
@@ -116,7 +116,9 @@ def described(config: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("config", [*WITHOUT_CONTEXT, *AWARE], ids=described)
-def test_every_setting_predicts_the_original_s_probabilities(config: dict[str, Any], tmp_path: Path) -> None:
+def test_imported_models_of_all_settings_predict_the_probabilities_of_the_reference(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
     tensors = random_tensors(config, NUM_CLASSES)
     folder = write_folder(tmp_path / "original", config, tensors)
     video, segment = random_input()
@@ -135,7 +137,7 @@ def test_imported_models_can_be_trained(tmp_path: Path) -> None:
     ):
         folder = write_folder(tmp_path / "original", config, random_tensors(config, NUM_CLASSES))
         model = read_model(folder).train()
-        wanted = (torch.rand(8, NUM_CLASSES, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+        targets = (torch.rand(8, NUM_CLASSES, generator=torch.Generator().manual_seed(1)) < 0.5).float()
         frozen = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("context_")}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -145,7 +147,7 @@ def test_imported_models_can_be_trained(tmp_path: Path) -> None:
             inputs = [segment, torch.full((8,), 11)]
             if isinstance(model, ContextAwareClassifier):
                 inputs.append(model.encode_context(video, torch.full((8,), 47)))
-            loss = nn.functional.binary_cross_entropy_with_logits(model(*inputs), wanted)
+            loss = nn.functional.binary_cross_entropy_with_logits(model(*inputs), targets)
             optimizer.zero_grad()
             loss.backward()
             assert all(parameter.grad is not None for parameter in trained)
@@ -174,20 +176,20 @@ def test_imported_video_classifiers_initialize_segment_classifiers(tmp_path: Pat
     assert probabilities(aware.eval(), video, segment).shape == (3, NUM_CLASSES)
 
 
-def test_provenance_of_an_imported_model(tmp_path: Path) -> None:
+def test_an_imported_model_has_a_description_and_its_provenance(tmp_path: Path) -> None:
     config = video_config(dbof_settings())
     folder = write_folder(tmp_path / "gated", config, random_tensors(config, NUM_CLASSES))
-    made = import_model(folder, tmp_path / "new" / "out", vocabulary_digest="abc", num_classes=NUM_CLASSES)
-    assert (made.kind, made.num_classes, made.difference) == ("video", NUM_CLASSES, None)
-    assert made.num_parameters == sum(p.numel() for p in read_model(folder).parameters())
+    imported = import_model(folder, tmp_path / "new" / "out", vocabulary_digest="abc", num_classes=NUM_CLASSES)
+    assert (imported.kind, imported.num_classes, imported.difference) == ("video", NUM_CLASSES, None)
+    assert imported.num_parameters == sum(p.numel() for p in read_model(folder).parameters())
     message = read_description(tmp_path / "new" / "out")
     assert (message.kind, message.num_classes, message.vocabulary) == ("video", NUM_CLASSES, "abc")
     assert message.provenance["imported_from"] == "gated/model.pth"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
 
 
-def test_imported_models_are_predicted_and_merged(tmp_path: Path) -> None:
-    """Every segment of some videos, from shards to stored probabilities, against the reference."""
+def test_predict_and_merge_accept_imported_models(tmp_path: Path) -> None:
+    """Stored probabilities of all segments of some videos are compared with the reference."""
     videos = random_videos(3, num_frames=(61, 90))
     write_shard(tmp_path / "shards" / "a.tfrecord", videos)
     vocabulary = write_vocabulary(tmp_path / "segment_vocabulary.csv", NUM_CLASSES)
@@ -212,16 +214,16 @@ def test_imported_models_are_predicted_and_merged(tmp_path: Path) -> None:
             for start in range(30, 5 * (-(-len(frames) // 5) - 2), 5):
                 inputs = (frames.unsqueeze(0), frames[start - 3 : start + 8].unsqueeze(0))
                 expected.append(reference.probabilities(config, tensors[name], *inputs))
-        wanted = torch.cat(expected).numpy()
+        correct = torch.cat(expected).numpy()
         codes = np.stack([store.codes(name, class_index) for class_index in range(NUM_CLASSES)], axis=1)
-        # Single precision, and half a step of the 16-bit codes.
-        allowed = 1e-5 + 1.01 * MAX_LOGIT_ERROR * wanted * (1 - wanted)
-        assert (np.abs(probabilities_of_codes()[codes] - wanted) < allowed).all()
+        # The tolerance is that of float32 and half a step of the 16-bit codes.
+        allowed = 1e-5 + 1.01 * MAX_LOGIT_ERROR * correct * (1 - correct)
+        assert (np.abs(probabilities_of_codes()[codes] - correct) < allowed).all()
     merged = succeeds("merge", tmp_path / "predictions", *shards, "--out", tmp_path / "submission.csv").out
     assert "arithmetic mean of 2 models (agnostic, aware)" in merged
 
 
-def test_missing_folders_and_files(folder: Path) -> None:
+def test_missing_folders_and_files_are_errors(folder: Path) -> None:
     assert reading_error(folder / "no", UsageError) == f"{folder / 'no'}: there is no such model folder."
     (folder / "model.pth").unlink()
     assert f"{folder}: has no model.pth; " in reading_error(folder, UsageError)
@@ -240,7 +242,7 @@ def test_a_vocabulary_of_another_size_is_rejected(folder: Path, tmp_path: Path) 
     assert read_description(tmp_path / "out").vocabulary == Vocabulary.load(right).digest
 
 
-def test_an_import_replaces_nothing(folder: Path, tmp_path: Path) -> None:
+def test_an_existing_destination_is_refused(folder: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     for out in (tmp_path, folder, folder / "model.pth"):
         assert "already exists, and an import replaces nothing" in refused(2, "import-2019", folder, out)

@@ -1,4 +1,4 @@
-"""The kind of a model, from its settings and tensor names."""
+"""The kind of a 2019 model is determined by its settings and tensor names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_segment_classifiers_are_identified_by_their_tensors(tmp_path: Path) -> 
         ("video: !!python/object/apply:os.mkdir [ran]", "is not valid YAML"),
     ],
 )
-def test_invalid_config_files(
+def test_invalid_config_files_are_rejected(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def test_invalid_config_files(
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
-def test_config_and_weights_of_different_models(tmp_path: Path) -> None:
+def test_config_and_weights_of_different_models_are_rejected(tmp_path: Path) -> None:
     videos, segments = video_config(dbof_settings()), agnostic_config(dbof_settings())
     folder = write_folder(tmp_path / "original", segments, random_tensors(videos, NUM_CLASSES))
     assert "has a section 'pure_segment'" in reading_error(folder, UsageError)

@@ -1,4 +1,4 @@
-"""Weights: every setting converts, and damaged or hostile files are rejected."""
+"""Weights of 2019: legacy files are read, and damaged, invalid or malicious files are rejected."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_damaged_files_are_reported_in_one_sentence(folder: Path) -> None:
     for content in (complete, old):
         for _ in range(60):
             damaged = bytearray(content)
-            for place in generator.integers(0, min(len(content), 20_000), 8):
-                damaged[place] = generator.integers(256)
+            for position in generator.integers(0, min(len(content), 20_000), 8):
+                damaged[position] = generator.integers(256)
             path.write_bytes(damaged)
-            with suppress(Yt8mError):  # no other error; none if only values are damaged
+            with suppress(Yt8mError):  # files with damaged values only are accepted
                 read_model(folder)
 
 
@@ -99,7 +99,7 @@ def test_a_compressed_archive_is_rejected(folder: Path) -> None:
     assert "is a compressed archive" in reading_error(folder, Yt8mError)
 
 
-def test_files_in_torch_s_legacy_format_are_read(tmp_path: Path) -> None:
+def test_files_in_the_legacy_format_of_torch_are_read(tmp_path: Path) -> None:
     config = video_config(dbof_settings())
     tensors = random_tensors(config, NUM_CLASSES)
     folder = write_folder(tmp_path / "original", config, tensors)
@@ -128,7 +128,7 @@ def test_files_in_torch_s_legacy_format_are_read(tmp_path: Path) -> None:
         ({}, "missing context_model.encoder.0.weight, context_model.encoder.0.bias, "),
     ],
 )
-def test_files_without_a_state_dict(folder: Path, content: Any, expected: str) -> None:
+def test_files_without_a_state_dict_are_rejected(folder: Path, content: Any, expected: str) -> None:
     torch.save(content, folder / "model.pth")
     assert expected in reading_error(folder, Yt8mError)
 
@@ -154,24 +154,24 @@ def test_missing_unknown_and_misshapen_tensors_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
-def test_tensors_of_other_types(folder: Path, dtype: torch.dtype) -> None:
+def test_tensors_of_other_types_are_rejected(folder: Path, dtype: torch.dtype) -> None:
     change(folder, lambda tensors: tensors.update({"expert_fc.2.bias": tensors["expert_fc.2.bias"].to(dtype)}))
     name = str(dtype).removeprefix("torch.")
     assert f"misshapen expert_fc.2.bias ({name} 28 instead of float32 28)" in reading_error(folder, Yt8mError)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_tensors_that_are_not_finite(folder: Path, value: float) -> None:
+def test_tensors_that_are_not_finite_are_rejected(folder: Path, value: float) -> None:
     change(folder, lambda tensors: tensors["context_model.encoder.0.weight"].__setitem__((3, 4), value))
     assert "there are values that are not finite in context_model.encoder.0.weight." in reading_error(folder, Yt8mError)
 
 
-def test_variances_below_zero(folder: Path) -> None:
+def test_variances_below_zero_are_rejected(folder: Path) -> None:
     name = "segment_model.video_encoder.soft_assignment_mapper.1.bn.running_var"
     change(folder, lambda tensors: tensors[name].__setitem__(1, -1))
     assert f"there are variances below zero in {name}." in reading_error(folder, Yt8mError)
 
 
-def test_a_number_of_experts_that_is_not_a_multiple_of_the_classes(folder: Path) -> None:
+def test_a_number_of_experts_that_is_no_multiple_of_the_classes_is_rejected(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"expert_fc.2.bias": torch.zeros(29)}))
     assert "expert_fc.2.bias (float32 29 instead of float32 28)" in reading_error(folder, Yt8mError)

@@ -1,4 +1,4 @@
-"""Chunks of fixed sizes."""
+"""Application of functions in chunks of a fixed size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_chunks_have_a_fixed_size(rows: int, size: int) -> None:
 
 
 def test_the_last_chunk_is_padded_with_its_first_row() -> None:
-    """Padding with zeros would result in windows without a frame, whose mean is a division by zero."""
+    """Zeros as padding would create windows without frames, whose mean divides by zero."""
     chunks: list[Tensor] = []
 
     def record(rows: Tensor) -> Tensor:

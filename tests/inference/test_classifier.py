@@ -1,4 +1,4 @@
-"""Folded classifiers against the classifiers themselves."""
+"""Folded classifiers, compared with the original classifiers."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ MIXTURES = {
 }
 
 
-def ready(model: Any, seed: int) -> Any:
-    """Weights and statistics as after training, also for an input of bytes."""
+def as_trained(model: Any, seed: int) -> Any:
+    """Set weights and statistics as after training, also for byte inputs."""
     model = trained(model, seed)
-    # Classes far apart, so that an omitted term is visible.
+    # Large differences between classes, so that an omitted term is detected.
     model.mixture.experts.weight.data.mul_(4)
     for module in model.modules():
         if isinstance(module, FrameInput) and module.values == "bytes" and module.norm is not None:
@@ -72,7 +72,7 @@ def ready(model: Any, seed: int) -> Any:
             module.norm.running_var.mul_(5000)
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.frame_input.values == "bytes" and encoder.frame_input.norm is None:
-            # Otherwise everything saturates.
+            # Otherwise activations saturate.
             layer = getattr(encoder, "frame_projection", None)
             if layer is not None:
                 layer.weight.data.div_(100)
@@ -82,14 +82,14 @@ def ready(model: Any, seed: int) -> Any:
 def video(encoder: EncoderConfig = DBOF, mixture: str = "shared gate", seed: int = 0) -> VideoClassifier:
     torch.manual_seed(seed)
     config = VideoClassifierConfig(encoder=encoder, mixture=MIXTURES[mixture])
-    model: VideoClassifier = ready(VideoClassifier(config, NUM_CLASSES), seed)
+    model: VideoClassifier = as_trained(VideoClassifier(config, NUM_CLASSES), seed)
     return model
 
 
 def agnostic(encoder: EncoderConfig = DBOF, mixture: str = "shared gate", seed: int = 0) -> ContextAgnosticClassifier:
     torch.manual_seed(seed)
     config = ContextAgnosticClassifierConfig(encoder=encoder, mixture=MIXTURES[mixture])
-    model: ContextAgnosticClassifier = ready(ContextAgnosticClassifier(config, NUM_CLASSES), seed)
+    model: ContextAgnosticClassifier = as_trained(ContextAgnosticClassifier(config, NUM_CLASSES), seed)
     return model
 
 
@@ -107,7 +107,7 @@ def aware(
         fusion=FusionConfig(output_size=10, se_reduction=reduction),
         mixture=MIXTURES[mixture],
     )
-    model: ContextAwareClassifier = ready(ContextAwareClassifier(config, NUM_CLASSES), seed)
+    model: ContextAwareClassifier = as_trained(ContextAwareClassifier(config, NUM_CLASSES), seed)
     return model
 
 
@@ -126,7 +126,7 @@ class Windows:
         self.mask = torch.arange(WIDTH) < self.lengths.unsqueeze(1)
 
     def call(self, model: Any, *context: Tensor) -> Tensor:
-        """Logits of the classifier itself: each window is a video, with other bytes as padding."""
+        """Logits of the original classifier, with each window as a video; padding has nonzero bytes."""
         with torch.no_grad():
             logits: Tensor = model(self.frames[self.windows], self.lengths, *context)
         return logits
@@ -160,37 +160,37 @@ def check(model: Classifier, seed: int = 1) -> None:
     assert found.dtype == torch.float32
     assert found.shape == (24, NUM_CLASSES)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    # Equal or saturated logits would agree for any computation.
+    # The comparison would be meaningless with equal or saturated logits.
     assert expected.std(0).min() > 4e-3
     assert expected.abs().median() < 10
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("kind", ["video", "agnostic"])
-def test_every_encoder(name: str, kind: str) -> None:
+def test_folding_keeps_the_logits_of_every_encoder(name: str, kind: str) -> None:
     make = video if kind == "video" else agnostic
     check(make(ENCODERS[name], seed=3))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_in_a_context_aware_classifier(name: str) -> None:
+def test_folding_keeps_the_logits_of_every_encoder_in_a_context_aware_classifier(name: str) -> None:
     check(aware(ENCODERS[name], NEXTVLAD.model_copy(update={"cut_after_linear": True}), seed=4))
     check(aware(DBOF, ENCODERS[name], seed=5))
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_every_mixture(mixture: str) -> None:
+def test_folding_keeps_the_logits_of_every_mixture(mixture: str) -> None:
     check(agnostic(mixture=mixture, seed=6))
     check(aware(mixture=mixture, seed=7))
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 4])
-def test_fusion_with_and_without_a_gate(reduction: int) -> None:
+def test_folding_keeps_the_logits_with_and_without_a_fusion_gate(reduction: int) -> None:
     check(aware(reduction=reduction, seed=8))
 
 
-def test_logits_far_below_zero() -> None:
-    """Such logits are at the end of a ranking."""
+def test_logits_far_below_zero_are_accurate() -> None:
+    """Segments at the end of a ranking have such logits."""
     model = agnostic(seed=9)
     with torch.no_grad():
         model.mixture.experts.bias -= 12
@@ -252,17 +252,17 @@ def test_equal_context_encoders_are_shared() -> None:
     assert folded["second"].segment_encoder is not folded["first"].segment_encoder
 
 
-def nudged(model: nn.Module, name: str) -> nn.Module:
+def with_one_change(model: nn.Module, name: str) -> nn.Module:
     with torch.no_grad():
         model.state_dict()[name].view(-1)[-1] += 1e-3
     return model
 
 
 @pytest.mark.parametrize("name", ["rgb.centroids", "rgb.descriptor_norm.running_var", "projection.bias"])
-def test_encoders_that_differ_in_one_number_are_not_shared(name: str) -> None:
+def test_encoders_that_differ_in_one_parameter_are_not_shared(name: str) -> None:
     first, second = aware(seed=1), aware(seed=1)
     assert digest_of(first) == digest_of(second)
-    nudged(second.context_encoder, name)
+    with_one_change(second.context_encoder, name)
     assert digest_of(first.context_encoder) != digest_of(second.context_encoder)
     assert digest_of(first) != digest_of(second)
     folded = fold_classifiers({"first": first, "second": second})
@@ -271,11 +271,11 @@ def test_encoders_that_differ_in_one_number_are_not_shared(name: str) -> None:
 
 
 def test_encoders_that_differ_in_a_setting_are_not_shared() -> None:
-    fewer = NEXTVLAD.model_copy(update={"max_frames": 3})
-    first, second = aware(seed=1), aware(fewer, seed=1)
+    fewer_frames = NEXTVLAD.model_copy(update={"max_frames": 3})
+    first, second = aware(seed=1), aware(fewer_frames, seed=1)
     second.load_state_dict(first.state_dict())
     folded = fold_classifiers({"first": first, "second": second})
     assert folded["first"].context_encoder is not folded["second"].context_encoder
-    wider = ContextAgnosticClassifier(agnostic().config.model_copy(update={"margin_frames": 9}), NUM_CLASSES)
-    wider.load_state_dict(agnostic().state_dict())
-    assert digest_of(wider) != digest_of(agnostic())
+    wider_margin = ContextAgnosticClassifier(agnostic().config.model_copy(update={"margin_frames": 9}), NUM_CLASSES)
+    wider_margin.load_state_dict(agnostic().state_dict())
+    assert digest_of(wider_margin) != digest_of(agnostic())

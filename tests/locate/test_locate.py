@@ -1,4 +1,4 @@
-"""Probabilities of one video: those of each model on each segment alone, ranked as in a submission."""
+"""Probabilities of one video equal those of single segments, and are ranked as in the submission."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of_one_segment(folder: Path, frames: np.ndarray, start: int) -> np.ndarray:
     inputs = [window[None], torch.tensor([len(window)])]
     with torch.inference_mode():
         if isinstance(model, ContextAwareClassifier):
-            # At most 20 frames: the middles of 20 equal parts of the frames from 30 to 10 before the end.
+            # At most 20 frames: the middle frames of 20 equal parts, without the first 30 frames and the last 10.
             cropped = frames[30:-10] if len(frames) > 40 else frames
             middles = [int((k + 0.5) * len(cropped) / 20) for k in range(20)] if len(cropped) > 20 else slice(None)
             seen = torch.from_numpy(cropped[middles])
@@ -77,7 +77,7 @@ def test_a_video_is_ranked_as_in_the_submission(
         assert (np.diff(falling) <= 1e-6).all()
 
 
-def test_the_weights_of_a_run_are_those_of_its_recipe(
+def test_the_ensemble_of_a_run_has_the_weights_of_its_recipe(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -26,7 +26,7 @@ def printed(timeline: Timeline, width: int = 80, **options: object) -> str:
 
 
 def printed_encoded(timeline: Timeline, encoding: str) -> str:
-    """The timeline as a pipe of this encoding receives it; an error if it cannot be encoded."""
+    """The timeline as printed to a pipe of this encoding; raises an error if it cannot be encoded."""
     written = io.BytesIO()
     file = io.TextIOWrapper(written, encoding=encoding)
     Console(file=file, width=80, highlight=False).print(timeline)
@@ -41,7 +41,7 @@ def make_timeline(num_frames: int, *rows: tuple[str, list[float]], threshold: fl
     return Timeline("SjJ3", num_frames, label_ids, names, starts, columns, threshold)
 
 
-def test_a_timeline_written_by_hand() -> None:
+def test_lines_of_a_small_timeline() -> None:
     # 12 segments, of which the challenge rates numbers 6 to 9; the last one is 3 seconds long.
     surfing = [0.0, 0.06, 0.07, 0.5, 0.49, 0.0, 0.8, 0.95, 1.0, 0.2, 0.7, 0.9]
     tennis = [0.1] * 11 + [0.3]
@@ -59,7 +59,7 @@ def test_a_timeline_written_by_hand() -> None:
     ]
 
 
-def test_several_segments_per_column_on_a_short_line() -> None:
+def test_columns_contain_several_segments_on_a_narrow_terminal() -> None:
     # 40 segments in 25 columns: two per column, of which the maximum is shown.
     high = [0.0] * 40
     high[0] = high[7] = high[38] = 1.0
@@ -75,11 +75,11 @@ def test_several_segments_per_column_on_a_short_line() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (5, "0:05"), (65, "1:05"), (3599, "59:59"), (3600, "1:00:00"), (36_065, "10:01:05")]
 )  # fmt: skip
-def test_clock(seconds: int, text: str) -> None:
+def test_seconds_are_formatted_as_a_clock(seconds: int, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_blocks_and_colors_by_probability() -> None:
+def test_blocks_and_colors_depend_on_the_probability() -> None:
     levels = [block(number / 16) for number in range(17)]
     assert "".join(levels) == " ▁▁▂▂▃▃▄▄▅▅▆▆▇▇██"
     assert "".join(block(number / 8) for number in range(9)) == BLOCKS
@@ -89,13 +89,13 @@ def test_blocks_and_colors_by_probability() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 5))
-def test_spans_cover_exactly_the_seconds_on_screen(is_on: list[bool], last: int) -> None:
+def test_spans_cover_exactly_the_positive_seconds(is_on: list[bool], last: int) -> None:
     num_frames = 5 * (len(is_on) - 1) + last
     starts = np.arange(0, num_frames, 5, dtype=np.int32)
     expected = [second for second in range(num_frames) if is_on[second // 5]]
     spans = find_spans(starts, np.array(is_on), num_frames)
     assert [second for start, end in spans for second in range(start, end)] == expected
-    # Their number is minimal.
+    # The number of spans is minimal.
     assert len(spans) == sum(now and not before for before, now in zip([False, *is_on], is_on, strict=False))
 
 
@@ -118,7 +118,7 @@ def test_at_any_width_a_bar_shows_the_maximum_of_each_column(
     per_column = seconds // 5
     num_columns = -(-count // per_column)
     assert seconds % 5 == 0
-    # With one segment less per column, the bar would not fit: names and times have 20 and 22 columns, peaks and gaps 10.
+    # With one segment less per column, the bar would not fit: names have 20 columns, times 22, peaks and gaps 10.
     assert per_column == 1 or -(-count // (per_column - 1)) > max(8, width - 52)
     for line, of_concept in zip(lines[3:], probabilities, strict=False):
         cells = [character for character in line for _ in range(cell_len(character))]
@@ -138,7 +138,7 @@ def test_at_any_width_a_bar_shows_the_maximum_of_each_column(
         assert sign in ("┬", "─" if rated else "╌")
 
 
-def test_colors_add_nothing_but_color() -> None:
+def test_colors_do_not_change_the_text() -> None:
     timeline = make_timeline(58, ("Surfing", [0.9] * 12), ("Tennis", [0.3] * 12))
     plain = printed(timeline)
     colored = printed(timeline, force_terminal=True, color_system="standard")
@@ -153,7 +153,7 @@ def test_colors_add_nothing_but_color() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
-def test_an_encoding_without_blocks_gets_ascii_bars(encoding: str) -> None:
+def test_bars_are_ascii_in_an_encoding_without_blocks(encoding: str) -> None:
     surfing = [0.0, 0.06, 0.07, 0.5, 0.49, 0.0, 0.8, 0.95, 1.0, 0.2, 0.7, 0.9]
     timeline = make_timeline(58, ("Surfing", surfing), ("Café 日本", [0.1] * 12))
     cafe = "Café" if encoding != "ascii" else "Caf?"
@@ -170,21 +170,21 @@ def test_an_encoding_without_blocks_gets_ascii_bars(encoding: str) -> None:
     ]
 
 
-def test_a_long_name_and_id_in_ascii() -> None:
+def test_ascii_output_shortens_names_and_replaces_other_characters() -> None:
     timeline = replace(make_timeline(58, ("A concept with a long name", [0.1] * 12)), video_id="日本")
     lines = printed_encoded(timeline, "ascii").splitlines()
     assert lines[0] == "??, 0:58"
     assert lines[3] == "A concept with a lo.  ............  0.10  -"
 
 
-def test_utf_8_gets_blocks() -> None:
+def test_bars_are_blocks_in_utf_8() -> None:
     timeline = make_timeline(58, ("A concept with a long name", [0.9] * 12))
     shown = printed_encoded(timeline, "utf-8")
     assert shown == printed(timeline)
     assert shown.splitlines()[3].startswith("A concept with a lo…  ▇▇▇▇▇▇▇▇▇▇▇▇  0.90")
 
 
-def test_the_dictionary_is_plain_data_for_json() -> None:
+def test_the_dictionary_can_be_written_as_json() -> None:
     timeline = make_timeline(13, ("Surfing", [0.5, 0.123456, 1.0]), ("Tennis", [0.0, 0.1, 0.30009]))
     assert json.loads(json.dumps(timeline.as_dict())) == {
         "video_id": "SjJ3",
@@ -204,7 +204,7 @@ def test_the_dictionary_is_plain_data_for_json() -> None:
     }
 
 
-def test_a_picture_shows_the_terminal_and_refers_to_no_other_file(tmp_path: Path) -> None:
+def test_a_picture_contains_the_timelines_and_refers_to_no_other_file(tmp_path: Path) -> None:
     timeline = make_timeline(58, ("Surfing & co", [0.9] * 12), ("Tennis", [0.3] * 12))
     path = tmp_path / "new" / "timeline.svg"
     write_svg(path, [timeline, timeline], "yt8m locate SjJ3")
@@ -222,7 +222,7 @@ def test_a_picture_shows_the_terminal_and_refers_to_no_other_file(tmp_path: Path
     assert path.read_bytes() == before
 
 
-def test_a_picture_keeps_its_colors_under_no_color(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_does_not_change_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timeline = make_timeline(58, ("Surfing", [0.9] * 12))
     write_svg(tmp_path / "expected.svg", [timeline], "title")
     monkeypatch.setenv("NO_COLOR", "1")

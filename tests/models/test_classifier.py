@@ -19,13 +19,13 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.nextvlad import NeXtVLADConfig
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch itself, while tracing
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch during tracing
 @pytest.mark.parametrize(
     "config",
     [DBOF.model_copy(update={"dropout": 0.0}), NEXTVLAD.model_copy(update={"cluster_dropout": 0.0})],
     ids=["dbof", "nextvlad"],
 )
-def test_compiles_into_one_graph_with_the_same_results(config: DBoFConfig | NeXtVLADConfig) -> None:
+def test_a_compiled_classifier_has_the_same_loss_and_gradients(config: DBoFConfig | NeXtVLADConfig) -> None:
     model = video_classifier(config, dropout=0.0)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     frames, lengths = random_frames(3, 6), torch.tensor([6, 1, 4])
@@ -37,14 +37,14 @@ def test_compiles_into_one_graph_with_the_same_results(config: DBoFConfig | NeXt
         torch.testing.assert_close(plain, ours, atol=1e-4 * max(1, float(plain.abs().max())), rtol=1e-4)
 
 
-def test_video_classifier_equals_encoder_then_mixture() -> None:
+def test_a_video_classifier_is_an_encoder_and_a_mixture() -> None:
     model = video_classifier(DBOF, per_class=True).eval()
     frames, lengths = random_frames(3, 6), torch.tensor([6, 1, 4])
     assert torch.equal(model(frames, lengths), model.mixture(model.encoder(frames, lengths)))
     assert model(frames, lengths).shape == (3, 5)
 
 
-def test_agnostic_classifier_is_initialized_as_the_video_classifier() -> None:
+def test_a_context_agnostic_classifier_is_initialized_from_a_video_classifier() -> None:
     video = video_classifier(NEXTVLAD)
     agnostic = ContextAgnosticClassifier.from_video_classifier(video, margin_frames=2)
     assert agnostic.config == ContextAgnosticClassifierConfig(
@@ -58,7 +58,7 @@ def test_agnostic_classifier_is_initialized_as_the_video_classifier() -> None:
     assert not torch.equal(agnostic.mixture.gate.bias, video.mixture.gate.bias)
 
 
-def test_aware_classifier_copies_both_encoders() -> None:
+def test_a_context_aware_classifier_copies_both_encoders() -> None:
     context, segment = video_classifier(DBOF), video_classifier(NEXTVLAD)
     aware = ContextAwareClassifier.from_video_classifiers(context, segment, fusion=FusionConfig(output_size=8))
     assert aware.config.segment_encoder == NEXTVLAD.model_copy(update={"cut_after_linear": True})
@@ -72,7 +72,7 @@ def test_aware_classifier_copies_both_encoders() -> None:
     assert complete.mixture.experts.in_features == 2048
 
 
-def test_aware_classifier_equals_its_layers_in_order() -> None:
+def test_a_context_aware_classifier_equals_its_layers_in_order() -> None:
     model = aware_classifier().double().eval()
     frames, lengths = random_frames(3, 11), torch.tensor([11, 8, 11])
     videos, video_lengths = random_frames(3, 20), torch.tensor([20, 13, 9])
@@ -84,7 +84,7 @@ def test_aware_classifier_equals_its_layers_in_order() -> None:
     torch.testing.assert_close(logits, model.mixture(model.fusion_gate(joint)), atol=1e-12, rtol=1e-12)
 
 
-def test_context_encoder_is_frozen_and_stays_in_eval_mode() -> None:
+def test_the_context_encoder_is_frozen_and_always_in_eval_mode() -> None:
     model = aware_classifier().train()
     assert not any(module.training for module in model.context_encoder.modules())
     assert model.segment_encoder.training

@@ -1,4 +1,4 @@
-"""Gated DBoF against the formula of the paper, video by video."""
+"""Gated DBoF, compared with the formula of the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTHS = torch.tensor([6, 1, 4])
 
 
 def plain_dbof(encoder: DBoFEncoder, frames: Tensor, lengths: Tensor) -> Tensor:
-    """The paper's formula, on lists of the existing frames, without dropout."""
+    """The formula of the paper on the valid frames of each video, without dropout."""
     values = [f[:n].double() for f, n in zip(frames, lengths.tolist(), strict=True)]
     if encoder.config.input == "dequantized":
         values = [v * 4 / 255 + 4 / 512 - 2 for v in values]

@@ -1,4 +1,4 @@
-"""Properties of every encoder: videos do not influence each other, and padding has no influence."""
+"""Properties of every encoder: output is independent of other videos and of padding."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_encoders_are_built_by_the_type_of_the_config() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 11, 300])
-def test_any_number_of_frames(encoder: Encoder, num_frames: int) -> None:
+def test_videos_of_any_number_of_frames_are_encoded(encoder: Encoder, num_frames: int) -> None:
     frames, lengths = random_frames(2, num_frames), torch.tensor([num_frames, 1])
     for training in (True, False):
         encoded = encoder.train(training)(frames, lengths)
@@ -47,12 +47,12 @@ def test_any_number_of_frames(encoder: Encoder, num_frames: int) -> None:
         assert encoded.isfinite().all()
 
 
-def test_training_on_one_frame_of_one_video(encoder: Encoder) -> None:
+def test_gradients_for_one_frame_of_one_video_are_finite(encoder: Encoder) -> None:
     encoder.train()(random_frames(1, 1), torch.tensor([1])).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-def test_a_video_s_vector_does_not_depend_on_its_batch(encoder: Encoder) -> None:
+def test_encoders_are_batch_invariant(encoder: Encoder) -> None:
     encoder.eval()
     lengths = torch.tensor([1, 7, 150, 300, 40])
     frames = random_frames(5, 300)

@@ -1,4 +1,4 @@
-"""NeXtVLAD against the formula of the paper, which computes the (B, T, K, G, J) tensor of residuals."""
+"""NeXtVLAD, compared with the formula of the paper, which computes the (B, T, K, G, J) tensor of residuals."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_nextvlad_and_its_gradients_equal_the_formula(
         assert (plain - ours).abs().max() < 1e-10 * max(1, plain.abs().max()), name
 
 
-def test_order_of_products_follows_the_sizes() -> None:
+def test_the_order_of_products_depends_on_the_sizes() -> None:
     with torch.device("meta"):
         paper, small = ModalityVLAD(1024, 64, 16, 2, 0.25), ModalityVLAD(1024, 16, 16, 2, 0.25)
     assert paper._cheapest_order(48, 150) == (True, False)

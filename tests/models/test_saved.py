@@ -1,4 +1,4 @@
-"""Model folders: saving and loading preserves logits; invalid folders are rejected with one sentence."""
+"""Model folders: saving and loading preserves logits, and errors of invalid folders are one sentence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_folders_without_newer_settings_load_with_their_defaults(folder: Path) -
     assert torch.equal(logits(load_model(folder)), expected)
 
 
-def test_content_of_the_config_file(folder: Path) -> None:
+def test_the_config_file_contains_kind_settings_and_provenance(folder: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     assert list(values) == [
         "format_version",
@@ -129,7 +129,7 @@ def loading_error(folder: Path, kind: type[Yt8mError], **arguments: str) -> str:
     return str(caught.value)
 
 
-def test_missing_folder_or_file(folder: Path) -> None:
+def test_missing_folders_and_files_are_errors(folder: Path) -> None:
     assert loading_error(folder / "no", UsageError) == f"{folder / 'no'}: there is no such model folder."
     (folder / "model.safetensors").unlink()
     assert (
@@ -139,12 +139,12 @@ def test_missing_folder_or_file(folder: Path) -> None:
     assert loading_error(folder, UsageError) == f"{folder}: is not a complete model folder, config.yaml is missing."
 
 
-def test_another_vocabulary(folder: Path) -> None:
+def test_a_model_of_another_vocabulary_is_rejected(folder: Path) -> None:
     message = loading_error(folder, UsageError, vocabulary_digest="xyz")
     assert "5 classes are of another vocabulary (digest abc) than the one in use (xyz)" in message
 
 
-def test_unknown_kind_keys_and_formats(folder: Path) -> None:
+def test_unknown_kinds_keys_and_formats_are_rejected(folder: Path) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     edit_config(folder, kind="wise")
     assert "'kind'" in loading_error(folder, UsageError)
@@ -174,7 +174,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
     assert "encoder.audio.centroids (float16 2x32 instead of float32 2x32)" in message
 
 
-def test_weights_of_another_network(folder: Path) -> None:
+def test_weights_of_another_network_are_rejected(folder: Path) -> None:
     save_model(folder.parent / "other", video_classifier(DBOF), vocabulary_digest="abc")
     (folder / "model.safetensors").write_bytes((folder.parent / "other" / "model.safetensors").read_bytes())
     message = loading_error(folder, Yt8mError)

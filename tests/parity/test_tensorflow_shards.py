@@ -1,4 +1,4 @@
-"""TensorFlow reads what we write, and we read what it writes, to the last value."""
+"""TensorFlow and the package read each other's shards with equal values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def written_by_tensorflow(path: Path, videos: list[TinyVideo]) -> None:
             writer.write(example.SerializeToString())
 
 
-def test_tensorflow_reads_every_field_that_we_write(tmp_path: Path) -> None:
+def test_tensorflow_reads_every_field_that_the_writer_writes(tmp_path: Path) -> None:
     videos = random_videos(4, ratings_per_video=5, label_ids=[0, 127, 128, 3861])
     videos += random_videos(2, seed=1, labeled=False, num_frames=(1, 3), id_prefix="t")
     found = read_with_tensorflow(write_shard(tmp_path / "a.tfrecord", videos))
@@ -57,7 +57,7 @@ def test_tensorflow_reads_every_field_that_we_write(tmp_path: Path) -> None:
         np.testing.assert_array_equal(theirs["frames"], video.frames)
 
 
-def test_we_read_every_field_that_tensorflow_writes(tmp_path: Path) -> None:
+def test_the_reader_reads_every_field_that_tensorflow_writes(tmp_path: Path) -> None:
     videos = random_videos(4, ratings_per_video=5, label_ids=[0, 127, 128, 3861])
     videos += random_videos(2, seed=1, labeled=False, num_frames=(1, 3), id_prefix="t")
     written_by_tensorflow(tmp_path / "a.tfrecord", videos)
@@ -75,21 +75,21 @@ def test_we_read_every_field_that_tensorflow_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.read(row), video.frames)
 
 
-def test_records_lie_where_tensorflow_finds_them(tmp_path: Path) -> None:
+def test_records_are_those_that_tensorflow_finds(tmp_path: Path) -> None:
     written_by_tensorflow(tmp_path / "a.tfrecord", random_videos(3))
     for path in (tmp_path / "a.tfrecord", *write_shards(tmp_path, random_videos(3), num_shards=1)):
         ours = [bytes(record.payload) for record in iterate_records(path.read_bytes(), path)]
         assert ours == [serialized.numpy() for serialized in tf.data.TFRecordDataset(str(path))]
 
 
-def test_compiled_messages_serialize_to_as_many_bytes_and_parse_alike() -> None:
+def test_tensorflow_serializes_a_record_to_as_many_bytes() -> None:
     payload = random_videos(1, ratings_per_video=4)[0].encoded()
     theirs = tf.train.SequenceExample.FromString(payload)
     assert len(theirs.SerializeToString()) == len(payload)
     assert tf.train.SequenceExample.FromString(theirs.SerializeToString()) == theirs
 
 
-def test_video_level_shards_both_ways(tmp_path: Path, shared_data: Path) -> None:
+def test_tensorflow_reads_video_level_shards_with_equal_values(tmp_path: Path, shared_data: Path) -> None:
     paths = [
         write_video_level_shard(tmp_path / "ours.tfrecord", 5),
         shared_data / "yt8m_video_level" / "validate0059.tfrecord",
@@ -112,7 +112,7 @@ def test_video_level_shards_both_ways(tmp_path: Path, shared_data: Path) -> None
         assert count >= 5
 
 
-def test_real_video_is_read_read_with_tensorflow_it(shared_data: Path) -> None:
+def test_tensorflow_reads_a_real_video_with_equal_values(shared_data: Path) -> None:
     folder = shared_data / "yt8m_frame_level"
     (theirs,) = read_with_tensorflow(folder / "SjJ3.tfrecord")
     catalog = index_folder(folder)

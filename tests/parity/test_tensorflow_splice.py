@@ -1,4 +1,4 @@
-"""Spliced shards are what TensorFlow takes for YouTube-8M, with the truth that the splicing knows."""
+"""TensorFlow reads spliced shards as YouTube-8M, with the labels and ratings of their sources."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_tensorflow_reads_a_spliced_dataset(tmp_path: Path) -> None:
             assert (frames.dtype, frames.shape[1]) == (np.uint8, 1152)
             assert 24 * 5 - 4 <= len(frames) <= 300
             found = owners(frames, sources)
-            carried = [set(sources.labels[owner].tolist()) for owner in found]
-            labels = sorted(set.union(*carried))
+            labels_per_frame = [set(sources.labels[owner].tolist()) for owner in found]
+            labels = sorted(set.union(*labels_per_frame))
             ratings = list(
                 zip(
                     *(record[f"segment_{name}"] for name in ("labels", "start_times", "end_times", "scores")),
@@ -43,10 +43,10 @@ def test_tensorflow_reads_a_spliced_dataset(tmp_path: Path) -> None:
             assert len(ratings) == (5 * len(classes & set(labels)) if part == "segment/train" else 0)
             for label, start, end, score in ratings:
                 assert end == start + 5
-                assert score == float(label in carried[start])
-                assert all(of_frame == carried[start] for of_frame in carried[start:end])
+                assert score == float(label in labels_per_frame[start])
+                assert all(of_frame == labels_per_frame[start] for of_frame in labels_per_frame[start:end])
             if part == "segment/test":
                 for position in range(6, math.ceil(len(frames) / 5) - 2):
-                    shown |= {(record["id"], label, 5 * position) for label in classes & carried[5 * position]}
+                    shown |= {(record["id"], label, 5 * position) for label in classes & labels_per_frame[5 * position]}
     assert len(set(ids)) == 7
     assert positives == shown

@@ -1,4 +1,4 @@
-"""Storing the predictions of a pass: by one or several processes, stopped or not, the store is the same."""
+"""Store the predictions of a pass: neither interruptions nor the number of processes change the store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def store(work: RecordedPass, folder: Path) -> Store | None:
 
 @pytest.fixture(scope="module")
 def expected(case: PassCase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a store that one process wrote without a stop."""
+    """Files of a store written by one uninterrupted process."""
     folder = tmp_path_factory.mktemp("store") / "store"
     store(case.work(batch_size=None), folder)
     return contents(folder)
@@ -71,10 +71,10 @@ def test_a_store_contains_the_predictions(case: PassCase, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
-def test_several_processes_write_the_files_of_one(
+def test_several_processes_write_the_same_files_as_one(
     case: PassCase, expected: dict[str, bytes], tmp_path: Path, count: int
 ) -> None:
-    """Nine processes are more than there are blocks."""
+    """Nine processes are more than the number of blocks."""
     assert 3 < index_of(case.work()).num_blocks < 9
     found = run_processes(count, lambda processes: store(case.work(processes), tmp_path / "store"))
     assert found[0] is not None
@@ -86,7 +86,7 @@ def test_several_processes_write_the_files_of_one(
 def test_no_process_writes_before_all_have_listed_the_pending_blocks(
     case: PassCase, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a late process would divide only the blocks that the others left."""
+    """Otherwise a late process would divide only the remaining blocks."""
     pending = StoreWriter.pending
 
     def late(writer: StoreWriter) -> list[slice]:
@@ -125,7 +125,7 @@ def test_a_stopped_pass_resumes_with_the_missing_blocks(
     assert contents(tmp_path / "store") == expected
 
 
-def test_another_number_of_processes_resumes(case: PassCase, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_different_number_of_processes_resumes(case: PassCase, expected: dict[str, bytes], tmp_path: Path) -> None:
     before: list[int] = []
     after: list[int] = []
 

@@ -1,4 +1,4 @@
-"""One pass over all videos against a slow loop that predicts each segment separately."""
+"""One pass over all videos equals a slow loop that predicts each segment separately."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from yt8m.prediction.quantization import probabilities_of_codes
 
 Codes = dict[tuple[str, int], NDArray[np.uint16]]
 Probabilities = dict[tuple[str, int], NDArray[np.float32]]
-"""Of all classes (C,), by video id and start in seconds."""
+"""Probabilities of all classes (C,), by video id and start in seconds."""
 
 LENGTHS = (41, 3, 40, 95, 44, 1, 45, 46, 39, 70, 127)
 """Numbers of frames: up to 40, videos have no segment to predict; 41 to 45, one; 46, two."""
@@ -63,7 +63,7 @@ def slow_predictions(videos: Sequence[TinyVideo], model: SegmentClassifier, shif
     found = {}
     for video in videos:
         num_frames = len(video.frames)
-        # A partial last segment counts; the first six and the last two are excluded.
+        # A partial last segment is a segment; the first six and the last two are excluded.
         num_segments = num_frames // 5 + (num_frames % 5 > 0)
         for segment in range(6, num_segments - 2):
             logits = slow_logits(model, video.frames, 5 * segment, shift)
@@ -110,7 +110,7 @@ MODELS = {
     "agnostic-nextvlad": agnostic(NEXTVLAD, seed=1),
     "aware-nextvlad-dbof": aware(NEXTVLAD, DBOF, seed=2),
     "aware-dbof-nextvlad": aware(DBOF, NEXTVLAD.model_copy(update={"cut_after_linear": True}), seed=3),
-    # Windows that reach beyond both ends of a video, and different windows in one pass.
+    # Windows that extend beyond both ends of a video, and different windows in one pass.
     "bare": agnostic(DBOF, margin=0, seed=4),
     "wide": agnostic(NEXTVLAD, margin=40, seed=5),
     "wide-aware": aware(DBOF, DBOF, margin=33, seed=6),
@@ -122,7 +122,7 @@ def slow(videos: list[TinyVideo]) -> dict[str, Probabilities]:
     return {name: slow_predictions(videos, model) for name, model in MODELS.items()}
 
 
-def test_the_models_of_these_tests_distinguish_segments(slow: dict[str, Probabilities]) -> None:
+def test_predictions_of_the_test_models_differ_between_segments(slow: dict[str, Probabilities]) -> None:
     for name, of_segments in slow.items():
         probabilities = np.stack(list(of_segments.values()))
         assert probabilities.std(axis=0).min() > 1e-4, name
@@ -138,8 +138,8 @@ def test_one_pass_equals_a_slow_loop(
         assert_close(found[name], slow[name])
 
 
-def test_windows_are_truncated_at_both_ends(videos: list[TinyVideo]) -> None:
-    """The videos of these tests have windows truncated at the start, at the end and at both."""
+def test_the_test_videos_have_windows_truncated_at_either_end_and_at_both(videos: list[TinyVideo]) -> None:
+    """Otherwise the comparisons with the slow loop would not cover truncated windows."""
     cut = {
         (start < margin, start + 5 + margin > length)
         for margin in (0, 3, 33, 40)
@@ -164,7 +164,7 @@ def test_predictions_are_batch_invariant(videos: list[TinyVideo], reader: FrameR
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_large_products_are_batch_invariant(tmp_path: Path, threads: int) -> None:
-    """Libraries use other kernels for large matrices than for those of the tiny networks above."""
+    """Libraries use different kernels for large matrices than for those of the tiny networks above."""
     videos = videos_of([300, 180, 91, 222])
     dbof = DBoFConfig(hidden_size=1024, output_size=512, max_frames=150)
     nextvlad = NeXtVLADConfig(num_clusters=32, output_size=512, max_frames=120)
@@ -291,7 +291,7 @@ def test_shifts_average_the_probabilities_of_shifted_windows(reader: FrameReader
         assert max(np.abs(expected[key] - shifted[1][key]).max() for key in expected) > 5e-4
 
 
-def test_nan_of_a_model_is_no_probability(reader: FrameReader) -> None:
+def test_nan_is_encoded_as_a_missing_probability(reader: FrameReader) -> None:
     broken = agnostic(seed=1)
     with torch.no_grad():
         broken.mixture.experts.bias[2] = torch.nan
@@ -309,7 +309,7 @@ def test_context_widths(num_frames: int, max_frames: int, expected: int) -> None
 
 
 def test_contexts_of_any_number_of_frames(tmp_path: Path) -> None:
-    """An encoder may be configured to take all frames of any video, as in 2019."""
+    """An encoder may be configured to use all frames of any video, as in 2019."""
     videos = videos_of([60, 700, 90, 1100])
     write_shards(tmp_path / "all", videos)
     write_shards(tmp_path / "one", videos[1:2], num_shards=1)

@@ -1,4 +1,4 @@
-"""Codes of logits against formulas in double precision."""
+"""Quantized logits against formulas in double precision."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from yt8m.prediction.quantization import (
 SWEEP = np.linspace(-24, 16, 1_000_003).astype(np.float32)
 
 
-def test_a_decoded_logit_is_off_by_at_most_half_a_step() -> None:
+def test_the_error_of_a_decoded_logit_is_at_most_half_a_step() -> None:
     decoded = logits_of_codes()[codes_of(SWEEP)]
     error = np.abs(decoded - SWEEP.astype(np.float64))
-    # Rounding is done in single precision, so a logit in the middle of two codes may take the farther one.
+    # Rounding is done in single precision, so a logit halfway between two codes may be rounded to the farther one.
     assert error.max() <= 1.02 * MAX_LOGIT_ERROR
     assert error.max() <= 3.1e-4, "the documented bound"
     assert error.max() > 0.99 * MAX_LOGIT_ERROR, "the bound is tight"
@@ -57,7 +57,7 @@ def test_logits_are_clamped_to_the_grid() -> None:
     assert logits_of_codes()[[1, -1]].tolist() == pytest.approx([-24, 16], abs=1e-9)
 
 
-def test_nan_has_the_code_of_no_probability() -> None:
+def test_nan_has_the_code_of_a_missing_probability() -> None:
     codes = codes_of([[np.nan, 0.0], [-np.nan, -50.0]])
     assert codes[:, 0].tolist() == [0, 0]
     assert (codes[:, 1] > 0).all()
@@ -137,6 +137,6 @@ def test_a_mean_with_nan_is_nan() -> None:
     assert mean[1].item() == pytest.approx(3, abs=1e-5)
 
 
-def test_the_mean_of_one_is_bit_identical_to_it() -> None:
+def test_the_mean_of_one_model_is_bit_identical_to_its_logits() -> None:
     logits = torch.from_numpy(SWEEP)
     assert torch.equal(mean_logits([logits]), logits)

@@ -1,4 +1,4 @@
-"""Stores: probabilities are read as they were written, or damage is an error."""
+"""Stores: probabilities are read back unchanged, and damage raises an error."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def slow_crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def test_codes_never_written_are_no_probability(tmp_path: Path, case: StoreCase) -> None:
-    """An unfinished folder that is opened as a finished one cannot be ranked."""
+def test_codes_never_written_are_missing_probabilities(tmp_path: Path, case: StoreCase) -> None:
+    """Predictions of an unfinished folder that is opened as a finished one cannot be ranked."""
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))
     writer.prepare()
     write_blocks(case, writer, writer.pending()[:2])
@@ -76,7 +76,7 @@ def test_codes_never_written_are_no_probability(tmp_path: Path, case: StoreCase)
     np.testing.assert_array_equal(codes[:, : 2 * BLOCK], case.codes["one"][: 2 * BLOCK].T)
     assert np.isnan(probabilities_of_codes()[codes[:, 2 * BLOCK :]]).all()
     (work / "predictions.yaml").write_bytes((work / "unfinished.yaml").read_bytes())
-    # Correct checksums do not change that.
+    # Even with correct checksums, the missing probabilities are refused.
     forged = Store.open(work)
     with pytest.raises(Yt8mError, match="is damaged"):
         forged.codes("one", 0)
@@ -88,7 +88,7 @@ def test_codes_never_written_are_no_probability(tmp_path: Path, case: StoreCase)
         rank_stored({"one": Store.open(work)}, Merger(MergeConfig(), ["one"]), case.segments, 5)
 
 
-def test_an_unfinished_folder_is_not_opened(tmp_path: Path, case: StoreCase) -> None:
+def test_an_unfinished_folder_is_refused(tmp_path: Path, case: StoreCase) -> None:
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))
     writer.prepare()
     write_blocks(case, writer, writer.pending()[:-1])
@@ -99,7 +99,7 @@ def test_an_unfinished_folder_is_not_opened(tmp_path: Path, case: StoreCase) -> 
         assert str(raised.value).startswith(f"{folder}: ")
 
 
-def test_folders_that_are_no_stores_are_refused(tmp_path: Path, case: StoreCase) -> None:
+def test_folders_other_than_stores_are_refused(tmp_path: Path, case: StoreCase) -> None:
     with pytest.raises(UsageError, match="there is no such folder of predictions"):
         Store.open(tmp_path / "absent")
     with pytest.raises(UsageError, match="is not a folder of predictions"):
@@ -131,7 +131,7 @@ def test_predictions_of_the_first_version_are_refused(tmp_path: Path) -> None:
     "damage",
     ["absent", "truncated", "empty", "no array", "a zip", "other shape", "other type", "other order", "pickled"],
 )
-def test_damaged_files_are_an_error(tmp_path: Path, case: StoreCase, damage: str, name: str) -> None:
+def test_damaged_files_raise_an_error(tmp_path: Path, case: StoreCase, damage: str, name: str) -> None:
     write_store(case, tmp_path / "store", ["one"])
     path = tmp_path / "store" / name
     content = np.load(path)
@@ -160,7 +160,7 @@ def test_damaged_files_are_an_error(tmp_path: Path, case: StoreCase, damage: str
     assert str(raised.value).endswith(".")
 
 
-def test_any_changed_byte_of_the_codes_is_found(tmp_path: Path, case: StoreCase) -> None:
+def test_any_changed_byte_of_the_codes_is_detected(tmp_path: Path, case: StoreCase) -> None:
     write_store(case, tmp_path / "store", ["one"])
     path = tmp_path / "store" / "one.npy"
     content = path.read_bytes()
@@ -182,7 +182,7 @@ def test_any_changed_byte_of_the_codes_is_found(tmp_path: Path, case: StoreCase)
             store.codes("one", class_index)
 
 
-def test_a_changed_byte_of_a_header_is_found_or_harmless(tmp_path: Path, case: StoreCase) -> None:
+def test_a_changed_byte_of_a_header_is_detected_or_harmless(tmp_path: Path, case: StoreCase) -> None:
     write_store(case, tmp_path / "store", ["one"])
     path = tmp_path / "store" / "one.npy"
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Writing a store: by several writers, in spite of kills and full disks."""
+"""Writing a store: several writers, kills, and full disks."""
 
 from __future__ import annotations
 
@@ -63,11 +63,17 @@ def test_segments_out_of_order_are_refused(tmp_path: Path, case: StoreCase) -> N
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))
     writer.prepare()
 
-    def some(start: int, count: int) -> Predictions:
+    def predictions_of(start: int, count: int) -> Predictions:
         return Predictions(start, {"one": case.codes["one"][start : start + count]})
 
-    writer.write(some(4, 2))
-    for wrong in (some(7, 1), some(5, 1), some(4 + 2, 3), some(9, 1), some(2, 2)):
+    writer.write(predictions_of(4, 2))
+    for wrong in (
+        predictions_of(7, 1),
+        predictions_of(5, 1),
+        predictions_of(4 + 2, 3),
+        predictions_of(9, 1),
+        predictions_of(2, 2),
+    ):
         with pytest.raises(ValueError, match="are not the next of a block"):
             writer.write(wrong)
     writer.close()
@@ -76,7 +82,7 @@ def test_segments_out_of_order_are_refused(tmp_path: Path, case: StoreCase) -> N
 
 
 @pytest.mark.parametrize("omitted", [0, 2, -1])
-def test_an_omitted_block_is_an_error(tmp_path: Path, case: StoreCase, omitted: int) -> None:
+def test_an_omitted_block_raises_an_error(tmp_path: Path, case: StoreCase, omitted: int) -> None:
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))
     writer.prepare()
     blocks = writer.pending()
@@ -92,12 +98,12 @@ def test_an_omitted_block_is_an_error(tmp_path: Path, case: StoreCase, omitted: 
 
 
 class Killed(BaseException):
-    """Stands for a kill: no code of the project catches it."""
+    """Simulates a kill; the package does not catch it."""
 
 
 @pytest.mark.parametrize("num_blocks", [0, 1, 3, 6])
 @pytest.mark.parametrize("synced", [True, False])
-def test_a_killed_writer_leaves_the_blocks_it_synced(
+def test_synced_blocks_are_kept_after_a_kill(
     tmp_path: Path, case: StoreCase, monkeypatch: pytest.MonkeyPatch, num_blocks: int, synced: bool
 ) -> None:
     write_store(case, tmp_path / "expected", ["one", "two"])
@@ -112,7 +118,7 @@ def test_a_killed_writer_leaves_the_blocks_it_synced(
 
     def killed() -> None:
         write_blocks(case, first, blocks[:num_blocks])
-        # Killed in the middle of the next block.
+        # The kill is in the middle of the next block.
         first.write(next(batches(case, index.models, blocks[num_blocks])))
         raise Killed
 
@@ -224,7 +230,7 @@ def test_a_finished_folder_with_the_same_index_is_not_changed(tmp_path: Path, ca
 
 
 def test_unfinished_predictions_are_not_mixed_with_finished_ones(tmp_path: Path, case: StoreCase) -> None:
-    """One model, then half of another training of it, then the first again, which is finished."""
+    """Predict with one model, then halfway with another training of it, then with the finished first one again."""
     write_store(case, tmp_path / "store", ["one"])
     before = contents(tmp_path / "store")
     again = case.index(["one"], models={"one": StoredModel(kind="agnostic", digest="of another training")})
@@ -238,7 +244,7 @@ def test_unfinished_predictions_are_not_mixed_with_finished_ones(tmp_path: Path,
 
 @pytest.mark.parametrize("lost", ["one.npy", "one.crc.npy", "done.npy", "unfinished.yaml"])
 def test_an_unfinished_folder_without_a_file_is_replaced(tmp_path: Path, case: StoreCase, lost: str) -> None:
-    """As after a kill while the folder is made."""
+    """A kill during the creation of the folder can leave such a folder."""
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))
     writer.prepare()
     write_blocks(case, writer, writer.pending()[:3])
@@ -252,7 +258,7 @@ def test_an_unfinished_folder_without_a_file_is_replaced(tmp_path: Path, case: S
 
 
 @pytest.mark.parametrize("step", ["second rename", "removal"])
-def test_a_kill_while_the_folder_is_renamed(
+def test_writing_resumes_after_a_kill_during_the_renames(
     tmp_path: Path, case: StoreCase, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The old folder is renamed, then the new one, then the old one is removed."""
@@ -282,7 +288,7 @@ def test_a_kill_while_the_folder_is_renamed(
     monkeypatch.undo()
     write_store(case, tmp_path / "store", ["one"])
     assert contents(tmp_path / "expected").items() <= contents(tmp_path / "store").items()
-    # The next predictions replace these in spite of the remains.
+    # Leftovers of the kill do not prevent later predictions.
     write_store(case, tmp_path / "store", ["two"])
     np.testing.assert_array_equal(stored_codes(Store.open(tmp_path / "store"), "two"), case.codes["two"])
 
@@ -302,7 +308,7 @@ def test_a_killed_process_resumes(tmp_path: Path) -> None:
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
-            # A file that is being written is not an array yet.
+            # Before the index exists, done.npy may be incomplete.
             if (done.parent / "unfinished.yaml").is_file() and np.load(done).sum() >= 2:
                 break
             time.sleep(0.02)
@@ -320,7 +326,7 @@ def test_a_killed_process_resumes(tmp_path: Path) -> None:
     assert Store.open(tmp_path / "store").index.num_classes == MODEL_CLASSES
 
 
-# --- Disks -----------------------------------------------------------------------------------------------------------
+# --- Folders and disks -----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_with_other_content_is_not_changed(tmp_path: Path, case: StoreCase) -> None:
@@ -344,16 +350,16 @@ def test_a_folder_with_other_content_named_unfinished_is_not_changed(tmp_path: P
     assert names_in(folder) == ["chapter.txt"]
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, case: StoreCase) -> None:
+def test_a_folder_that_cannot_be_created_raises_an_error(tmp_path: Path, case: StoreCase) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Yt8mError, match=r"file/store: cannot be written \("):
         write_store(case, tmp_path / "file" / "store", ["one"])
 
 
-def test_too_little_space_is_an_error_before_prediction(
+def test_too_little_space_raises_an_error_before_prediction(
     tmp_path: Path, case: StoreCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two bytes per segment, class and model."""
+    """A store needs two bytes per segment, class and model."""
     needed = 2 * len(case.segments) * NUM_CLASSES * 2
     free = needed - 1
     usage = shutil.disk_usage(tmp_path)
@@ -368,7 +374,7 @@ def test_too_little_space_is_an_error_before_prediction(
 
 
 def test_space_is_reserved_at_the_start(full_disk: FullDisk, case: StoreCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is noticed before prediction, not after hours of it."""
+    """A full disk raises an error before prediction, not hours later."""
     usage = shutil.disk_usage(full_disk.folder)
     full_disk.fill(leave=16_384)
     if not (full_disk.folder / "filler").exists():
@@ -380,8 +386,10 @@ def test_space_is_reserved_at_the_start(full_disk: FullDisk, case: StoreCase, mo
     assert names_in(full_disk.folder) == ["filler"]
 
 
-def test_a_disk_that_fills_up_loses_no_blocks(tmp_path: Path, case: StoreCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reserved space does not help on file systems that copy on write."""
+def test_a_disk_that_fills_up_loses_no_written_blocks(
+    tmp_path: Path, case: StoreCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On copy-on-write file systems, a disk can fill up in spite of the reserved space."""
     write_store(case, tmp_path / "expected", ["one"])
     monkeypatch.setattr(store_writer, "SYNC_SECONDS", -1.0)
     writer = StoreWriter(tmp_path / "store", case.index(["one"]))

@@ -1,4 +1,4 @@
-"""Merges of models against formulas in double precision, and on data where each option must improve the ranking."""
+"""Merging models: formulas in double precision, and data on which each option must improve the ranking."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SINGLE = 2.0**-23
 
 
 def random_codes(names: str, shape: tuple[int, ...] = (60, 4), seed: int = 0) -> Codes:
-    """Random codes of models named by one letter each."""
+    """Random codes of models; each model is named by one letter."""
     generator = np.random.default_rng(seed)
     return {name: generator.integers(1, NUM_CODES, shape, np.uint16) for name in names}
 
@@ -53,7 +53,7 @@ def test_means_of_known_values() -> None:
 
 @pytest.mark.parametrize("names", ["a", "ab", "abcdefghijkl"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_arithmetic_mean(names: str, weighted: bool) -> None:
+def test_the_arithmetic_mean_equals_its_formula(names: str, weighted: bool) -> None:
     codes = random_codes(names)
     weights = dict(zip(names, np.random.default_rng(1).random(len(names)), strict=True)) if weighted else {}
     of_models = np.array([weights.get(name, 1.0) for name in names])
@@ -63,7 +63,7 @@ def test_the_arithmetic_mean(names: str, weighted: bool) -> None:
 
 @pytest.mark.parametrize("names", ["a", "ab", "abcdefghijkl"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_geometric_mean(names: str, weighted: bool) -> None:
+def test_the_geometric_mean_equals_its_formula(names: str, weighted: bool) -> None:
     codes = random_codes(names)
     weights = dict(zip(names, np.random.default_rng(2).random(len(names)), strict=True)) if weighted else {}
     of_models = np.array([weights.get(name, 1.0) for name in names])
@@ -144,7 +144,7 @@ def test_a_missing_probability_of_any_model_gives_nan(method: str) -> None:
     settings = {"method": method, "video_prior": VideoPriorConfig(models=["v"])}
     assert np.flatnonzero(np.isnan(merged(codes, "ab", **settings))).tolist() == [3, 17, 40]
     settings = {"method": method, "candidates": CandidatesConfig(models=["v"], min_video_probability=1.0)}
-    # Also where the video classifier excludes all segments.
+    # The same applies where the video classifier excludes all segments.
     found = merged(codes, "ab", **settings)
     assert np.isnan(found[17])
     assert (np.delete(found, [3, 17, 40]) == 0).all()
@@ -192,9 +192,9 @@ def test_ranks_depend_on_all_segments_of_a_class() -> None:
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 @pytest.mark.parametrize(("a", "b"), [(0.2, 0.8), (0.0, 1.0), (1.0, 0.5), (2.5, 3.0)])
-def test_the_video_prior(method: str, a: float, b: float) -> None:
+def test_the_video_prior_multiplies_powers_of_probabilities(method: str, a: float, b: float) -> None:
     codes = random_codes("stuv")
-    # Far above the smallest number of single precision.
+    # Keep the products far above the smallest number in single precision.
     codes = {name: np.maximum(part, 40_000 if a + b > 4 else 1).astype(np.uint16) for name, part in codes.items()}
     prior = VideoPriorConfig(models=["v", "u"], video_exponent=a, segment_exponent=b)
     segment = merged(codes, "st", method=method).astype(np.float64)
@@ -209,7 +209,7 @@ def test_the_order_and_repeats_of_the_prior_models_do_not_matter() -> None:
         assert merged(codes, "s", video_prior=VideoPriorConfig(models=order)).tobytes() == expected.tobytes()
 
 
-def test_candidates() -> None:
+def test_candidates_exclude_segments_below_the_threshold() -> None:
     codes = random_codes("stuv", (3000,))
     threshold = 0.3
     of_video = (exact(codes["u"]) + exact(codes["v"])) / 2
@@ -249,7 +249,7 @@ def test_a_merger_lists_the_models_it_uses() -> None:
     assert MergeConfig().video_models == []
 
 
-# --- Data on which each option must improve the ranking ---------------------------------------------------------------
+# --- Data on which each option must improve the ranking --------------------------------------------------------------
 
 
 NUM_VIDEOS, PER_VIDEO, NUM_CLASSES = 120, 20, 8
@@ -267,8 +267,8 @@ def scores(codes: Codes, truth: NDArray[np.bool_], names: str, **settings: Any) 
     return np.array(found)
 
 
-class World:
-    """Random truth of segments, (S, C): each class is in some videos, and in some of their segments."""
+class SimulatedData:
+    """Random truth of segments, (S, C): each class occurs in some videos, and in some of their segments."""
 
     def __init__(self, seed: int) -> None:
         self.generator = np.random.default_rng(seed)
@@ -284,21 +284,21 @@ class World:
 
 
 def assert_improves(
-    make: Callable[[World], Codes], names: str, without: dict[str, Any], option: dict[str, Any], margin: float
+    make: Callable[[SimulatedData], Codes], names: str, without: dict[str, Any], option: dict[str, Any], margin: float
 ) -> None:
-    """The option improves the mean over classes by the margin, in each of five worlds."""
+    """The option improves the mean over classes by the margin, on each of five random data sets."""
     for seed in range(5):
-        world = World(seed)
-        codes = make(world)
-        before = scores(codes, world.truth, names, **without)
-        after = scores(codes, world.truth, names, **without, **option)
+        simulated = SimulatedData(seed)
+        codes = make(simulated)
+        before = scores(codes, simulated.truth, names, **without)
+        after = scores(codes, simulated.truth, names, **without, **option)
         assert after.mean() > before.mean() + margin, (seed, before.mean(), after.mean())
-        assert before.mean() > 1.5 * world.truth.mean(), "the baseline is better than chance"
+        assert before.mean() > 1.5 * simulated.truth.mean(), "the baseline is better than chance"
 
 
 def test_weights_improve_the_ranking_if_a_model_is_noise() -> None:
-    def make(world: World) -> Codes:
-        logits = {"g": 3.0 * world.truth - 4 + world.noise(1), "n": -2 + world.noise(2)}
+    def make(simulated: SimulatedData) -> Codes:
+        logits = {"g": 3.0 * simulated.truth - 4 + simulated.noise(1), "n": -2 + simulated.noise(2)}
         return {name: codes_of(values) for name, values in logits.items()}
 
     assert_improves(make, "gn", {}, {"weights": {"n": 0.1}}, 0.1)
@@ -306,9 +306,9 @@ def test_weights_improve_the_ranking_if_a_model_is_noise() -> None:
 
 
 def test_a_geometric_mean_improves_the_ranking_if_a_model_is_overconfident() -> None:
-    def make(world: World) -> Codes:
-        logits = {name: 2.0 * world.truth - 4 + world.noise(1) for name in "abc"}
-        wild = world.generator.random(world.truth.shape) < 0.05
+    def make(simulated: SimulatedData) -> Codes:
+        logits = {name: 2.0 * simulated.truth - 4 + simulated.noise(1) for name in "abc"}
+        wild = simulated.generator.random(simulated.truth.shape) < 0.05
         logits["c"] = np.where(wild, 9.0, logits["c"])
         return {name: codes_of(values) for name, values in logits.items()}
 
@@ -316,11 +316,11 @@ def test_a_geometric_mean_improves_the_ranking_if_a_model_is_overconfident() -> 
 
 
 def test_a_mean_of_ranks_improves_the_ranking_if_a_model_has_another_scale() -> None:
-    def make(world: World) -> Codes:
-        # Equally good, but the probabilities of the second are below a thousandth.
+    def make(simulated: SimulatedData) -> Codes:
+        # Both models rank equally well, but the probabilities of the second are below 0.001.
         logits = {
-            "a": 2 * (world.truth + world.noise(0.6)),
-            "b": 2 * (world.truth + world.noise(0.6)) - 12,
+            "a": 2 * (simulated.truth + simulated.noise(0.6)),
+            "b": 2 * (simulated.truth + simulated.noise(0.6)) - 12,
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
@@ -328,25 +328,27 @@ def test_a_mean_of_ranks_improves_the_ranking_if_a_model_has_another_scale() -> 
 
 
 def test_the_video_prior_improves_the_ranking_if_the_video_classifier_is_better() -> None:
-    def make(world: World) -> Codes:
+    def make(simulated: SimulatedData) -> Codes:
         logits = {
-            "s": 2.0 * world.truth - 4 + world.noise(0.5) + world.noise(2, per_video=True),
-            "v": 5.0 * world.in_video - 4 + world.noise(1, per_video=True),
+            "s": 2.0 * simulated.truth - 4 + simulated.noise(0.5) + simulated.noise(2, per_video=True),
+            "v": 5.0 * simulated.in_video - 4 + simulated.noise(1, per_video=True),
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
     prior = VideoPriorConfig(models=["v"], video_exponent=1.0, segment_exponent=1.0)
     assert_improves(make, "s", {}, {"video_prior": prior}, 0.1)
-    # The exponents of the 3rd place help as well.
+    # The default exponents, those of the 3rd place, improve the ranking as well.
     assert_improves(make, "s", {}, {"video_prior": VideoPriorConfig(models=["v"])}, 0.03)
 
 
 def test_candidates_improve_the_ranking_if_segments_look_alike() -> None:
-    def make(world: World) -> Codes:
-        alike = ~world.in_video & np.repeat(world.generator.random((NUM_VIDEOS, NUM_CLASSES)) < 0.1, PER_VIDEO, axis=0)
+    def make(simulated: SimulatedData) -> Codes:
+        alike = ~simulated.in_video & np.repeat(
+            simulated.generator.random((NUM_VIDEOS, NUM_CLASSES)) < 0.1, PER_VIDEO, axis=0
+        )
         logits = {
-            "s": np.where(alike, 6.0, 4.0 * world.truth - 4) + world.noise(1),
-            "v": 5.0 * world.in_video - 4 + world.noise(0.7, per_video=True),
+            "s": np.where(alike, 6.0, 4.0 * simulated.truth - 4) + simulated.noise(1),
+            "v": 5.0 * simulated.in_video - 4 + simulated.noise(0.7, per_video=True),
         }
         return {name: codes_of(values) for name, values in logits.items()}
 
@@ -399,6 +401,6 @@ def test_invalid_weights_are_refused(weights: dict[str, float], sentence: str) -
         ({"candidates": {"models": ["v"], "min_video_probability": 1.5}}, "expected less than or equal to 1"),
     ],
 )
-def test_settings_are_strict(values: dict[str, Any], sentence: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         validated(MergeConfig, values, str(Path("recipe.yaml")))

@@ -1,4 +1,4 @@
-"""One pass ranked while it streams, and from a store: the same rankings."""
+"""A pass ranked while it streams and the same pass ranked from a store give the same rankings."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_first_process_returns_the_rankings(case: PassCase, tmp_path: Path, 
     assert found[1] is None
 
 
-def test_the_random_ranking_depends_on_the_seed_alone(case: PassCase, tmp_path: Path) -> None:
+def test_the_random_ranking_depends_only_on_the_seed(case: PassCase, tmp_path: Path) -> None:
     work = case.work()
     found = []
     for seed in (0, 1):
@@ -117,7 +117,7 @@ def linear_model() -> ContextAgnosticClassifier:
 
 
 def test_shifts_improve_the_ranking_if_frames_are_noisy_and_scenes_long(tmp_path: Path) -> None:
-    """Three windows have three times as many frames of a scene of a minute as one."""
+    """Three windows contain three times as many frames of a scene of one minute as one window."""
     generator = np.random.default_rng(0)
     videos, truth = [], []
     for number in range(40):

@@ -1,4 +1,4 @@
-"""Ranking a stream of predictions: by one or several processes, stopped or not, the rankings are the same."""
+"""Rank a stream of predictions: neither interruptions nor the number of processes change the rankings."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def submissions(rankers: Sequence[TopK] | None, folder: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def expected(case: PassCase, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """The submissions of one process without a stop, in one batch."""
+    """The submissions of one uninterrupted process, predicted in one batch."""
     folder = tmp_path_factory.mktemp("expected")
     return submissions(rank(case.work(batch_size=None), folder), folder)
 
@@ -105,7 +105,7 @@ def test_streaming_equals_a_full_sort(case: PassCase, expected: list[bytes]) -> 
     for merge, submission in zip(MERGES, expected, strict=True):
         probabilities = np.concatenate([merge(batch) for batch in batches])
         assert submission == slow_submission(work.segments, slow_ranking(work.segments, probabilities, K))
-    # In the second, most segments are tied, and the list ends among ties.
+    # In the second submission, most segments are tied, including those at the end of the list.
     coarse = np.concatenate([merge_coarsely(batch) for batch in batches])
     assert len(np.unique(coarse[:, 0])) < K < len(coarse)
     assert expected[0] != expected[1]
@@ -143,7 +143,7 @@ def test_each_process_predicts_its_slice(case: PassCase, tmp_path: Path) -> None
     everything = [position for of_process in positions for position in of_process]
     assert sorted(everything) == list(range(len(works[0].segments)))
     assert max(map(len, positions)) - min(map(len, positions)) <= 4
-    # All processes call `stop_requested` equally often; otherwise they would wait for each other.
+    # All processes call `stop_requested` equally often; otherwise they would wait for each other forever.
     totals = {of_process.reports["predict"][-1][:2] for of_process in progress.values()}
     assert len(totals) == 1
 
@@ -174,12 +174,12 @@ def test_a_stopped_pass_resumes(case: PassCase, expected: list[bytes], tmp_path:
     assert not (tmp_path / "partial").exists()
 
 
-def test_a_pass_is_stopped_several_times(case: PassCase, expected: list[bytes], tmp_path: Path) -> None:
+def test_a_pass_stopped_several_times_resumes(case: PassCase, expected: list[bytes], tmp_path: Path) -> None:
     starts: list[int] = []
     tries = 0
     while True:
         tries += 1
-        # Batches that are done count as calls as well.
+        # `stop_requested` is also called for batches that were predicted before.
         work = case.work(ProcessGroup(stop_requested=stopping_after(3 * tries)), starts=starts)
         try:
             rankers = rank(work, tmp_path)
@@ -240,7 +240,7 @@ def test_partial_rankings_of_another_number_of_processes_are_not_used(
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_partial_rankings_are_an_error_or_not_used(
+def test_truncated_partial_rankings_raise_an_error_or_are_not_used(
     case: PassCase, expected: list[bytes], tmp_path: Path, stopped: Path, fraction: float
 ) -> None:
     content = stopped.read_bytes()
@@ -279,7 +279,7 @@ def test_a_kill_loses_only_the_batches_since_the_last_save(
 
     with pytest.raises(Killed):
         rank(case.work(ProcessGroup(stop_requested=kill)), tmp_path)
-    # The remains of a kill during a write.
+    # A kill during a write leaves such a file.
     leftover = tmp_path / "partial" / ".ranked-0-of-1.0123abcd.part"
     leftover.write_bytes(b"half")
     work = case.work()
@@ -295,7 +295,7 @@ def test_leftovers_of_another_number_of_processes_are_removed(case: PassCase, tm
     assert not (tmp_path / "partial").exists()
 
 
-def test_processes_without_a_shared_folder_are_an_error(case: PassCase, tmp_path: Path) -> None:
+def test_processes_without_a_shared_folder_raise_an_error(case: PassCase, tmp_path: Path) -> None:
     def one(processes: ProcessGroup) -> list[TopK] | None:
         try:
             return rank(case.work(processes), tmp_path / str(processes.rank))

@@ -1,4 +1,4 @@
-"""The ranker against a full sort in plain Python, for all batches and orders of the stream."""
+"""The ranker equals a full sort in plain Python, for any batches and order of the stream."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_hashes_follow_the_documented_formula():
     st.sampled_from([1, 2, 3, 8]),
     st.integers(0, 2**32 - 1),
 )
-def test_equals_a_full_sort_for_any_batches_and_order(n, c, k, levels, batch_sizes, block, seed):
+def test_the_ranking_equals_a_full_sort_for_any_batches_and_order(n, c, k, levels, batch_sizes, block, seed):
     generator = np.random.default_rng(seed)
     segments = make_segments(n, per_video=1 + seed % 6)
     probabilities = (generator.integers(0, levels + 1, (n, c)) / levels).astype(np.float32)
@@ -75,7 +75,7 @@ def test_equals_a_full_sort_for_any_batches_and_order(n, c, k, levels, batch_siz
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random", "tied"])
-def test_equals_a_full_sort_beyond_one_block(order):
+def test_the_ranking_equals_a_full_sort_beyond_one_block(order):
     n, k = 20_011, 700
     segments = make_segments(n)
     values = np.random.default_rng(3).random(n, np.float32)
@@ -156,7 +156,7 @@ def test_wrong_shapes_and_positions_are_refused():
         ranker.update([0.5], np.zeros((1, 2)))
 
 
-def test_no_segments_and_empty_updates():
+def test_empty_updates_without_segments_give_empty_lists():
     empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
     ranker = TopK(2, 5, empty)
     ranker.update(np.empty(0, np.int64), np.empty((0, 2), np.float32))
@@ -187,7 +187,7 @@ def test_rows_must_be_positions_of_videos(rows):
         Segments(["ab", "cd"], np.array(rows, np.int32), np.array([5, 10], np.int32))
 
 
-# --- Saving and loading ---------------------------------------------------------------------------------------------------
+# --- Saving and loading ----------------------------------------------------------------------------------------------
 
 
 def saved(ranker):
@@ -206,7 +206,7 @@ def saved(ranker):
     st.floats(0, 1),
     st.integers(0, 2**32 - 1),
 )
-def test_a_loaded_ranker_continues_like_the_saved_one(n, c, k, levels, block, fraction, seed):
+def test_a_loaded_ranker_gives_the_same_ranking_as_the_saved_one(n, c, k, levels, block, fraction, seed):
     generator = np.random.default_rng(seed)
     segments = make_segments(n, per_video=1 + seed % 6)
     probabilities = (generator.integers(0, levels + 1, (n, c)) / levels).astype(np.float32)
@@ -220,7 +220,7 @@ def test_a_loaded_ranker_continues_like_the_saved_one(n, c, k, levels, block, fr
     second.load(file)
     assert file.read() == b"more content"
     assert np.flatnonzero(second.seen).tolist() == sorted(before.tolist())
-    # Both rankers continue; loading into a ranker that has segments already merges the two.
+    # Both rankers are updated further; loading into a ranker that contains segments merges the two.
     merged = TopK(c, k, segments, block)
     merged.update(after, probabilities[after])
     merged.load(io.BytesIO(content))
@@ -232,7 +232,7 @@ def test_a_loaded_ranker_continues_like_the_saved_one(n, c, k, levels, block, fr
 
 
 @pytest.mark.parametrize("block", [1, 4, 8192])
-def test_merged_rankers_equal_one(block):
+def test_merged_rankers_equal_a_single_ranker(block):
     n, k = 200, 30
     generator = np.random.default_rng(5)
     segments = make_segments(n)
@@ -278,7 +278,7 @@ def test_a_truncated_file_is_refused():
 
 
 def test_a_changed_byte_is_refused():
-    """Otherwise, a changed key could rank a wrong segment, or none."""
+    """An undetected change of a key could rank a wrong segment or drop one."""
     content, segments = some_content()
     generator = np.random.default_rng(2)
     for place in generator.choice(len(content), 250, replace=False).tolist():
@@ -295,7 +295,7 @@ def test_other_content_is_refused():
             TopK(2, 3, segments).load(io.BytesIO(content))
 
 
-def test_a_finished_ranker_is_neither_saved_nor_loaded():
+def test_a_finished_ranker_can_neither_be_saved_nor_loaded():
     segments = make_segments(4)
     content = saved(TopK(1, 2, segments))
     ranker = TopK(1, 2, segments)
@@ -307,7 +307,7 @@ def test_a_finished_ranker_is_neither_saved_nor_loaded():
         ranker.load(io.BytesIO(content))
 
 
-# --- One class at a time ------------------------------------------------------------------------------------------------
+# --- One class at a time ---------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=150)
@@ -339,7 +339,7 @@ def test_top_of_class_with_k_around_the_number_of_segments(k):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.001, 1.001])
-def test_a_probability_out_of_range_of_a_class_is_refused(wrong):
+def test_top_of_class_refuses_probabilities_out_of_range(wrong):
     segments = make_segments(10)
     values = np.full(10, 0.5, np.float32)
     values[7] = wrong

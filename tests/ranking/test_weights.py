@@ -1,4 +1,4 @@
-"""Weights found on out-of-fold predictions: against the optimum of a grid, and predictions against a slow loop."""
+"""Weights found on out-of-fold predictions against a grid search, and the predictions against a slow loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Method = Literal["arithmetic", "geometric"]
 
 
 def fold_of(seed: int, quality: Mapping[str, float], num_ratings: int = 800) -> FoldPredictions:
-    """Predictions of models of some quality, 0 being noise; each is calibrated up to its confidence."""
+    """Predictions of models of the given quality (0 is noise), calibrated except for their confidence."""
     generator = np.random.default_rng(seed)
     values = generator.random(num_ratings) < 0.3
     signed = np.where(values, 1.0, -1.0)
@@ -67,7 +67,7 @@ def mean_weight(found: FoundWeights) -> float:
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
-def test_noise_gets_little_weight_and_the_cross_entropy_falls(method: Method) -> None:
+def test_noise_has_a_small_weight_and_the_cross_entropy_decreases(method: Method) -> None:
     fold = fold_of(0, {"good": 1.0, "noise": 0.0})
     found = find_weights([fold], {"good": "a", "noise": "b"}, method)
     assert found.weights["good"] > 4 * found.weights["noise"]
@@ -81,7 +81,7 @@ def test_noise_gets_little_weight_and_the_cross_entropy_falls(method: Method) ->
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 @pytest.mark.parametrize("quality", [(1.0, 0.4), (0.7, 0.7), (0.2, 1.2)])
-def test_the_optimum_equals_that_of_a_grid(method: Method, quality: tuple[float, float]) -> None:
+def test_the_optimum_equals_that_of_a_grid_search(method: Method, quality: tuple[float, float]) -> None:
     fold = fold_of(3, {"one": quality[0], "two": quality[1]}, 300)
     found = find_weights([fold], {"one": "a", "two": "b"}, method)
     predicted = fold.probabilities.astype(np.float64)
@@ -94,7 +94,7 @@ def test_the_optimum_equals_that_of_a_grid(method: Method, quality: tuple[float,
             else predicted[0] ** weight * predicted[1] ** (1 - weight)
         )
         loss = -np.mean(np.log(np.where(fold.values, merged, 1 - merged)))
-        # The penalty is least if the two logarithms have opposite signs.
+        # The penalty is smallest if the logarithms of the two weights are opposite numbers.
         best = min(best, (loss + PENALTY * 2 * (logarithm / 2) ** 2, logarithm))
     ratio = found.weights["one"] / found.weights["two"]
     assert np.log(ratio) == pytest.approx(best[1], abs=5e-3)
@@ -119,7 +119,7 @@ def test_families_share_a_weight_across_folds() -> None:
     assert found.loss == pytest.approx(np.mean(losses), abs=1e-4)
 
 
-def test_a_fold_of_one_family_does_not_count() -> None:
+def test_folds_of_one_family_are_ignored() -> None:
     informative = fold_of(1, {"a0": 1.0, "b0": 0.3})
     alone = fold_of(2, {"b1": 0.0, "b2": 3.0}, 5000)
     families = {"a0": "a", "b0": "b", "b1": "b", "b2": "b"}
@@ -138,7 +138,7 @@ def test_without_a_fold_of_two_families_all_weights_are_one(method: Method) -> N
     assert find_weights([], {"a": "a"}, method).weights == {"a": 1.0}
 
 
-def test_weights_without_evidence_stay_one() -> None:
+def test_weights_are_one_without_evidence() -> None:
     same = fold_of(1, {"a": 0.8}).probabilities
     fold = FoldPredictions(["a", "b"], np.concatenate([same, same]), fold_of(1, {"a": 0.8}).values)
     found = find_weights([fold], {"a": "a", "b": "b", "of a fold without ratings": "c"}, "geometric")
@@ -186,7 +186,7 @@ def rated_videos() -> list[TinyVideo]:
     """Rated videos: some at their start and end, one without ratings, one too short for a test set."""
     rated = random_videos(4, num_frames=(45, 80), label_ids=[*LABEL_IDS, 2], ratings_per_video=9)
     by_hand = [
-        # The last segments have five, four and one frames.
+        # The last segments of these videos have five, four and one frames.
         ((7, 0, 1.0), (3, 0, 0.0), (11, 5, 1.0), (5, 65, 1.0), (19, 60, 0.0)),
         ((3, 0, 1.0), (3, 60, 1.0), (7, 35, 0.0)),
         ((19, 0, 1.0), (5, 60, 0.0), (5, 55, 1.0)),
@@ -267,7 +267,7 @@ def test_a_shift_beyond_the_ends_of_a_video_gives_probabilities(
 
 
 def test_ratings_of_one_segment_are_distinguished(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    """Several classes of one segment, and one class of several."""
+    """One segment has ratings of several classes, and one class has ratings of several segments."""
     [frames] = videos_of([60])
     ratings = ((19, 25, 1.0), (7, 30, 0.0), (11, 30, 1.0), (19, 30, 0.0))
     write_shards(tmp_path, [TinyVideo("aaaa", frames.frames, (), ratings)], num_shards=1)
@@ -280,7 +280,7 @@ def test_ratings_of_one_segment_are_distinguished(tmp_path: Path, vocabulary: Vo
     assert found.probabilities[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_fold_without_ratings(reader: FrameReader, vocabulary: Vocabulary) -> None:
+def test_a_fold_without_ratings_has_no_predictions(reader: FrameReader, vocabulary: Vocabulary) -> None:
     folded = fold_classifiers({"agnostic": MODELS["agnostic"]})
     no_videos = np.zeros(len(reader.catalog), np.bool_)
     found = predict_out_of_fold(reader, vocabulary, folded, no_videos)

@@ -1,4 +1,4 @@
-"""The estimate of a recipe: counts that are known, and times that add up."""
+"""The estimate of a recipe: parameters, operations, memory and times of its stages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dbof_stage(**training: int) -> Stage:
 
 @dataclass(frozen=True)
 class FakeTimer(Timer):
-    """Takes half a second for every step, and records the stages."""
+    """Returns half a second per step, and records the stages."""
 
     timed: list[str] = field(default_factory=list)
 
@@ -53,31 +53,31 @@ class FakeTimer(Timer):
         return 0.5
 
 
-def test_operations_and_parameters_are_those_of_the_layers() -> None:
+def test_operations_and_parameters_are_the_sums_over_the_layers() -> None:
     parameters, trained, flops, _ = arithmetic(dbof_stage(), 16, NUM_CLASSES, CPU)
     weights = [(1152, 64), (128, 32), (32, 20), (32, 3)]
     # Norms of the pooled channels, of the experts and of the gate have two numbers per channel; one Linear has no bias.
     assert parameters == trained == sum(a * b + b for a, b in weights) - 32 + 2 * (128 + 32 + 32)
     rows = [16 * 30, 16, 16, 16]
-    # A product costs 2 forward and 4 backward; 2 where its input, the frames, needs no gradient.
+    # A product costs 2 forward and 4 backward, or 2 backward if its input (the frames) needs no gradient.
     expected = sum(n * a * b * (4 if a == 1152 else 6) for n, (a, b) in zip(rows, weights, strict=True))
     assert flops == expected
 
 
-def test_memory_is_that_of_weights_and_moments_and_grows_with_the_micro_batch() -> None:
+def test_memory_contains_weights_and_moments_and_grows_with_the_micro_batch() -> None:
     parameters = arithmetic(dbof_stage(), 16, NUM_CLASSES, CPU)[0]
     fixed = 12 * parameters  # weights and two moments
     peaks = [arithmetic(dbof_stage(), size, NUM_CLASSES, CPU)[3] for size in (16, 32, 64)]
     assert peaks[0] > fixed
     assert peaks[2] - peaks[1] == pytest.approx(2 * (peaks[1] - peaks[0]), rel=0.02)
-    # Of an example at least its bytes, its features and its hidden channels are alive together.
+    # At least the bytes, the features and the hidden channels of an example are in memory at the same time.
     example = 30 * (1034 + 137) + 30 * 4 * (1152 + 64)
     assert peaks[1] - peaks[0] > 16 * example
     in_micro_batches = arithmetic(dbof_stage(gradient_accumulation=4), 64, NUM_CLASSES, CPU)[3]
     assert peaks[0] < in_micro_batches < peaks[1]
 
 
-def test_suggested_micro_batches_are_enough() -> None:
+def test_suggested_micro_batches_fit_into_memory() -> None:
     cost = Cost(
         stage="pretrain/dbof",
         parameters=1000,
@@ -128,14 +128,14 @@ def test_every_stage_of_a_recipe_has_a_cost_and_equal_stages_are_timed_once() ->
         ("finetune/bare", ["finetune/bare"]),
     ],
 )
-def test_only_some_stages(only: str | None, expected: list[str]) -> None:
+def test_only_the_selected_stages_are_estimated(only: str | None, expected: list[str]) -> None:
     found = estimate(dbof_recipe(), NUM_CLASSES, only, make_timer=FakeTimer)
     assert [cost.stage for cost in found.costs] == expected
     with pytest.raises(UsageError, match=r"^The recipe trains no stage 'predict' \(known: "):
         estimate(dbof_recipe(), NUM_CLASSES, "predict", make_timer=FakeTimer)
 
 
-def test_processes_share_a_batch() -> None:
+def test_a_batch_is_divided_among_processes() -> None:
     machine = MachineConfig(accelerator="cpu", devices=2, num_nodes=2)
     found = estimate(dbof_recipe(machine), NUM_CLASSES, "pretrain", make_timer=FakeTimer)
     [cost] = found.costs
@@ -157,7 +157,7 @@ def test_slow_steps_are_extrapolated_from_smaller_batches() -> None:
     sizes: list[int] = []
 
     class SizeTimer(Timer):
-        """A step takes a second, and a tenth per example."""
+        """A step takes a second, plus a tenth of a second per example."""
 
         def _time(self, stage: Stage, examples: int) -> float:
             sizes.append(examples)
@@ -167,6 +167,6 @@ def test_slow_steps_are_extrapolated_from_smaller_batches() -> None:
     timer = SizeTimer(fabric, MachineConfig(accelerator="cpu"), NUM_CLASSES)
     assert timer.seconds(dbof_stage(), 16, 1e9) == pytest.approx(2.6)
     assert timer.seconds(dbof_stage(), 16, 1e12) == pytest.approx(2.6)
-    # Smaller batches split evenly into micro-batches.
+    # Smaller batches are divided evenly into micro-batches.
     assert timer.seconds(dbof_stage(gradient_accumulation=4), 32, 1e13) == pytest.approx(4.2)
     assert sizes == [16, 1, 2, 4, 8]

@@ -16,7 +16,7 @@ from yt8m.runs.stages import read_record
 from yt8m.submission.format import read_submission
 
 
-def test_ensemble_without_comparison(
+def test_without_comparison_only_the_ensemble_is_ranked(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     """Without `compare`, only the ensemble's models predict, and the mixture is the only row."""
@@ -27,7 +27,7 @@ def test_ensemble_without_comparison(
     assert "MAP@7" in done.out
     found = dict(read_submission(copy / "submission.csv"))
     assert {len(segments) for segments in found.values()} == {7}
-    # The score of the first seven is not that of the complete list.
+    # The score of the first seven segments differs from that of the complete list.
     assert score_rows(copy)[0]["dense_map"] != score_rows(finished_run.out)[1]["dense_map"]
 
 
@@ -109,7 +109,7 @@ def test_a_kept_store_can_be_merged_again(
     assert (copy / "predict/store").is_dir()
 
 
-def test_weights_are_found_where_models_of_two_kinds_held_out_a_fold(
+def test_weights_are_found_if_models_of_two_kinds_hold_out_the_same_fold(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     find = ["--set", "ensemble.find_weights=true"]
@@ -159,7 +159,7 @@ def test_without_truth_there_is_a_submission_and_no_score(
     assert again.out == done.out
 
 
-def test_rated_test_shards_are_their_own_truth(copy: Path, data: Path, tiny_recipe: Path) -> None:
+def test_ratings_of_the_test_shards_are_the_truth_without_csv_files(copy: Path, data: Path, tiny_recipe: Path) -> None:
     shutil.rmtree(data / "segment/test")
     shutil.copytree(data / "segment/train", data / "segment/test")
     for name in ("test_ratings.csv", "test_positives.csv"):

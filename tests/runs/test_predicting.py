@@ -1,4 +1,4 @@
-"""Merging stores into a submission, outside of a run."""
+"""Merge stores into a submission, outside of a run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_merged_stores_rank_by_the_mean_of_their_models(tmp_path: Path, case: St
 
 
 @pytest.mark.parametrize("method", ["arithmetic", "geometric", "rank"])
-def test_the_order_of_folders_does_not_matter(tmp_path: Path, case: StoreCase, method: str) -> None:
+def test_the_order_of_folders_does_not_change_the_submission(tmp_path: Path, case: StoreCase, method: str) -> None:
     """Sums of three numbers in single precision depend on their order, so it is fixed."""
     rng = np.random.default_rng(1)
     # Many near ties: the same three codes in every row, in any order.
@@ -86,7 +86,7 @@ def test_models_of_one_folder_and_of_several_merge_equally(tmp_path: Path, case:
     assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "apart.csv").read_bytes()
 
 
-def test_other_videos_are_refused(tmp_path: Path, case: StoreCase) -> None:
+def test_stores_of_other_videos_are_refused(tmp_path: Path, case: StoreCase) -> None:
     write_store(case, tmp_path / "store", ["one"])
     write_shards(tmp_path / "others", random_videos(4, seed=1, num_frames=(70, 99)))
     others = case._replace(catalog=index_folder(tmp_path / "others"))
@@ -96,7 +96,7 @@ def test_other_videos_are_refused(tmp_path: Path, case: StoreCase) -> None:
 
 
 @pytest.mark.parametrize("label_ids", [[7, 3, 11], [3, 7, 11, 5], [7, 3, 11, 6]])
-def test_another_vocabulary_is_refused(tmp_path: Path, case: StoreCase, label_ids: list[int]) -> None:
+def test_stores_of_another_vocabulary_are_refused(tmp_path: Path, case: StoreCase, label_ids: list[int]) -> None:
     write_store(case, tmp_path / "store", ["one"])
     other = case._replace(vocabulary=write_vocabulary(tmp_path / "other.csv", label_ids))
     with pytest.raises(UsageError, match=r"was predicted with another vocabulary than .*other.csv"):
@@ -105,7 +105,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path, case: StoreCase, label_id
 
 
 @pytest.mark.parametrize("change", [{"num_classes": 3}, {"num_segments": 8}])
-def test_other_numbers_of_segments_or_classes_are_refused(
+def test_stores_of_other_numbers_of_segments_or_classes_are_refused(
     tmp_path: Path, case: StoreCase, change: dict[str, int]
 ) -> None:
     few = case._replace(codes={"one": case.codes["one"][:, : change.get("num_classes", 4)]})
@@ -176,7 +176,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path, case: StoreCase) -> Non
 @pytest.mark.parametrize(
     "change", [{"segments_per_block": 0}, {"num_segments": -4}, {"num_classes": 0}, {"models": {}}]
 )
-def test_an_invalid_index_is_an_error(tmp_path: Path, case: StoreCase, change: dict[str, object]) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, case: StoreCase, change: dict[str, object]) -> None:
     write_store(case, tmp_path / "store", ["one"])
     index = tmp_path / "store" / "predictions.yaml"
     index.write_text(yaml.safe_dump(yaml.safe_load(index.read_text()) | change))

@@ -1,4 +1,4 @@
-"""Recipes: shipped ones, overrides, and errors that name the place in the file."""
+"""Recipes: shipped recipes, overrides, and errors with the place in the file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refusal(path: Path, *overrides: str) -> str:
     return sentence
 
 
-# -------------------------------------------------------------------------------------------------------------- shipped
+# --- Shipped ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_demo_recipe_is_shipped() -> None:
@@ -64,13 +64,13 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_saved_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
+def test_a_saved_recipe_equals_the_original(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     (tmp_path / "kept.yaml").write_text(to_yaml(recipe))
     assert read_recipe(tmp_path / "kept.yaml") == recipe
 
 
-# ------------------------------------------------------------------------------------------------------------- finding
+# --- Finding ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_takes_precedence_over_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,16 +88,16 @@ def test_a_file_takes_precedence_over_a_shipped_recipe(tmp_path: Path, monkeypat
         ("recipes/demo", "recipes/demo: there is no such recipe."),
     ],
 )
-def test_missing_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
+def test_missing_recipes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=f"^{re.escape(expected)}$"):
         find_recipe(name)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_values_and_defaults(tiny_recipe: Path) -> None:
+def test_recipes_have_values_and_defaults(tiny_recipe: Path) -> None:
     recipe = read_recipe(tiny_recipe)
     assert isinstance(recipe.base_models["dbof"].classifier.encoder, DBoFConfig)
     assert isinstance(recipe.base_models["nextvlad"].classifier.encoder, NeXtVLADConfig)
@@ -109,7 +109,7 @@ def test_values_and_defaults(tiny_recipe: Path) -> None:
     assert (recipe.seed, recipe.top_k, recipe.machine.precision) == (0, 100_000, "32-true")
 
 
-def test_overrides(tiny_recipe: Path) -> None:
+def test_overrides_replace_values(tiny_recipe: Path) -> None:
     overrides = [
         "base_models.dbof.classifier.encoder.hidden_size=24",
         "segment_models.bare.training.peak_lr=1e-5",
@@ -140,7 +140,7 @@ def test_an_override_changes_one_place_of_a_yaml_anchor(tiny_recipe: Path) -> No
     assert read_recipe(tiny_recipe) == before
 
 
-def test_the_last_override_wins(tiny_recipe: Path) -> None:
+def test_the_last_override_takes_precedence(tiny_recipe: Path) -> None:
     assert read_recipe(tiny_recipe, ["seed=1", "seed=2"]).seed == 2
     complete = ["base_models.dbof.training={steps: 9, batch_size: 4, peak_lr: 0.1, weight_decay: 0}"]
     changed = read_recipe(tiny_recipe, [*complete, "base_models.dbof.training.steps=8"]).base_models["dbof"].training
@@ -161,11 +161,11 @@ def test_the_last_override_wins(tiny_recipe: Path) -> None:
         ("base_models.new.seed=4", "'base_models.new.classifier' is missing; 'base_models.new.training' is missing."),
     ],
 )
-def test_invalid_overrides(tiny_recipe: Path, override: str, expected: str) -> None:
+def test_invalid_overrides_are_refused(tiny_recipe: Path, override: str, expected: str) -> None:
     assert expected in refusal(tiny_recipe, override)
 
 
-# ---------------------------------------------------------------------------------------------------- invalid recipes
+# --- Invalid recipes -------------------------------------------------------------------------------------------------
 
 TRAINING = ("base_models", "dbof", "training")
 ENCODER = ("base_models", "dbof", "classifier", "encoder")
@@ -225,7 +225,7 @@ ENCODER = ("base_models", "dbof", "classifier", "encoder")
         (("machine", "accelerator"), "gpu9", "'machine.accelerator': expected 'auto', 'cpu', 'cuda' or 'mps', found 'gpu9'"),
     ],
 )  # fmt: skip
-def test_invalid_recipes(tmp_path: Path, place: tuple[str, ...], value: object, expected: str) -> None:
+def test_invalid_recipes_are_refused(tmp_path: Path, place: tuple[str, ...], value: object, expected: str) -> None:
     content = values()
     group = content
     for key in place[:-1]:
@@ -248,7 +248,7 @@ RENAMED = [
     (("segment_models", "bare", "training", "peak_rate"), "peak_lr"),
     (("base_models", "nextvlad", "clip_share"), "clip_probability"),
 ]
-"""Keys of earlier versions, and their names today."""
+"""Keys of earlier versions, and their current names."""
 
 
 @pytest.mark.parametrize(("place", "name"), RENAMED, ids=lambda value: value if isinstance(value, str) else value[-1])
@@ -307,11 +307,11 @@ def test_optional_ways_to_merge_are_off_by_default(tiny_recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["base_models", "segment_models"])
-def test_required_keys(tmp_path: Path, missing: str) -> None:
+def test_missing_required_keys_are_reported(tmp_path: Path, missing: str) -> None:
     content = values()
     del content[missing]
     sentence = refusal(written(tmp_path / "wrong.yaml", content))
-    # Base models may be trained already.
+    # `trained_models` may replace `base_models`.
     expected = "base_models: expected at least one model" if missing == "base_models" else f"'{missing}' is missing"
     assert expected in sentence
 
@@ -338,7 +338,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_that_are_not_recipes(tmp_path: Path, content: str, expected: str) -> None:
+def test_files_other_than_recipes_are_refused(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(content)
     for overrides in ([], ["seed=3"]):
@@ -347,12 +347,12 @@ def test_files_that_are_not_recipes(tmp_path: Path, content: str, expected: str)
         assert expected in sentence
 
 
-def test_a_binary_file(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert "cannot be read as text" in refusal(tmp_path / "wrong.yaml")
 
 
-def test_trained_models_are_base_models(tmp_path: Path) -> None:
+def test_trained_models_may_replace_base_models(tmp_path: Path) -> None:
     content = values()
     del content["base_models"]["nextvlad"]
     content["trained_models"] = {"nextvlad": "somewhere/nextvlad"}

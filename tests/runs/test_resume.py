@@ -18,11 +18,11 @@ from yt8m.training.loop import Trainer
 
 
 class Killed(BaseException):
-    """Stands for a kill: the package does not catch it."""
+    """Simulates a kill; the package does not catch it."""
 
 
 def kill_after(patch: pytest.MonkeyPatch, owner: type, method: str, number: int) -> None:
-    """Raise `Killed` at the end of a method's call of this number."""
+    """Raise `Killed` at the end of the call of a method with this number."""
     original = getattr(owner, method)
     calls = 0
 
@@ -55,7 +55,7 @@ def kill_before(patch: pytest.MonkeyPatch, owner: type, method: str) -> None:
         ("checkpoint", 2),
         ("evaluation", 2),
         ("checkpoint", 3),
-        # Before training is recorded as finished.
+        # The kill is before training is recorded as finished.
         ("end", 1),
     ],
 )

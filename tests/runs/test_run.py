@@ -1,4 +1,4 @@
-"""A run of a recipe on a tiny dataset: its files, its output, what is skipped, and which data it requires."""
+"""A run of a recipe on a tiny dataset: its files, its output, skipped stages, and required data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from yt8m.runs.stages import read_record
 from yt8m.submission.format import read_submission
 from yt8m.vocabulary import Vocabulary
 
-# ------------------------------------------------------------------------------------------------------ a finished run
+# --- A finished run --------------------------------------------------------------------------------------------------
 
 
-def test_submission_lists_every_evaluated_segment_of_every_class(
+def test_the_submission_lists_every_evaluated_segment_of_every_class(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_vocabulary: Vocabulary
 ) -> None:
     catalog = Catalog.load(tiny_dataset / "segment/test")
@@ -42,7 +42,7 @@ def test_submission_lists_every_evaluated_segment_of_every_class(
     assert len({tuple(segments) for segments in found.values()}) == len(found)
 
 
-def test_table_lists_the_segments_of_the_submission(finished_run: FinishedRun, tiny_vocabulary: Vocabulary) -> None:
+def test_the_table_lists_the_segments_of_the_submission(finished_run: FinishedRun, tiny_vocabulary: Vocabulary) -> None:
     listed: dict[int, list[bytes]] = {}
     names = dict(zip(tiny_vocabulary.label_ids.tolist(), tiny_vocabulary.names, strict=True))
     before = (-1, 0.0)
@@ -73,7 +73,7 @@ def test_scores_and_times_are_printed_last(finished_run: FinishedRun) -> None:
         line = next(line for line in finished_run.outcome.out.splitlines() if line.startswith(f"│ {row['ranking']} "))
         assert re.findall(r"\d\.\d{4}", line) == [f"{float(row[column]):.4f}" for column in ("map_at_k", "dense_map")]
         assert 0 < float(row["dense_map"]) <= float(row["map_at_k"]) <= 1
-    # One agnostic and one aware model: the mean of all agnostic ones is that one.
+    # With a single agnostic model, the mean of the agnostic models is that model.
     assert rows[1]["map_at_k"] == rows[3]["map_at_k"]
     for stage in STAGES:
         assert re.search(rf"│ {stage} +│ +\d+ │", finished_run.outcome.out)
@@ -94,7 +94,7 @@ def test_models_load_and_record_their_provenance(finished_run: FinishedRun, tiny
             assert torch.equal(aware.state_dict()[f"context_{name}"], tensor), name
 
 
-def test_plots_and_class_scores(finished_run: FinishedRun, tiny_vocabulary: Vocabulary) -> None:
+def test_plots_and_class_scores_are_written(finished_run: FinishedRun, tiny_vocabulary: Vocabulary) -> None:
     for name in ("scores.png", "timeline.png"):
         picture = matplotlib.image.imread(finished_run.out / "predict" / name)
         assert picture.shape[0] > 200
@@ -107,16 +107,16 @@ def test_plots_and_class_scores(finished_run: FinishedRun, tiny_vocabulary: Voca
     assert mean == pytest.approx(float(score_rows(finished_run.out)[-1]["map_at_k"]), abs=1e-5)
 
 
-def test_the_saved_recipe_is_the_same_recipe(copy: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_saved_recipe_skips_every_stage(copy: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     shutil.copy(copy / "recipe.yaml", tmp_path / "kept.yaml")
     again = succeeds("run", tmp_path / "kept.yaml", "--data", tiny_dataset, "--out", copy)
     assert len(skipped_stages(again.err)) == len(STAGES)
 
 
-# ------------------------------------------------------------------------------------------------------------ skipping
+# --- Skipping --------------------------------------------------------------------------------------------------------
 
 
-def test_second_run_skips_every_stage_and_prints_the_same(
+def test_a_second_run_skips_every_stage_and_prints_the_same(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     def times() -> dict[Path, int]:
@@ -190,7 +190,7 @@ def test_a_missing_result_is_predicted_again(
     assert not (copy / "predict.before-1").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ before training
+# --- Before training -------------------------------------------------------------------------------------------------
 
 
 def test_missing_parts_are_reported_before_training(data: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_missing_parts_are_reported_before_training(data: Path, tiny_recipe: Pat
     assert not (tmp_path / "out" / "pretrain").exists()
 
 
-def test_a_stage_needs_only_its_own_data(copy: Path, data: Path, tiny_recipe: Path) -> None:
+def test_a_stage_requires_only_its_own_data(copy: Path, data: Path, tiny_recipe: Path) -> None:
     shutil.rmtree(data / "segment/test")
     done = succeeds("run", tiny_recipe, "--data", data, "--out", copy, "--only", "finetune")
     assert skipped_stages(done.err) == ["finetune bare", "finetune aware"]
@@ -227,7 +227,7 @@ def test_more_folds_than_shards_are_reported_before_training(
         ("nonsense\n", "line 1: expected a header"),
     ],
 )
-def test_an_unusable_truth_is_reported_before_training(
+def test_an_invalid_truth_is_reported_before_training(
     data: Path, tiny_recipe: Path, tiny_vocabulary: Vocabulary, tmp_path: Path, content: str, expected: str
 ) -> None:
     (data / "segment/test_ratings.csv").write_text(content.format(label=tiny_vocabulary.label_ids[0]))
@@ -270,24 +270,24 @@ def test_damage_found_while_indexing_stops_the_run_once(
 def test_a_run_indexes_parts_without_a_catalog(data: Path, tiny_recipe: Path, copy: Path) -> None:
     for catalog in data.rglob(FILE_NAME):
         catalog.unlink()
-    # The same shards elsewhere are the same data: no model is trained again.
+    # The same shards in another folder are the same data, so no model is trained again.
     done = succeeds("run", tiny_recipe, "--data", data, "--out", copy)
     assert len(skipped_stages(done.err)) == len(STAGES)
     parts = {path.parent.relative_to(data).as_posix() for path in data.rglob(FILE_NAME)}
     assert parts == {"video/train", "video/valid", "segment/train", "segment/test"}
 
 
-# ------------------------------------------------------------------------------------------------------- two processes
+# --- Two processes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_one_submission(
+def test_two_processes_write_one_submission(
     tiny_dataset: Path, tiny_recipe: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     places = ["--data", tiny_dataset, "--out", out]
     ended = run_python("-m", "yt8m", "run", tiny_recipe, *places, "--set", "machine.devices=2")
     assert ended.status == 0, ended.err
-    assert ended.out.count("mixture") == 2  # in its column and among the kinds, once
+    assert ended.out.count("mixture") == 2  # once as a ranking and once as a kind
     assert len(dict(read_submission(out / "submission.csv", tiny_vocabulary))) == len(tiny_vocabulary)
     assert yaml.safe_load((out / "recipe.yaml").read_text())["machine"]["devices"] == 2

@@ -36,10 +36,10 @@ def changed_stages(before: dict[str, RunStage], after: dict[str, RunStage]) -> s
     return {path for path, stage in before.items() if stage.fingerprint != after[path].fingerprint}
 
 
-# -------------------------------------------------------------------------------------------------------------- stages
+# --- Stages ----------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_stages(tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_stages_have_titles_and_folders(tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     stages = run_stages(tiny_recipe, tiny_dataset, tmp_path)
     assert list(stages) == STAGES
     assert [stage.title for stage in stages.values()] == STAGE_TITLES
@@ -47,7 +47,7 @@ def test_names_of_stages(tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path) 
     assert [stage.path for stage in training_stages(read_recipe(tiny_recipe))] == STAGES[:-1]
 
 
-def test_seeds_and_numbers_of_frames(tiny_recipe: Path) -> None:
+def test_stages_have_seeds_and_numbers_of_frames(tiny_recipe: Path) -> None:
     overrides = ["seed=3", "base_models.dbof.seed=0", "base_models.nextvlad.frames_per_video=7"]
     overrides += ["segment_models.aware.margin_frames=1"]
     stages = {stage.path: stage for stage in training_stages(read_recipe(tiny_recipe, overrides))}
@@ -63,16 +63,18 @@ def test_seeds_and_numbers_of_frames(tiny_recipe: Path) -> None:
         ("finetune", "bear", "The recipe has no segment model 'bear' (did you mean 'bare'?)."),
     ],
 )
-def test_a_stage_of_a_model_that_the_recipe_lacks(tiny_recipe: Path, kind: str, name: str, expected: str) -> None:
+def test_a_stage_of_a_model_missing_from_the_recipe_is_refused(
+    tiny_recipe: Path, kind: str, name: str, expected: str
+) -> None:
     with pytest.raises(UsageError) as raised:
         _ = Stage(read_recipe(tiny_recipe), kind, name).config  # type: ignore[arg-type]
     assert str(raised.value) == expected
 
 
-# -------------------------------------------------------------------------------------------------------- fingerprints
+# --- Fingerprints ----------------------------------------------------------------------------------------------------
 
 
-def test_fingerprints_ignore_the_order_of_keys_only() -> None:
+def test_fingerprints_ignore_only_the_order_of_keys() -> None:
     one = fingerprint([3, "pretrain", {"a": 1, "b": 2}, {"x": "1"}])
     assert one == fingerprint([3, "pretrain", {"b": 2, "a": 1}, {"x": "1"}])
     others = [
@@ -126,15 +128,17 @@ def test_settings_change_the_fingerprints_of_the_stages_that_use_them(
     assert changed_stages(before, run_stages(tiny_recipe, tiny_dataset, tmp_path, override)) == expected
 
 
-def test_the_default_precision_of_products_is_spelled_out(
+def test_settings_contain_the_default_precision_of_products(
     tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """So that another default in a later version changes the fingerprints."""
+    """Otherwise, a different default in a later version would not change the fingerprints."""
     for stage in run_stages(tiny_recipe, tiny_dataset, tmp_path).values():
         assert (stage.settings["precision"], stage.settings["float32_matmul_precision"]) == ("32-true", "high")
 
 
-def test_the_order_of_the_ensemble_changes_nothing(tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_the_order_of_the_ensemble_does_not_change_the_fingerprint(
+    tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
     """Models are merged in the order of their names."""
     stages = [
         run_stages(tiny_recipe, tiny_dataset, tmp_path, f"ensemble.models=[{models}]")["predict"]
@@ -189,10 +193,10 @@ def test_the_truth_and_the_vocabulary_are_inputs(data: Path, tiny_recipe: Path, 
     assert changed_stages(after, run_stages(tiny_recipe, data, tmp_path)) == ALL
 
 
-def test_another_name_of_a_model_changes_only_the_prediction(
+def test_renaming_a_model_changes_only_the_fingerprint_of_prediction(
     tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """A stage is known by settings and inputs, so a renamed model has the fingerprint that it had."""
+    """The fingerprint of a training stage depends on settings and inputs, not on the name of the model."""
     values = yaml.safe_load(tiny_recipe.read_text())
     values["segment_models"] = {"renamed": values["segment_models"].pop("bare"), **values["segment_models"]}
     renamed = tmp_path / "renamed.yaml"
@@ -203,10 +207,10 @@ def test_another_name_of_a_model_changes_only_the_prediction(
     assert after["predict"].fingerprint != before["predict"].fingerprint
 
 
-# ------------------------------------------------------------------------------------------------------------- records
+# --- Records ---------------------------------------------------------------------------------------------------------
 
 
-def test_other_files_of_that_name_are_no_records(tmp_path: Path) -> None:
+def test_invalid_records_are_ignored(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
     for content in ("- a list\n", "only words", "[1", "fingerprint: abc\n", "fingerprint: 3\nstatus: finished\n"):
         (tmp_path / "stage.yaml").write_text(content)
@@ -260,7 +264,7 @@ def test_records_of_earlier_versions_load(tmp_path: Path) -> None:
     assert record.settings["video_prior"]["video_exponent"] == 0.2
 
 
-def test_records_of_a_run(finished_run: FinishedRun) -> None:
+def test_the_records_of_a_run_contain_its_results(finished_run: FinishedRun) -> None:
     for stage in STAGES[:-1]:
         record = read_record(finished_run.out / stage)
         assert record is not None
@@ -276,7 +280,7 @@ def test_records_of_a_run(finished_run: FinishedRun) -> None:
     assert f"out of {record.num_segments:,} segments predicted" in finished_run.outcome.out
 
 
-def test_beginning_and_finishing_a_stage(
+def test_beginning_and_finishing_a_stage_updates_its_record(
     tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = RunContext(read_recipe(tiny_recipe), tiny_dataset, tmp_path)
@@ -297,7 +301,7 @@ def test_beginning_and_finishing_a_stage(
     assert record.ensemble_weights == {"aware": 0.115, "bare": 1.885}
     assert stage.is_finished
 
-    # A result outside the folder is kept with the rest.
+    # A result outside the folder of the stage is kept with the other results.
     (tmp_path / "submission.csv").write_text("of the first settings")
     other = RunStage.of(RunContext(read_recipe(tiny_recipe, ["top_k=7"]), tiny_dataset, tmp_path), "predict")
     assert not other.is_finished
@@ -316,7 +320,7 @@ def test_beginning_and_finishing_a_stage(
 def test_a_folder_without_a_record_is_kept(
     tiny_recipe: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that a model goes to may contain anything; nothing in it is overwritten."""
+    """The folder may contain files of the user, which are never overwritten."""
     context = RunContext(read_recipe(tiny_recipe), tiny_dataset, tmp_path)
     folder = tmp_path / "pretrain/dbof"
     folder.mkdir(parents=True)

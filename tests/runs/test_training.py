@@ -1,4 +1,4 @@
-"""Training the models of a run: base models, models that were trained elsewhere, learning-rate sweeps."""
+"""Train the models of a run: base models, models trained elsewhere, and learning-rate sweeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yt8m.runs.recipe import read_recipe
 from yt8m.runs.training import find_lr, load_base, load_segment_model
 from yt8m.training.lr_finder import LRSweepConfig
 
-# --------------------------------------------------------------------------------------------------------------- bases
+# --- Base models -----------------------------------------------------------------------------------------------------
 
 
 def test_base_models_must_be_trained_first(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_stage_that_cannot_start_keeps_the_previous_result(
 
 
 def test_a_model_folder_of_another_kind_is_refused(copy: Path, tiny_dataset: Path, tiny_recipe: Path) -> None:
-    """Such as one that was copied to the wrong place."""
+    """For example, a folder that was copied to the wrong place."""
     base, segment = copy / "pretrain/dbof/model", copy / "finetune/bare/model"
     shutil.rmtree(segment)
     base.rename(segment)
@@ -58,11 +58,11 @@ def test_a_model_folder_of_another_kind_is_refused(copy: Path, tiny_dataset: Pat
         load_base(context, "dbof")
 
 
-# ------------------------------------------------------------------------------------------ models trained elsewhere
+# --- Models trained elsewhere ----------------------------------------------------------------------------------------
 
 
 def with_trained_models(recipe: Path, path: Path, **folders: Path) -> Path:
-    """The tiny recipe without base models of its own: they are in these folders."""
+    """The tiny recipe with trained models in these folders instead of base models."""
     values = yaml.safe_load(recipe.read_text())
     del values["base_models"]
     values["trained_models"] = {name: str(folder) for name, folder in folders.items()}
@@ -70,10 +70,10 @@ def with_trained_models(recipe: Path, path: Path, **folders: Path) -> Path:
     return path
 
 
-def test_models_trained_elsewhere_are_base_models(
+def test_models_trained_elsewhere_replace_base_models(
     finished_run: FinishedRun, data: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """No data for pre-training are needed, and the segment models get the same weights."""
+    """No data for pre-training is needed, and the segment models have the same weights."""
     bases = {name: finished_run.model(f"pretrain/{name}") for name in ("dbof", "nextvlad")}
     recipe = with_trained_models(tiny_recipe, tmp_path / "recipe.yaml", **bases)
     out = tmp_path / "out"
@@ -85,7 +85,7 @@ def test_models_trained_elsewhere_are_base_models(
         assert (out / weights).read_bytes() == (finished_run.out / weights).read_bytes()
     assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
     assert "finetune aware: finished before, skipped" in succeeds("run", recipe, "--data", data, "--out", out).err
-    # Another model under that name is another base model.
+    # A different model of the same name changes the fingerprint of the segment model.
     other = tmp_path / "other"
     shutil.copytree(bases["dbof"], other)
     config = (other / "config.yaml").read_text()
@@ -96,7 +96,7 @@ def test_models_trained_elsewhere_are_base_models(
     assert "the settings or the data changed" in printed
 
 
-def test_trained_models_that_cannot_be_base_models(
+def test_trained_models_that_cannot_be_base_models_are_refused(
     finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     good, segment = finished_run.model("pretrain/dbof"), finished_run.model("finetune/bare")
@@ -117,19 +117,19 @@ def test_trained_models_that_cannot_be_base_models(
     assert not list((tmp_path / "out").glob("finetune"))
 
 
-# ------------------------------------------------------------------------------------------------ learning-rate sweeps
+# --- Learning-rate sweeps --------------------------------------------------------------------------------------------
 
 SWEEP = LRSweepConfig(steps=40, lowest=1e-4, highest=10.0)
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and content of all files of a folder."""
+    """Modification time and content of all files of a folder."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 @pytest.mark.parametrize(("kind", "model"), [("pretrain", "nextvlad"), ("finetune", "aware")])
-def test_a_sweep_starts_where_the_stage_starts(
+def test_a_sweep_starts_with_the_initial_model_of_its_stage(
     copy: Path, tiny_dataset: Path, tiny_recipe: Path, kind: str, model: str
 ) -> None:
     part = "base_models" if kind == "pretrain" else "segment_models"
@@ -155,18 +155,20 @@ def test_a_sweep_starts_where_the_stage_starts(
         for path in (copy / "find-lr" / model / "lr_finder.csv", copy / kind / model / "metrics.csv")
     )
     assert (len(rates) <= 40, float(rates[0]["lr"])) == (True, 1e-4)
-    # Before its first step, a model has the loss that training logs first.
+    # The first loss of the sweep is the first loss that training logs.
     first = next(row for row in metrics if (row["split"], row["metric"], row["step"]) == ("train", "loss", "1"))
     assert float(rates[0]["loss"]) == float(first["value"])
     assert sweep() == (suggested, table)
-    # Another seed gives other losses, whether or not they fall anywhere.
+    # Another seed gives other losses, even if they decrease at no learning rate.
     recipe = read_recipe(tiny_recipe, [f"{part}.{model}.seed=1"])
     with suppress(Yt8mError):
         find_lr(RunContext(recipe, tiny_dataset, copy), model, SWEEP)
     assert (copy / "find-lr" / model / "lr_finder.csv").read_bytes() != table
 
 
-def test_a_sweep_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_sweep_requires_the_models_that_its_stage_requires(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
     context = RunContext(read_recipe(tiny_recipe), tiny_dataset, tmp_path / "out")
     for name, expected in (
         ("bare", f"{tmp_path / 'out/pretrain/dbof'}: pretrain of 'dbof' is not finished; run that stage first."),
@@ -179,7 +181,9 @@ def test_a_sweep_needs_what_its_stage_needs(tiny_dataset: Path, tiny_recipe: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_whose_loss_never_falls(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_sweep_whose_loss_never_decreases_raises_an_error(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
     context = RunContext(read_recipe(tiny_recipe), tiny_dataset, tmp_path / "out")
     with pytest.raises(Yt8mError, match=r"^dbof: the loss falls at no learning rate from 100 to 10000 "):
         find_lr(context, "dbof", LRSweepConfig(lowest=100.0, highest=1e4))

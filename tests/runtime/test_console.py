@@ -19,7 +19,7 @@ from yt8m.runtime.console import format_duration, wide
         (273_700, "3 d 4 h"),
     ],
 )
-def test_durations_have_two_units(seconds: float, expected: str) -> None:
+def test_durations_are_formatted_with_two_units(seconds: float, expected: str) -> None:
     assert format_duration(seconds) == expected
 
 

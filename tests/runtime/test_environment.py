@@ -31,14 +31,14 @@ def test_other_cpus_keep_the_default_kernels(tmp_path: Path) -> None:
     assert "MKL_CBWR" not in os.environ
 
 
-def test_intel_cpus_get_reproducible_matrix_products(tmp_path: Path) -> None:
+def test_matrix_products_are_reproducible_on_intel_cpus(tmp_path: Path) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("vendor_id\t: GenuineIntel\n")
     prepare_environment(cpu_info)
     assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
 
 
-def test_values_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_set_by_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("vendor_id\t: GenuineIntel\n")
     for name in VARIABLES:
@@ -48,7 +48,7 @@ def test_values_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_the_command_lets_waiting_threads_sleep_by_default(
+def test_waiting_threads_of_the_command_sleep_by_default(
     given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if given is not None:

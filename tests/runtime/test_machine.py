@@ -1,4 +1,4 @@
-"""Devices and processes: settings, and distributed training with the results of one process."""
+"""Devices and processes: settings, and distributed training with the same results as one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from yt8m.training.loop import Trainer
 from yt8m.training.metrics_log import read_metrics
 
 
-def test_one_process_on_the_cpu() -> None:
+def test_the_default_on_the_cpu_is_one_process() -> None:
     fabric = make_fabric(MachineConfig(accelerator="cpu"))
     assert (fabric.world_size, fabric.global_rank, fabric.device.type) == (1, 0, "cpu")
     with fabric.autocast():
@@ -60,7 +60,7 @@ def test_missing_devices_are_refused() -> None:
         {"device": 1},
     ],
 )
-def test_impossible_machines_are_refused(values: dict[str, Any]) -> None:
+def test_invalid_machine_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=rf"^machine: .*'{next(iter(values))}'"):
         validated(MachineConfig, values, "machine")
 
@@ -68,7 +68,7 @@ def test_impossible_machines_are_refused(values: dict[str, Any]) -> None:
 def run_distributed(launcher: str, data: Path, folder: Path, stop: int | None = None) -> None:
     """Run `tiny_tasks.distributed` as two processes.
 
-    With `stop`, the process of that rank gets a SIGTERM in the middle, and both must exit as interrupted.
+    With `stop`, the process of that rank receives SIGTERM during training, and both must exit as interrupted.
     """
     folder.mkdir(exist_ok=True)
     module = ["-m", "tests.support.tiny_tasks", "distributed", str(data), str(folder)]
@@ -104,8 +104,8 @@ def run_distributed(launcher: str, data: Path, folder: Path, stop: int | None = 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "fabric", "by hand"])
-def test_two_processes_have_the_results_of_one(launcher: str, tiny_dataset: Path, tmp_path: Path) -> None:
-    """The same losses to 1e-5, with dropout; every held-out example counted once."""
+def test_two_processes_have_the_same_results_as_one(launcher: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Losses agree to 1e-5, with dropout; every held-out example is counted once."""
     run_distributed(launcher, tiny_dataset, tmp_path)
     fabric = Fabric(accelerator="cpu", devices=1)
     for name, config in DISTRIBUTED.items():
@@ -116,7 +116,7 @@ def test_two_processes_have_the_results_of_one(launcher: str, tiny_dataset: Path
         for key in first["state"]:
             assert torch.equal(first["state"][key], second["state"][key]), key
 
-        # The metrics are those of the saved model, with every held-out example once.
+        # The metrics are those of the saved model over every held-out example once.
         model, task = distributed_case(name, tiny_dataset, fabric)
         saved = load_model(tmp_path / name / "model")
         assert task.evaluate(fabric, saved) == pytest.approx(first["metrics"], rel=1e-6)
@@ -135,7 +135,7 @@ def test_two_processes_have_the_results_of_one(launcher: str, tiny_dataset: Path
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_and_they_resume_to_the_same_end(
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_resume_to_the_same_result(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"

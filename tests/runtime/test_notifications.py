@@ -1,4 +1,4 @@
-"""Notifications: sent through the real apprise to a local server; runs are unaffected and no secret is printed."""
+"""Notifications: sent with the real apprise to a local server; runs are unaffected and no secret is printed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "hunter2-Zq9"
 
 
 class Inbox(http.server.ThreadingHTTPServer):
-    """Receives messages of apprise's `json` plugin and answers with a status."""
+    """A server that receives messages of apprise's `json` plugin and answers with a status."""
 
     daemon_threads = True
 
@@ -90,10 +90,10 @@ def printed(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
     assert SECRET not in everything + caplog.text
 
 
-# -------------------------------------------------------------------------------------------------------------- outcomes
+# --- Outcomes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_succeeds(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
+def test_a_successful_run_sends_its_result(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
     with notify_when_done("yt8m run demo --out <runs & more>") as notification:
         notification.result = "MAP@100,000 0.8123"
     (message,) = inbox.received
@@ -116,7 +116,7 @@ def test_a_run_that_succeeds(inbox: Inbox, printed: Callable[[], list[str]]) -> 
         (ValueError("long " * 1000), "failed", "failure", "ValueError: long long", 90_000, "25 h 0 min"),
     ],
 )
-def test_a_run_that_fails_or_stops(
+def test_a_failed_or_stopped_run_sends_its_error(
     inbox: Inbox,
     printed: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -145,10 +145,10 @@ def test_a_run_that_fails_or_stops(
     assert printed() == []
 
 
-# -------------------------------------------------------------------------------------------------------------- failures
+# --- Failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_returns_an_error(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
+def test_a_server_error_is_printed_and_does_not_affect_the_run(inbox: Inbox, printed: Callable[[], list[str]]) -> None:
     inbox.status = 500
     with notify_when_done("yt8m demo"):
         assert printed() == []
@@ -158,7 +158,7 @@ def test_a_server_that_returns_an_error(inbox: Inbox, printed: Callable[[], list
     assert printed() == ["yt8m: the notification to json could not be sent."]
 
 
-def test_a_missing_server(monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]) -> None:
+def test_a_connection_error_is_printed(monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("YT8M_NOTIFY", f"json://{SECRET}@127.0.0.1:{unused.getsockname()[1]}/{SECRET}")
@@ -171,7 +171,7 @@ def test_a_server_that_does_not_answer_times_out(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]]
 ) -> None:
     with Inbox() as silent:
-        # It accepts the connection and never reads from it; apprise alone would wait longer than this.
+        # This server accepts the connection and never reads from it; the timeout of apprise is longer.
         slow = silent.url.replace("json://", "xml://") + "?rto=60&cto=60"
         monkeypatch.setenv("YT8M_NOTIFY", f"{slow}\n{inbox.url}")
         with notify_when_done("yt8m demo"):
@@ -226,11 +226,11 @@ def test_missing_apprise_is_reported_at_the_start(
     assert printed() == []
 
 
-# ----------------------------------------------------------------------------------------------------------- destinations
+# --- Destinations ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_file_of_destinations(
+def test_destinations_are_read_from_a_file(
     inbox: Inbox,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_the_default_file_is_in_the_home_folder(inbox: Inbox, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(("mode", "is_reported"), [(0o600, False), (0o640, True)])
-def test_a_file_that_other_users_can_read(
+def test_a_file_readable_by_other_users_is_reported(
     inbox: Inbox,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -294,7 +294,7 @@ def test_a_file_that_other_users_can_read(
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe" + SECRET.encode()])
-def test_a_file_that_cannot_be_read(
+def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Callable[[], list[str]], content: bytes | None
 ) -> None:
     path = tmp_path / "notify"
@@ -330,7 +330,7 @@ def test_only_the_first_process_sends_messages(
     assert len(inbox.received) == sends
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
+# --- Commands --------------------------------------------------------------------------------------------------------
 
 
 def test_run_sends_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path) -> None:
@@ -356,20 +356,20 @@ def test_pretrain_and_finetune_send_their_metrics(
         assert message["message"].startswith(f"{reported[1]}\n")
 
 
-def test_a_command_that_fails_sends_its_error(inbox: Inbox, tmp_path: Path) -> None:
+def test_a_failed_command_sends_its_error(inbox: Inbox, tmp_path: Path) -> None:
     error = refused(2, "run", "demo", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     (message,) = inbox.received
     assert message["title"].endswith(": failed")
     assert message["message"].startswith(f"{error}\n")
 
 
-def test_demo(inbox: Inbox, tmp_path: Path) -> None:
+def test_demo_sends_its_error(inbox: Inbox, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     refused(2, "demo", tmp_path)
     assert inbox.received[0]["title"] == f"yt8m demo {tmp_path}: failed"
 
 
-def test_ctrl_c(
+def test_ctrl_c_sends_a_message(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
     def interrupted(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Progress reports: counts of `track`, bars on a terminal, and none elsewhere."""
+"""Progress reports: counts of `track`, and bars on terminals only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recorder:
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is drawn on a terminal of 100 columns."""
+    """The output to a terminal of 100 columns."""
     text = io.StringIO()
     monkeypatch.setattr(progress, "err", Console(file=text, force_terminal=True, width=100, color_system=None))
     return text
@@ -51,7 +51,7 @@ def test_items_without_a_length_have_the_given_total(total: int | None) -> None:
     assert recorder.tasks == [("numbers", total, "items")]
 
 
-def test_track_of_nothing() -> None:
+def test_track_without_items_reports_nothing() -> None:
     recorder = Recorder()
     assert list(track([], "none", recorder)) == []
     assert (recorder.tasks, recorder.completed) == ([("none", 0, "items")], [])
@@ -81,7 +81,7 @@ def test_a_total_can_be_reported_later(screen: io.StringIO) -> None:
     assert "2.0/4.0 MB" in screen.getvalue()
 
 
-def test_elsewhere_than_on_a_terminal_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     monkeypatch.setattr(progress, "err", Console(file=text, force_terminal=False))
     with terminal_progress("index", 10) as report:

@@ -1,4 +1,4 @@
-"""Graceful stop: a signal ends a run with a checkpoint and exit status 75, and the run resumes to the same end."""
+"""Graceful stop: a signal ends a run with a checkpoint and exit status 75, and the run resumes to the same result."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert (stopped / METRICS_FILE).read_bytes() == (uninterrupted / METRICS_FILE).read_bytes()
 
 
-def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
-    """The checkpoint is from before the evaluation, and the resumed run evaluates once."""
+def test_a_signal_during_an_evaluation_stops_it_at_once(tmp_path: Path) -> None:
+    """The checkpoint precedes the evaluation, and the resumed run evaluates once."""
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
     _, expected = fit_linear(uninterrupted)
 
@@ -88,7 +88,7 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     assert checkpoint_step(tmp_path) == 4
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as it does on a machine of few cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with few cores
 def test_worker_processes_ignore_signals(tiny_dataset: Path, tmp_path: Path) -> None:
     """A terminal sends signals to workers too; only the training process handles them."""
     model, task = video_case(tiny_dataset)
@@ -98,7 +98,7 @@ def test_worker_processes_ignore_signals(tiny_dataset: Path, tmp_path: Path) -> 
     def loss_with_signals(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         children = Path(f"/proc/self/task/{os.getpid()}/children")
-        # By the third batch both workers have delivered one.
+        # At the third batch, both workers have delivered a batch.
         for process in children.read_text().split() if children.is_file() and len(calls) > 2 else []:
             os.kill(int(process), signal.SIGINT)
             os.kill(int(process), signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_evaluation_checks_once_per_batch(tiny_dataset: Path) -> None:
         task.evaluate(fabric, model, stop)
 
 
-def test_another_thread_installs_no_handlers(tmp_path: Path) -> None:
+def test_no_handlers_are_installed_in_another_thread(tmp_path: Path) -> None:
     ends: list[Any] = []
     before = signal.getsignal(signal.SIGTERM)
 

@@ -74,7 +74,7 @@ def random_case(seed):
 
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("dense", [False, True])
-def test_equals_the_plain_loop(tmp_path, seed, dense):
+def test_map_equals_a_plain_loop(tmp_path, seed, dense):
     lists, ratings = random_case(seed)
     if dense:
         ratings = [rating for rating in ratings if rating[3]]
@@ -94,7 +94,7 @@ def test_equals_the_plain_loop(tmp_path, seed, dense):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_scikit_learn_if_all_segments_are_listed_and_rated(tmp_path, seed):
+def test_map_equals_scikit_learn_if_all_segments_are_listed_and_rated(tmp_path, seed):
     generator = np.random.default_rng(seed)
     n, c = 210, 6
     segments = make_segments([f"id{row}" for row in range(30)], 7, first_start=30)
@@ -123,7 +123,7 @@ def test_equals_scikit_learn_if_all_segments_are_listed_and_rated(tmp_path, seed
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_from_probabilities_equals_the_score_of_a_full_ranking_with_ties(seed):
+def test_map_from_probabilities_equals_the_score_of_a_full_ranking_with_ties(seed):
     generator = np.random.default_rng(seed)
     n, c, m = 60, 5, 120
     segments = make_segments([f"id{row}" for row in range(10)], 6, first_start=30)
@@ -147,7 +147,7 @@ def test_from_probabilities_equals_the_score_of_a_full_ranking_with_ties(seed):
     assert repeated == pytest.approx(expected, abs=1e-12)
 
 
-def test_average_precision_by_hand():
+def test_average_precision_of_examples_computed_by_hand():
     assert average_precision([True, False, True], 2) == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert average_precision([False, False, True], 4) == pytest.approx(1 / 3 / 4)
     assert average_precision([False, False], 1) == 0
@@ -155,10 +155,10 @@ def test_average_precision_by_hand():
     assert average_precision([True, True], 2) == 1
 
 
-def test_the_cut_comes_before_unrated_segments_are_dropped():
+def test_lists_are_cut_before_unrated_segments_are_dropped():
     truth = truth_of([("a", 1, 0, 1), ("a", 1, 5, 0), ("a", 1, 10, 1)])
     listed = [("x", 0), ("a", 0), ("x", 5), ("a", 5), ("a", 10)]
-    # Cut to 4: x:0 and x:5 use up two places but are not false positives; a:10 is cut off.
+    # With k = 4, x:0 and x:5 occupy two places but are not false positives, and a:10 is cut off.
     assert map_at_k(as_bytes({1: listed}), truth, 4).mean_average_precision == pytest.approx((1 / 1) / 2)
     assert map_at_k(as_bytes({1: listed}), truth, 5).mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
 
@@ -190,7 +190,7 @@ def test_repeated_ratings_count_once_and_contradictory_ones_are_positive():
     assert score.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-def test_every_other_segment_is_a_negative_of_a_dense_truth():
+def test_segments_missing_from_a_dense_truth_are_negatives():
     ratings = [("a", 1, 0, 1), ("a", 1, 5, 1)]
     lists = as_bytes({1: [("z", 0), ("a", 5), ("z", 5), ("a", 0)]})
     assert map_at_k(lists, truth_of(ratings)).mean_average_precision == 1
@@ -229,7 +229,7 @@ def test_a_truth_without_positives_is_refused():
         map_from_probabilities(probabilities * np.nan, hashes, [0], [0], [1])
 
 
-def test_class_scores_as_a_table(tmp_path):
+def test_class_scores_are_written_as_a_table(tmp_path):
     truth = truth_of([("a", 30, 0, 1), ("a", 4, 0, 1), ("a", 4, 5, 1), ("a", 5, 0, 0)])
     score = map_at_k(as_bytes({30: [("b", 0), ("a", 0)], 5: [("a", 0)]}), truth)
     vocabulary = Vocabulary(np.array([30, 4, 5]), ("Guitar, electric", "Car", "Game"))
@@ -245,7 +245,7 @@ def test_class_scores_as_a_table(tmp_path):
     assert path.read_text().splitlines()[1] == "4,,0.000000,2,0"
 
 
-def test_the_score_is_plain_data_for_json():
+def test_the_score_can_be_written_as_json():
     truth = truth_of([("a", 30, 0, 1), ("a", 4, 0, 1), ("a", 4, 0, 0), ("a", 5, 0, 0)])
     score = map_at_k(as_bytes({30: [("b", 0), ("a", 0)], 5: [("a", 0)]}), truth)
     assert json.loads(json.dumps(asdict(score))) == {

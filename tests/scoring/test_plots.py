@@ -1,4 +1,4 @@
-"""Plots: the pixels of each color."""
+"""Plots: numbers of pixels of each color."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def timeline(path: Path, truth: NDArray[np.bool_] | None, names: list[str]) -> N
 
 
 @pytest.mark.parametrize("names", [["Train"], ["Train", "Coupé", "Cash $ and $x^", "_private"]])
-def test_timeline_shades_what_is_on_screen(tmp_path: Path, names: list[str]) -> None:
+def test_a_timeline_shades_positive_segments(tmp_path: Path, names: list[str]) -> None:
     counts = []
     for number, fraction in enumerate([0.0, 0.5, 1.0]):
         truth = np.zeros((10, len(names)), np.bool_)
@@ -60,7 +60,7 @@ def test_timeline_shades_what_is_on_screen(tmp_path: Path, names: list[str]) -> 
     assert 1.7 < (counts[2] - counts[0]) / (counts[1] - counts[0]) < 2.3
 
 
-def test_timeline_without_truth(tmp_path: Path) -> None:
+def test_a_timeline_can_be_plotted_without_truth(tmp_path: Path) -> None:
     timeline(tmp_path / "timeline.png", None, ["Train", "Boat"])
     assert pixels_of(tmp_path / "timeline.png", BLUE) > 100
     assert [path.name for path in tmp_path.iterdir()] == ["timeline.png"]

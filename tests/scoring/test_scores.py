@@ -24,7 +24,7 @@ def shown(rows: list[ScoreRow], styled: bool = False) -> str:
     return file.getvalue()
 
 
-def test_table_shows_every_score() -> None:
+def test_the_table_contains_every_score() -> None:
     lines = shown(ROWS).splitlines()
     cells = [line.replace("┃", "│").strip("│").split("│") for line in lines if "│" in line or "┃" in line]
     assert [[cell.strip() for cell in row] for row in cells] == [

@@ -39,7 +39,7 @@ def written_ratings(videos: list[TinyVideo], labels: tuple[int, ...] = LABEL_IDS
     return ratings
 
 
-def test_truth_of_rated_shards(folder: Path, videos: list[TinyVideo]) -> None:
+def test_truth_is_read_from_rated_shards(folder: Path, videos: list[TinyVideo]) -> None:
     truth = Truth.from_catalog(index_folder(folder))
     assert truth.ratings == written_ratings(videos)
     assert len(truth.ratings) == 4
@@ -47,7 +47,7 @@ def test_truth_of_rated_shards(folder: Path, videos: list[TinyVideo]) -> None:
     assert not truth.is_dense
 
 
-def test_ratings_outside_the_vocabulary_do_not_count(folder: Path, videos: list[TinyVideo]) -> None:
+def test_ratings_outside_the_vocabulary_are_ignored(folder: Path, videos: list[TinyVideo]) -> None:
     vocabulary = Vocabulary(np.array([13, 99, 3]), ("thirteen", "never", "three"))
     truth = Truth.from_catalog(index_folder(folder), vocabulary)
     assert truth.ratings == written_ratings(videos, (3, 13))
@@ -71,7 +71,7 @@ def test_a_folder_is_refused_as_dense_truth(folder: Path) -> None:
         load_truth(folder, dense=True)
 
 
-def test_csv_files(tmp_path: Path) -> None:
+def test_csv_files_contain_ratings_or_a_dense_truth(tmp_path: Path) -> None:
     ratings, positives = tmp_path / "ratings.csv", tmp_path / "positives.csv"
     ratings.write_text("video,label,start,score\naaaa,3,35,1\naaaa,3,40,0\n")
     positives.write_text("video,label,start\naaaa,3,35\n")
@@ -108,7 +108,7 @@ def test_video_ids_may_be_bytes() -> None:
         ("video,label,start,score\na,1,5,nan\n", r"line 2: expected a number as score, found 'nan'"),
     ],
 )
-def test_each_kind_of_invalid_ratings_file(tmp_path: Path, content: str, sentence: str) -> None:
+def test_invalid_ratings_files_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
     path = tmp_path / "truth.csv"
     path.write_text(content)
     with pytest.raises(Yt8mError, match=rf"^{path}.*{sentence}"):
@@ -121,7 +121,7 @@ def test_ratings_are_refused_as_dense_truth(tmp_path: Path) -> None:
         Truth.from_csv(path, dense=True)
 
 
-def test_unreadable_truth_files(tmp_path: Path) -> None:
+def test_unreadable_truth_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such file"):
         Truth.from_csv(tmp_path / "nothing.csv")
     with pytest.raises(UsageError, match="cannot be read as a CSV file"):
@@ -131,7 +131,7 @@ def test_unreadable_truth_files(tmp_path: Path) -> None:
         Truth.from_csv(tmp_path / "binary.csv")
 
 
-def test_columns_in_any_order_and_other_columns(tmp_path: Path) -> None:
+def test_columns_may_be_in_any_order_and_others_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "truth.csv"
     path.write_text("\ufeffscore,name,start,video,label\r\n0.0,Car,5,a,7\r\n1.0,Car,10,a,7\r\n", encoding="utf-8")
     assert Truth.from_csv(path).ratings == {7: {b"a:5": False, b"a:10": True}}

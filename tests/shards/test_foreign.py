@@ -1,4 +1,4 @@
-"""Files that are no TFRecord files: each is recognized, and the error names it and says what to do."""
+"""Files that are no TFRecord files are recognized, and the error names the format and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yt8m.dataset.catalog import Catalog
 from yt8m.shards.foreign import describe_foreign_file
 
 SHARD = b"".join((video.encoded() + b"\0" * 16) for video in random_videos(3))
-"""Bytes as a shard contains them, for compression."""
+"""Bytes similar to those of a shard."""
 
 
 def tar_of(content: bytes) -> bytes:
@@ -64,13 +64,13 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_files_are_recognized(kind: str) -> None:
     content, expected = FOREIGN[kind]
-    sentence = describe_foreign_file(content)
-    assert sentence is not None
-    assert sentence.startswith(f"the file {expected}")
-    assert sentence.endswith(".")
+    message = describe_foreign_file(content)
+    assert message is not None
+    assert message.startswith(f"the file {expected}")
+    assert message.endswith(".")
 
 
-def test_shards_and_damaged_shards_are_not_foreign(tmp_path: Path) -> None:
+def test_shards_and_damaged_shards_are_no_foreign_files(tmp_path: Path) -> None:
     content = write_shard(tmp_path / "a.tfrecord", random_videos(3)).read_bytes()
     assert describe_foreign_file(content) is None
     assert describe_foreign_file(bytes([content[0] ^ 255]) + content[1:]) is None
@@ -79,25 +79,25 @@ def test_shards_and_damaged_shards_are_not_foreign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_index_names_a_foreign_file_and_keeps_the_other_shards(kind: str, tmp_path: Path) -> None:
+def test_index_reports_a_foreign_file_and_indexes_the_other_shards(kind: str, tmp_path: Path) -> None:
     content, expected = FOREIGN[kind]
     (tmp_path / "a.tfrecord").write_bytes(content)
     write_shard(tmp_path / "b.tfrecord", random_videos(2))
     outcome = command("index", tmp_path)
     assert outcome.status == 1
-    found, ended = outcome.err.splitlines()
-    assert found.startswith(f"{tmp_path / 'a.tfrecord'}, record 0, byte 0: the file {expected}")
-    assert ended == f"yt8m: {tmp_path}: 1 damaged place was skipped, as listed above."
+    problem, summary = outcome.err.splitlines()
+    assert problem.startswith(f"{tmp_path / 'a.tfrecord'}, record 0, byte 0: the file {expected}")
+    assert summary == f"yt8m: {tmp_path}: 1 damaged place was skipped, as listed above."
     assert len(Catalog.load(tmp_path)) == 2
 
 
-def test_the_commands_in_the_messages_work(tmp_path: Path) -> None:
-    """The commands that the messages give for GZIP and ZLIB restore the shard."""
+def test_the_commands_of_the_messages_restore_a_shard(tmp_path: Path) -> None:
+    """The messages for GZIP and ZLIB contain a command that decompresses the file."""
     shard = write_shard(tmp_path / "shard", random_videos(2)).read_bytes()
     for kind, compress in (("gzip", gzip.compress), ("zlib", zlib.compress)):
         (tmp_path / "FILE").write_bytes(compress(shard))
-        sentence = describe_foreign_file(compress(shard))
-        assert sentence is not None
-        script = sentence[sentence.index("(") + 1 : sentence.rindex(")")].replace("python ", "python3 ")
+        message = describe_foreign_file(compress(shard))
+        assert message is not None
+        script = message[message.index("(") + 1 : message.rindex(")")].replace("python ", "python3 ")
         subprocess.run(script, shell=True, cwd=tmp_path, check=True)
         assert (tmp_path / "NEW_FILE").read_bytes() == shard, kind

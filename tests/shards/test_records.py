@@ -1,3 +1,5 @@
+"""Readers of frame-level and video-level records, compared with protobuf."""
+
 from __future__ import annotations
 
 import contextlib
@@ -44,13 +46,13 @@ LISTS = entry("rgb", frame_list(RGB)) + entry("audio", frame_list(AUDIO))
 
 
 def frames_at(payload: bytes, layout: FrameLayout, size: int) -> list[bytes]:
-    """Frames where a layout says they are, one after the other."""
+    """Frames at the offsets of a layout."""
     starts = [layout.offset + i * layout.stride for i in range(layout.num_frames)]
     return [payload[start : start + size] for start in starts]
 
 
 def protobuf(payload: bytes) -> Any:
-    """The same record as protobuf understands it."""
+    """A record as protobuf parses it."""
     return message_class("SequenceExample").FromString(payload)
 
 
@@ -74,28 +76,28 @@ def test_every_field_of_a_rated_video_is_read() -> None:
     assert frames_at(payload, found.audio, 128) == [bytes(frame) for frame in video.frames[:, 1024:]]
 
 
-def test_video_without_labels_and_ratings() -> None:
+def test_a_video_without_labels_and_ratings_is_read() -> None:
     found = read_video(record(ID, LISTS))
     assert found.labels == found.segment_labels == found.segment_start_times == found.segment_scores == ()
 
 
 @pytest.mark.parametrize("integers", [packed_integers, unpacked_integers])
-def test_packed_and_unpacked_integers(integers: Any) -> None:
+def test_packed_and_unpacked_integers_are_read(integers: Any) -> None:
     values = (0, 1, 127, 128, 3861, 2**40, 2**63 - 1, -1, -(2**63))
     assert read_video(record(ID + entry("labels", integers(*values)), LISTS)).labels == values
 
 
-def test_packed_and_unpacked_may_be_mixed_in_one_list() -> None:
+def test_packed_and_unpacked_integers_in_one_list_are_read() -> None:
     both = delimited(3, delimited(1, varint(5) + varint(300)) + varint(8) + varint(6) + delimited(1, varint(7)))
     assert read_video(record(ID + entry("labels", both), LISTS)).labels == (5, 300, 6, 7)
 
 
-def test_unpacked_floats() -> None:
+def test_unpacked_floats_are_read() -> None:
     scores = delimited(2, b"".join(varint(8 + 5) + struct.pack("<f", score) for score in (0.0, 1.0, 0.5)))
     assert read_video(record(ID + entry("segment_scores", scores), LISTS)).segment_scores == (0.0, 1.0, 0.5)
 
 
-def test_order_of_fields_does_not_matter() -> None:
+def test_fields_are_read_in_any_order() -> None:
     labels = entry("labels", packed_integers(4, 5))
     backwards = delimited(2, entry("audio", frame_list(AUDIO)) + entry("rgb", frame_list(RGB))) + delimited(
         1, labels + ID
@@ -108,7 +110,7 @@ def test_order_of_fields_does_not_matter() -> None:
         assert frames_at(payload, found.audio, 128) == AUDIO
 
 
-def test_last_of_repeated_keys_wins() -> None:
+def test_the_last_entry_of_a_name_is_used() -> None:
     context = entry("labels", packed_integers(1)) + ID + entry("labels", packed_integers(2, 3))
     lists = entry("rgb", frame_list(RGB[:1])) + LISTS
     payload = record(context, lists)
@@ -128,7 +130,7 @@ def test_unknown_fields_and_features_are_skipped() -> None:
 
 
 def test_messages_split_into_parts_are_joined() -> None:
-    """Protobuf merges a message that comes in several pieces."""
+    """Protobuf merges the parts of a message."""
     labels = delimited(
         1, delimited(1, b"labels") + delimited(2, packed_integers(1, 2)) + delimited(2, packed_integers(3))
     )
@@ -146,7 +148,7 @@ def test_messages_split_into_parts_are_joined() -> None:
     )
 
 
-def test_feature_of_several_kinds_is_of_the_last() -> None:
+def test_the_last_kind_of_a_feature_is_used() -> None:
     labels = entry("labels", bytes_feature(b"x") + packed_integers(1) + delimited(2, b"") + packed_integers(2))
     payload = record(ID + labels, LISTS)
     assert read_video(payload).labels == (2,) == tuple(protobuf(payload).context.feature["labels"].int64_list.value)
@@ -163,7 +165,7 @@ def test_unequally_spaced_frames_have_stride_0() -> None:
     assert [payload[at : at + 128] for at in audio] == AUDIO
 
 
-def test_equally_spaced_frames_behind_unusual_headers_keep_their_stride() -> None:
+def test_equally_spaced_frames_with_unknown_fields_have_a_stride() -> None:
     frames = b"".join(delimited(1, bytes_feature(frame) + delimited(9, b"odd")) for frame in RGB)
     payload = record(ID, entry("rgb", frames) + entry("audio", frame_list(AUDIO)))
     found = read_video(payload)
@@ -172,7 +174,7 @@ def test_equally_spaced_frames_behind_unusual_headers_keep_their_stride() -> Non
 
 
 @pytest.mark.parametrize("name", ["id", "video_id"])
-def test_id_under_both_names(name: str) -> None:
+def test_ids_of_both_names_are_read(name: str) -> None:
     assert read_video(record(entry(name, bytes_feature("Ünï4".encode())), LISTS)).id == "Ünï4"
 
 
@@ -214,7 +216,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_records_are_named_as_what_they_are(case: str) -> None:
+def test_malformed_records_are_rejected_with_their_reason(case: str) -> None:
     context, lists, message = MALFORMED[case]
     payload = record(context, lists)
     with pytest.raises(MalformedRecordError, match=message) as caught:
@@ -239,14 +241,14 @@ def test_malformed_records_are_named_as_what_they_are(case: str) -> None:
         (varint(8 * 3 + 1) + b"1234567", "1 bytes beyond"),
     ],
 )
-def test_bytes_that_are_no_message(payload: bytes, message: str) -> None:
+def test_invalid_messages_are_rejected(payload: bytes, message: str) -> None:
     with pytest.raises(MalformedRecordError, match=message):
         read_video(payload)
 
 
 @pytest.mark.parametrize("num_bytes", range(2, 12))
-def test_keys_and_lengths_padded_with_zeros_are_taken_as_far_as_protobuf_takes_them(num_bytes: int) -> None:
-    """A padded number is legal, but a key or a length has at most five bytes."""
+def test_padded_keys_and_lengths_are_accepted_up_to_five_bytes_as_by_protobuf(num_bytes: int) -> None:
+    """Padded numbers are valid, but a key or a length may have at most five bytes."""
     padding = b"\x80" * (num_bytes - 2) + b"\0"
     for padded in (b"\xca" + padding + b"\1z", b"\x4a\x81" + padding + b"z"):
         payload = padded + record(ID, LISTS)
@@ -259,14 +261,14 @@ def test_keys_and_lengths_padded_with_zeros_are_taken_as_far_as_protobuf_takes_t
             read_video(payload)
 
 
-def test_truncated_records_are_malformed_at_every_length() -> None:
+def test_records_truncated_at_any_byte_are_rejected() -> None:
     payload = encode_video("abcd", np.zeros((2, 1152), np.uint8), [1, 2], ratings=[(1, 0, 1.0)])
     for length in range(len(payload)):
         with pytest.raises(MalformedRecordError):
             read_video(payload[:length])
 
 
-def test_counts_of_numbers_and_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_values_and_parts_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_VALUES", 3)
     monkeypatch.setattr(wire, "MAX_PARTS", 3)
     assert read_video(record(ID + entry("labels", packed_integers(1, 2, 3)), LISTS)).labels == (1, 2, 3)
@@ -280,8 +282,8 @@ def test_counts_of_numbers_and_parts_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("unit", [b"\n\x00", b"\n\x02\x12\x00", delimited(1, b"\n\x01a"), b"\x08\x01"])
-def test_memory_stays_in_proportion_to_the_record(unit: bytes) -> None:
-    """Records of a great many tiny fields, as context, as map entries, as one feature and as frames."""
+def test_memory_is_proportional_to_the_record(unit: bytes) -> None:
+    """Many tiny fields, as context, as map entries, as one feature and as frames."""
     many = unit * (100_000 // len(unit))
     payloads = [
         many,
@@ -301,10 +303,10 @@ def test_memory_stays_in_proportion_to_the_record(unit: bytes) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.data())
-def test_mutated_records_are_read_as_protobuf_reads_them_or_refused(data: st.DataObject) -> None:
-    """Whatever happens to the bytes, the answer is a record inside them or a `MalformedRecordError`."""
+def test_mutated_records_are_read_as_by_protobuf_or_rejected(data: st.DataObject) -> None:
+    """For any mutation, the result is a record whose frames are inside the payload or a `MalformedRecordError`."""
     payload = bytearray(encode_video("abcd", np.full((2, 1152), 7, np.uint8), [3, 300], ratings=[(3, 0, 1.0)]))
-    # Where the structure is: everything but the frames' own bytes.
+    # Positions of all bytes except those of frames.
     structure = [i for i, byte in enumerate(payload) if byte != 7]
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.sampled_from(structure)) % len(payload)
@@ -335,7 +337,7 @@ def assert_same_as_protobuf(payload: bytes, found: VideoRecord) -> None:
     try:
         message = protobuf(payload)
     except Exception:
-        # Protobuf refuses what we can do without understanding: a feature's name that is not UTF-8.
+        # Protobuf also rejects names that are not UTF-8, which the reader skips.
         return
     assert found.labels == tuple(message.context.feature["labels"].int64_list.value)
     assert found.segment_start_times == tuple(message.context.feature["segment_start_times"].int64_list.value)
@@ -344,7 +346,7 @@ def assert_same_as_protobuf(payload: bytes, found: VideoRecord) -> None:
     assert [payload[at : at + 128] for at in audio] == protobuf_frames(message, "audio")
 
 
-def test_video_level_record() -> None:
+def test_a_video_level_record_is_read() -> None:
     rng = np.random.default_rng(0)
     rgb, audio = rng.normal(size=1024).astype(np.float32), rng.normal(size=128).astype(np.float32)
     found = read_video_level(encode_video_level("abcd", rgb, audio, [5, 3000]))
@@ -354,13 +356,13 @@ def test_video_level_record() -> None:
     assert found.mean_rgb.dtype == found.mean_audio.dtype == np.float32
 
 
-def test_video_level_record_with_a_short_mean_is_malformed() -> None:
+def test_a_video_level_record_with_a_short_mean_is_rejected() -> None:
     payload = encode_video_level("abcd", np.zeros(1023, np.float32), np.zeros(128, np.float32))
     with pytest.raises(MalformedRecordError, match="mean_rgb holds 1,023 numbers, expected 1,024"):
         read_video_level(payload)
 
 
-def test_wrong_level_and_wrong_dataset_are_named() -> None:
+def test_records_of_another_level_or_dataset_are_rejected() -> None:
     video_level = encode_video_level("abcd", np.zeros(1024, np.float32), np.zeros(128, np.float32))
     with pytest.raises(WrongDatasetError, match=r"video-level shard .* 2/frame and 3/frame"):
         read_video(video_level)
@@ -373,7 +375,7 @@ def test_wrong_level_and_wrong_dataset_are_named() -> None:
         read_video_level(record(ID, LISTS))
 
 
-def test_video_level_shard_of_damage_says_where(tmp_path: Path) -> None:
+def test_errors_of_video_level_shards_name_record_and_byte(tmp_path: Path) -> None:
     path = write_video_level_shard(tmp_path / "video.tfrecord", 3)
     assert [found.id for found in read_video_level_shard(path)] == ["0000", "0001", "0002"]
     data = bytearray(path.read_bytes())
@@ -386,7 +388,7 @@ def test_video_level_shard_of_damage_says_where(tmp_path: Path) -> None:
         list(read_video_level_shard(frames))
 
 
-def test_real_audioset_and_video_level_records(shared_data: Path) -> None:
+def test_real_video_level_records_are_read_and_audioset_is_rejected(shared_data: Path) -> None:
     video_level = shared_data / "yt8m_video_level" / "validate0000.tfrecord"
     found = list(read_video_level_shard(video_level))
     assert len(found) == 284

@@ -1,3 +1,5 @@
+"""TFRecord framing: records, checksums, truncation and limits."""
+
 from __future__ import annotations
 
 import struct
@@ -17,7 +19,7 @@ STARTS = [0, 21, 37, 74]  # a record is 16 bytes and its payload
 
 
 def walk(data: bytes, *, verify: bool = True) -> tuple[list[tuple[int, int, bytes, str | None]], ShardError | None]:
-    """Everything that a walk over a shard yields, and how it ended."""
+    """All records of a shard, and the error that ends the iteration, if any."""
     found: list[tuple[int, int, bytes, str | None]] = []
     try:
         for record in iterate_records(data, PATH, verify=verify):
@@ -28,19 +30,19 @@ def walk(data: bytes, *, verify: bool = True) -> tuple[list[tuple[int, int, byte
     return found, None
 
 
-def test_checksum_is_the_published_one() -> None:
+def test_checksums_equal_the_published_values() -> None:
     # The check value of CRC-32C for "123456789" is 0xE3069283; TFRecord rotates it right by 15 and adds 0xA282EAD8.
     assert masked_crc32c(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
     assert masked_crc32c(b"") == 0xA282EAD8
 
 
-def test_records_come_in_order_with_their_places() -> None:
+def test_records_have_numbers_and_offsets() -> None:
     found, error = walk(SHARD)
     assert error is None
     assert found == [(0, 12, PAYLOADS[0], None), (1, 33, PAYLOADS[1], None), (2, 49, PAYLOADS[2], None)]
 
 
-def test_truncation_at_any_byte_is_an_error_after_the_whole_records() -> None:
+def test_truncation_at_any_byte_is_an_error_after_the_complete_records() -> None:
     for length in range(len(SHARD)):
         found, error = walk(SHARD[:length])
         whole = max(i for i, start in enumerate(STARTS) if start <= length)
@@ -53,7 +55,7 @@ def test_truncation_at_any_byte_is_an_error_after_the_whole_records() -> None:
             assert "the shard ends inside a record" in str(error)
 
 
-def test_any_flipped_bit_is_noticed() -> None:
+def test_any_flipped_bit_is_detected() -> None:
     for bit in range(8 * len(SHARD)):
         data = bytearray(SHARD)
         data[bit // 8] ^= 1 << bit % 8
@@ -69,7 +71,7 @@ def test_any_flipped_bit_is_noticed() -> None:
             assert f"record {hit}, byte {STARTS[hit] + 12}: the checksum" in str(found[hit][3])
 
 
-def test_payload_checksums_are_left_alone_when_asked_but_not_those_of_lengths() -> None:
+def test_without_verification_only_checksums_of_lengths_are_checked() -> None:
     damaged = bytearray(SHARD)
     damaged[13] ^= 1
     assert walk(bytes(damaged), verify=False)[0][0] == (0, 12, b"fhrst", None)
@@ -77,7 +79,7 @@ def test_payload_checksums_are_left_alone_when_asked_but_not_those_of_lengths() 
     assert walk(bytes(damaged), verify=False)[1] is not None
 
 
-def test_absurd_length_with_a_sound_checksum_ends_the_shard() -> None:
+def test_a_wrong_length_with_a_correct_checksum_ends_the_shard() -> None:
     length = struct.pack("<Q", 2**63)
     header = length + struct.pack("<I", masked_crc32c(length))
     found, error = walk(SHARD + header + b"some more bytes")
@@ -86,7 +88,7 @@ def test_absurd_length_with_a_sound_checksum_ends_the_shard() -> None:
     assert f"{2**63 + 4 - 15} bytes are missing" in str(error)
 
 
-def test_record_that_is_too_long_is_damaged_and_the_walk_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_above_the_size_limit_is_damaged_and_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tfrecord, "MAX_RECORD_BYTES", 10)
     found, error = walk(SHARD)
     assert error is None
@@ -102,6 +104,6 @@ def test_shards_that_cannot_be_opened_are_errors(tmp_path: Path) -> None:
             map_shard(tmp_path / f"{name}.tfrecord")
 
 
-def test_checksums_come_from_the_library_written_in_c() -> None:
-    # The pure Python one would make indexing a thousand times slower without a word.
+def test_checksums_are_computed_by_the_c_library() -> None:
+    # The pure Python implementation would make indexing a thousand times slower.
     assert google_crc32c.implementation == "c"

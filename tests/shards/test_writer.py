@@ -1,3 +1,5 @@
+"""Encoded records, and shards that are written completely or not at all."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,7 +19,7 @@ def parsed(payload: bytes, name: str = "SequenceExample") -> Any:
     return message_class(name).FromString(payload)
 
 
-def test_frames_laid_out_by_hand_are_what_protobuf_writes() -> None:
+def test_an_encoded_video_equals_the_protobuf_message() -> None:
     video = random_videos(1, num_frames=(5, 5), ratings_per_video=0)[0]
     payload = encode_video(video.id, video.frames, [9, 4], ratings=[(4, 0, 1.0), (9, 0, 0.0)])
     expected: Any = message_class("SequenceExample")()
@@ -37,7 +39,7 @@ def test_frames_laid_out_by_hand_are_what_protobuf_writes() -> None:
     assert payload == encode_video(video.id, video.frames, [9, 4], ratings=[(4, 0, 1.0), (9, 0, 0.0)])
 
 
-def test_without_labels_and_ratings_there_are_no_such_features() -> None:
+def test_a_video_without_labels_and_ratings_has_no_such_features() -> None:
     assert list(parsed(encode_video("abcd", np.zeros((1, 1152), np.uint8))).context.feature) == ["id"]
 
 
@@ -54,7 +56,7 @@ def test_frames_of_another_shape_or_type_are_refused(frames: Any) -> None:
         encode_video("abcd", frames)
 
 
-def test_video_level_message() -> None:
+def test_a_video_level_record_equals_the_protobuf_message() -> None:
     rgb, audio = np.linspace(-2, 2, 1024, dtype=np.float32), np.linspace(0, 1, 128, dtype=np.float32)
     features = parsed(encode_video_level("abcd", rgb, audio, [1, 2]), "Example").features.feature
     assert list(features["id"].bytes_list.value) == [b"abcd"]
@@ -63,7 +65,7 @@ def test_video_level_message() -> None:
     np.testing.assert_array_equal(np.array(features["mean_audio"].float_list.value, np.float32), audio)
 
 
-def test_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_shard_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.tfrecord"
     with ShardWriter(path) as writer:
         writer.write(b"one")
@@ -79,7 +81,7 @@ def test_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
 @pytest.mark.parametrize("num_bytes", [10, 10_000_000])
-def test_full_disk_is_a_sentence_and_leaves_nothing(
+def test_a_full_disk_is_an_error_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
 ) -> None:
     def open_full(_: Path, mode: str) -> IO[Any]:
@@ -88,6 +90,6 @@ def test_full_disk_is_a_sentence_and_leaves_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", open_full)
         with pytest.raises(Yt8mError, match="no space left"), ShardWriter(tmp_path / "a.tfrecord") as writer:
-            # The short one fails when the file is closed, the long one when it is written.
+            # A short record fails when the file is closed, a long one when it is written.
             writer.write(bytes(num_bytes))
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from yt8m.submission.format import ProblemKind, read_submission
 
 HEADER = b"Class,Segments\n"
 LENGTHS = {"ab": 96, "cd": 45, "SjJ3": 100, "日本": 300, "x": 1}
-"""Frames of some videos. Evaluated starts: ab from 30 to 85, cd at 30 only, SjJ3 to 85, 日本 to 285, x nowhere."""
+"""Frames of some videos. Evaluated starts: 30 to 85 (ab), 30 (cd), 30 to 85 (SjJ3), 30 to 285 (日本), none (x)."""
 
 
 def make_catalog(folder: Path, lengths: dict[str, int]) -> Catalog:
@@ -73,13 +73,13 @@ def checked(path: Path, content: bytes, *args: object) -> Checked:
         (HEADER + b"3,ab:30 cd:1" + b"0" * 5000, ProblemKind.BEYOND_END, "2: segment 2 of class 3 is 'cd:1000"),
     ],
 )  # fmt: skip
-def test_each_kind_of_problem_alone(
+def test_each_kind_of_problem_is_reported(
     tmp_path: Path, catalog: Catalog, content: bytes, kind: ProblemKind, sentence: str
 ) -> None:
     path = tmp_path / "submission.csv"
     found = checked(path, content, make_vocabulary(3, 4), catalog)
     if kind is ProblemKind.ENCODING:
-        # The broken id is not that of a video, either.
+        # The invalid id is also an unknown video.
         assert found.problems == {kind: 1, ProblemKind.VIDEO_UNKNOWN: 1}
     else:
         assert found.problems == {kind: 1}
@@ -91,14 +91,14 @@ def test_each_kind_of_problem_alone(
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a photo\xff\x00"])
-def test_files_that_are_not_submissions(tmp_path: Path, content: bytes) -> None:
+def test_other_files_have_no_header_and_no_class(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "submission.csv"
     found = checked(path, content)
     assert found.problems == {ProblemKind.HEADER: 1, ProblemKind.NO_CLASS: 1}
     assert found.messages[1] == f"{path}: contains no class; expected one line per class below the header."
 
 
-def test_too_many_segments(tmp_path: Path) -> None:
+def test_more_than_100_000_segments_per_class_are_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     listed = [f"v{row}:{5 * place}" for row in range(1000) for place in range(100)]
     found = checked(path, HEADER + b"3," + " ".join(listed).encode() + b"\n")
@@ -118,7 +118,7 @@ def test_a_file_without_header_is_checked_from_its_first_line(tmp_path: Path) ->
     assert (found.num_classes, found.num_segments) == (2, 3)
 
 
-def test_all_problems_are_found_at_once(tmp_path: Path, catalog: Catalog) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, catalog: Catalog) -> None:
     content = b"Classes\n3,ab:30 ab:30 no:30 cd:33 cd:500\n3,\n77,x:0 x:0 x:0\nnothing\n"
     found = checked(tmp_path / "s.csv", content, make_vocabulary(3, 4, 5), catalog)
     assert found.problems == {
@@ -133,7 +133,7 @@ def test_all_problems_are_found_at_once(tmp_path: Path, catalog: Catalog) -> Non
     }
     assert found.num_problems == len(found.messages) == 10
     assert (found.num_classes, found.num_segments) == (3, 8)
-    # Places are those in the line, also after a malformed item.
+    # Segments are numbered by their position in the line, also after a malformed item.
     assert "segment 5 of class 3 is 'cd:500'; the video has 45 seconds" in "\n".join(found.messages)
     assert [remark.split(":")[0] for remark in found.remarks] == [
         "the file omits 2 of the 3 classes (4, 5)",
@@ -143,7 +143,7 @@ def test_all_problems_are_found_at_once(tmp_path: Path, catalog: Catalog) -> Non
 
 
 @pytest.mark.parametrize("item", [b"nowhere:%d", b"ab:%d1", b"ab:-%d"])
-def test_the_first_twenty_problems_get_a_message_and_all_are_counted(
+def test_the_first_twenty_problems_have_messages_and_all_are_counted(
     tmp_path: Path, catalog: Catalog, item: bytes
 ) -> None:
     content = HEADER + b"3," + b" ".join(item % start for start in range(5, 5005, 5)) + b"\n4," + item % 10 + b"\n"
@@ -154,7 +154,7 @@ def test_the_first_twenty_problems_get_a_message_and_all_are_counted(
     assert all("line 2: segment " in sentence for sentence in found.messages)
 
 
-def test_what_is_allowed_but_lowers_the_score_gets_a_remark(tmp_path: Path, catalog: Catalog) -> None:
+def test_remarks_list_what_is_valid_but_lowers_the_score(tmp_path: Path, catalog: Catalog) -> None:
     # cd has 45 frames, 9 segments: the last two start at 35 and 40.
     content = HEADER + b"3,cd:25 cd:30 cd:35 cd:40 ab:30 ab:85 ab:90 \xe6\x97\xa5\xe6\x9c\xac:290 x:0\r\n4,\n"
     found = checked(tmp_path / "s.csv", content, make_vocabulary(3, 4, *range(10, 17)), catalog)
@@ -167,14 +167,14 @@ def test_what_is_allowed_but_lowers_the_score_gets_a_remark(tmp_path: Path, cata
     assert found.messages == found.not_checked == ()
 
 
-def test_what_could_not_be_checked(tmp_path: Path) -> None:
+def test_checks_that_need_missing_options_are_listed(tmp_path: Path) -> None:
     found = checked(tmp_path / "s.csv", HEADER + b"3,nowhere:100000\n")
     assert found.is_accepted
     assert ["--shards" in what for what in found.not_checked] == [True, False]
     assert ["--vocabulary" in what for what in found.not_checked] == [False, True]
 
 
-def test_progress_ends_at_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_in_bytes_to_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "BYTES_PER_REPORT", 10)
     path = tmp_path / "s.csv"
     path.write_bytes(HEADER + b"3,a:0\n4,a:0\n5,a:0 b:0\n")
@@ -184,7 +184,7 @@ def test_progress_ends_at_the_end_of_the_file(tmp_path: Path, monkeypatch: pytes
     assert progress.units == {f"check {path}": "bytes"}
 
 
-def test_the_result_is_plain_data_for_json(tmp_path: Path, catalog: Catalog) -> None:
+def test_the_result_can_be_written_as_json(tmp_path: Path, catalog: Catalog) -> None:
     found = checked(tmp_path / "s.csv", HEADER + b"3,ab:30 no:5 ab:7 x:0\n", make_vocabulary(3, 4), catalog)
     as_json = json.loads(json.dumps(asdict(found) | {"path": str(found.path)}))
     assert as_json == {
@@ -202,7 +202,7 @@ def test_the_result_is_plain_data_for_json(tmp_path: Path, catalog: Catalog) -> 
     ]
 
 
-def test_singular_and_plural(tmp_path: Path, catalog: Catalog) -> None:
+def test_messages_use_singular_and_plural(tmp_path: Path, catalog: Catalog) -> None:
     found = checked(tmp_path / "s.csv", HEADER + b"3,ab:0 x:5\n", make_vocabulary(3, 4), catalog)
     assert found.messages[0].endswith("segment 2 of class 3 is 'x:5'; the video has 1 second.")
     assert [remark.split(":")[0] for remark in found.remarks] == [

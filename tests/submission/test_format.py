@@ -1,4 +1,4 @@
-"""Read submissions: the sentence of each kind of invalid file."""
+"""Read submissions: the message of each kind of invalid file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HEADER = b"Class,Segments\n"
         (HEADER + b"3,ab:5 c\xff:10\n", r"line 2: byte 8 of the line is not UTF-8"),
     ],
 )
-def test_each_kind_of_invalid_file(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "submission.csv"
     path.write_bytes(content)
     with pytest.raises(Yt8mError, match=rf"^{path}.*{sentence}"):
@@ -66,7 +66,7 @@ def test_a_class_may_list_100_000_segments_and_no_more(tmp_path: Path) -> None:
         list(read_submission(path))
 
 
-def test_starts_on_the_grid_line_ends_and_any_class_without_a_vocabulary(tmp_path: Path) -> None:
+def test_any_line_ends_are_read_and_any_class_without_a_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.write_bytes(b"Class,Segments\r\n99,a:0 a:5 a:10 a:15 a:100 a:3605\r\n\r\n7,a:0")
     starts = [0, 5, 10, 15, 100, 3605]

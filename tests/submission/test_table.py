@@ -32,7 +32,7 @@ def rows_of(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-def test_a_table_written_by_hand(tmp_path: Path) -> None:
+def test_rows_and_columns_of_a_small_table(tmp_path: Path) -> None:
     segments = Segments(["ab12", "日本"], np.array([0, 0, 1], np.int32), np.array([0, 5, 1005], np.int32))
     ranker = TopK(2, 2, segments)
     ranker.update([0, 1, 2], [[0.25, 0.5], [0.75, 0.125], [0.5, 1.0]])
@@ -51,7 +51,7 @@ def test_a_table_written_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 100, 10**6])
-def test_rows_are_those_of_a_sort_and_of_the_submission(tmp_path: Path, rows_per_group: int) -> None:
+def test_rows_equal_a_full_sort_and_the_submission(tmp_path: Path, rows_per_group: int) -> None:
     segments = make_segments(["-_9a", "日本語", "longer-id-of-a-video", "z"], 30)
     ranking, probabilities = make_ranking(segments, 5, 60)
     # Two classes have the same name, and one has none.
@@ -66,7 +66,7 @@ def test_rows_are_those_of_a_sort_and_of_the_submission(tmp_path: Path, rows_per
     assert [tuple(row.values()) for row in rows_of(path)] == expected
     groups = pq.ParquetFile(path)
     assert groups.num_row_groups == {1: 5, 100: 3, 10**6: 1}[rows_per_group]
-    # Each row group can be read alone: it has its own dictionaries.
+    # Each row group has its own dictionaries, so it can be read separately.
     alone = [row for number in range(groups.num_row_groups) for row in groups.read_row_group(number).to_pylist()]
     assert alone == rows_of(path)
 
@@ -108,7 +108,7 @@ def test_an_interrupted_write_keeps_the_previous_table(tmp_path: Path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
 
 
-def test_a_full_disk(full_disk: FullDisk) -> None:
+def test_a_full_disk_leaves_no_partial_table(full_disk: FullDisk) -> None:
     ranking, _ = make_ranking(make_segments([f"{row:04d}" for row in range(100)], 40), 8, 4000)
     vocabulary = Vocabulary(np.arange(8), tuple("abcdefgh"))
     path = full_disk.folder / "table.parquet"

@@ -16,7 +16,7 @@ from yt8m.submission.format import read_submission
 from yt8m.submission.writing import ranked_segments, write_submission
 
 
-def test_the_bytes_of_a_file(tmp_path: Path) -> None:
+def test_bytes_of_a_small_submission(tmp_path: Path) -> None:
     segments = Segments(["ab12", "x"], np.array([0, 0, 1, 1], np.int32), np.array([0, 5, 100, 1005], np.int32))
     ranker = TopK(2, 3, segments)
     ranker.update([0, 1, 2, 3], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
@@ -27,7 +27,7 @@ def test_the_bytes_of_a_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["submission.csv"]
 
 
-def test_round_trip_equals_plain_joining(tmp_path: Path) -> None:
+def test_a_submission_equals_plain_joining_and_round_trips(tmp_path: Path) -> None:
     ids = ["-_9a", "日本語", "longer-id-of-a-video", "z"]
     segments = make_segments(ids, 100)
     ranking, probabilities = make_ranking(segments, 3, 150)

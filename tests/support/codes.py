@@ -1,4 +1,4 @@
-"""What 16-bit codes stand for, by formulas in double precision."""
+"""Logits and probabilities of 16-bit codes, by formulas in double precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `yt8m` command, called in this process as the shell would call it."""
+"""Run the `yt8m` command in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Outcome:
 
 
 def yt8m(*arguments: object) -> Outcome:
-    """Run the command line with these arguments; an exception that `main` does not handle is a bug, and propagates."""
+    """Run the command with these arguments; exceptions that `main` does not handle are bugs and propagate."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     argv = ["yt8m", *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""Shards that a hostile server offers, and their download."""
+"""Shards that a hostile server offers, and helpers that download them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from yt8m.errors import Yt8mError
 PARTITION, FOLDER = "3/frame/validate", "segment/train"
 QUICK = RetryPolicy(stall_seconds=0.25, first_delay_seconds=0)
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-"""The official order of the characters that a shard's name ends in."""
+"""The characters that a shard name ends in, in the order of the official numbering."""
 
-LISTED_BESIDE = {PLAN_FILE, LEDGER_FILE}
+BOOKKEEPING_FILES = {PLAN_FILE, LEDGER_FILE}
 
 
 def some_shards(count: int = 6, size: int = 60_000, seed: int = 0, prefix: str = "validate") -> dict[str, bytes]:
@@ -34,11 +34,11 @@ def some_shards(count: int = 6, size: int = 60_000, seed: int = 0, prefix: str =
 
 SHARDS = some_shards()
 NAMES = [f"validate{52 + number:04d}.tfrecord" for number in range(6)]
-"""Their files: a is 0, and the digits begin at 52."""
+"""Local file names of `SHARDS`: 'a' counts as 0, and digits start at 52."""
 
 
 def url_path(number: int) -> str:
-    """Where the server has a shard."""
+    """Path of a shard on the server."""
     return f"/{PARTITION}/{list(SHARDS)[number]}"
 
 
@@ -48,8 +48,8 @@ def fetch(server: HostileServer, data: Path, policy: RetryPolicy = QUICK, **opti
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Shards of a folder, and whatever else is not part of every download."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in LISTED_BESIDE)
+    """Contents of all files below a folder except the plan and the ledger, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING_FILES)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -57,7 +57,7 @@ EXPECTED = dict(zip(NAMES, SHARDS.values(), strict=True))
 
 
 def failed(server: HostileServer, data: Path, **options: Any) -> str:
-    """Download where something cannot be had, and give the sentence."""
+    """Run a download that fails and return its error message."""
     with pytest.raises(Yt8mError) as caught:
         fetch(server, data, **options)
     assert caught.value.exit_code == 1

@@ -1,4 +1,4 @@
-"""Which files a folder contains."""
+"""List the files of a folder."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def files_in(folder: Path) -> set[str]:
-    """Paths of all files of a folder, hidden ones too."""
+    """Relative paths of all files in a folder, including hidden ones."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -33,14 +33,14 @@ def record_without_rgb() -> bytes:
 
 
 def write_shard_of_another_dataset(folder: Path, kind: str) -> str:
-    """Write `train0000.tfrecord` with other records than frame-level ones.
+    """Write `train0000.tfrecord` with records that are not frame-level ones.
 
     Args:
         folder: Where to write it.
         kind: "video-level" or "AudioSet".
 
     Returns:
-        A part of the error that reading it raises.
+        A part of the message of the error that reading it raises.
     """
     shard = folder / "train0000.tfrecord"
     if kind == "video-level":

@@ -1,4 +1,4 @@
-"""Disks that a test can fill."""
+"""Small disks that a test can fill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FullDisk:
 
 
 class SimulatedFullDisk(FullDisk):
-    """A substitute where no disk can be mounted: flushing a file of more than `leave` bytes fails as on a full disk."""
+    """A substitute without mounting: fsync of a file of more than `leave` bytes fails as on a full disk."""
 
     is_real = False
 
@@ -56,7 +56,7 @@ class SimulatedFullDisk(FullDisk):
 
 @contextmanager
 def mounted_disk(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[FullDisk]:
-    """A disk of 64 MB, mounted at a folder; a simulated one where this process must not mount."""
+    """A 64 MB disk mounted at a folder, or a simulated one if this process may not mount."""
     folder.mkdir()
     mount = shutil.which("mount")
     options = ["-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""Imported models of 2019: their probabilities, and the errors of reading them."""
+"""Probabilities of imported 2019 models, and errors of reading them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_CLASSES = 7
 
 
 def probabilities(model: Classifier, video: Tensor, segment: Tensor) -> Tensor:
-    """Probabilities of a model for complete videos and segments, uint8 (B, T, D), as a user computes them."""
+    """Probabilities of an imported model for complete videos and segments, uint8 (B, T, D)."""
     context = video[:, 30:-10]
     lengths, context_lengths = (torch.full((len(x),), x.shape[1]) for x in (segment, context))
     with torch.no_grad():
@@ -28,7 +28,7 @@ def probabilities(model: Classifier, video: Tensor, segment: Tensor) -> Tensor:
 
 
 def reading_error(folder: Path, kind: type[Yt8mError]) -> str:
-    """The error of reading a folder: of exactly this type, and one sentence that starts with the folder."""
+    """Read a folder and return the error message, which must be one sentence that starts with the folder."""
     with pytest.raises(Yt8mError) as caught:
         read_model(folder)
     assert type(caught.value) is kind, caught.value
@@ -41,6 +41,6 @@ def reading_error(folder: Path, kind: type[Yt8mError]) -> str:
 
 
 def write_vocabulary(path: Path, num_classes: int) -> Path:
-    """Write a `segment_vocabulary.csv` of this size."""
+    """Write a `segment_vocabulary.csv` with this number of classes."""
     path.write_text("Index,Name\n" + "".join(f"{3 * row},class {row}\n" for row in range(num_classes)))
     return path

@@ -1,4 +1,4 @@
-"""A prediction pass over a few tiny videos, by threads that stand for processes."""
+"""A prediction pass over a few tiny videos, with threads in the place of processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL_BATCH = 4
 
 @dataclass(frozen=True)
 class RecordedPass(PredictionPass):
-    """A pass that records its predictions, once the caller has processed them."""
+    """A pass that records its predictions after the caller has processed them."""
 
     starts: list[int] = field(default_factory=list)
     """Position of the first segment of each batch predicted."""
@@ -59,13 +59,13 @@ class PassCase(NamedTuple):
         starts: list[int] | None = None,
         **more: Any,
     ) -> RecordedPass:
-        """A pass with a reader of its own, as in each process.
+        """A pass with its own reader, as in each process.
 
         Args:
             processes: The processes.
-            batch_size: Segments of a batch; None for the default.
+            batch_size: Segments per batch; None for the default.
             starts: Receives the first position of each batch predicted.
-            more: Other fields.
+            more: Other fields of the pass.
         """
         reader = FrameReader(index_folder(self.folder))
         return RecordedPass(
@@ -87,7 +87,7 @@ def make_case(folder: Path) -> PassCase:
 
 @contextmanager
 def small_chunks() -> Iterator[None]:
-    """ChunkSizes no larger than the tiny test set; tests/prediction/test_predict.py has those of users."""
+    """Use chunks no larger than the tiny test set; tests/prediction/test_predict.py uses the default chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CPU_CHUNKS", ChunkSizes(frames=64, windows=16, gathered=1 << 20))
         patch.setattr(classifier, "VIDEOS_PER_CHUNK", 4)
@@ -121,6 +121,6 @@ def run_processes(count: int, function: Callable[[ProcessGroup], T]) -> list[T]:
 
 
 def stopping_after(num_batches: int) -> Callable[[], bool]:
-    """A `stop_requested` that is true from the call after this many batches on."""
+    """A `stop_requested` that is true for all calls after the first `num_batches`."""
     calls = iter(range(num_batches))
     return lambda: next(calls, None) is None

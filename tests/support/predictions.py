@@ -1,4 +1,4 @@
-"""Predict in small batches, record them, and stop after some."""
+"""Predict in small recorded batches, and stop after some of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def record_batches(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = Non
     """Predict in batches of 16 segments.
 
     Args:
-        monkeypatch: Undoes it.
-        stop_after: Send SIGTERM to this process when this many batches are predicted.
+        monkeypatch: Restores the batch size at the end of the test.
+        stop_after: Send SIGTERM to this process after this number of batches.
 
     Returns:
-        Start of each batch predicted from now on.
+        List that receives the start of each batch predicted from now on.
     """
     starts: list[int] = []
 

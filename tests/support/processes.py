@@ -1,4 +1,4 @@
-"""The `yt8m` command in processes of its own."""
+"""Run the `yt8m` command in separate processes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from yt8m.prediction import predict
 predict.SEGMENTS_PER_BATCH = 16
 main()
 """
-"""A script that runs the command and predicts in batches so small that each of several processes has some."""
+"""Script that runs the command with batches small enough that each of several processes predicts some."""
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment, with this checkout's package, one thread, and no process group."""
+    """Environment variables with this checkout's package, one thread, and no process group."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     package = {"PYTHONPATH": str(Path(yt8m.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return inherited | package | variables

@@ -1,4 +1,4 @@
-"""A progress report that tests can read."""
+"""Recorded progress reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yt8m.runtime.progress import ProgressTask, Unit
 
 @dataclass
 class RecordedProgress:
-    """A `ProgressFactory` that keeps what is reported.
+    """A `ProgressFactory` that records all reports.
 
     Args:
         on_report: Called with the description and the number of items or bytes done, at every report.

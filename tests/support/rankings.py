@@ -46,7 +46,7 @@ def splitmix64(state: int) -> int:
 
 
 def slow_hash(video_id: str, start: int) -> int:
-    """The hash of a segment that breaks ties."""
+    """Hash of a segment, which breaks ties."""
     of_video = int.from_bytes(hashlib.blake2b(video_id.encode("utf-8"), digest_size=8).digest(), "little")
     return splitmix64((of_video + start * GOLDEN_GAMMA) & ALL_ONES)
 

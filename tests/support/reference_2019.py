@@ -1,6 +1,6 @@
 """Reference implementation of the 2019 networks in eval mode, and random models in their format.
 
-Everything is computed by plain formulas from the named tensors, independently of the package.
+Outputs are computed by plain formulas from the named tensors, independently of the package.
 Shapes: B videos, T frames, D features, K clusters, G groups, J = 2 D / G, C classes, N experts.
 """
 
@@ -244,7 +244,7 @@ def random_tensors(config: dict[str, Any], num_classes: int, seed: int = 0) -> T
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: Any) -> Path:
-    """Write a model folder in the format of 2019."""
+    """Write a model folder in the 2019 format."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(tensors, folder / "model.pth")
@@ -252,7 +252,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: Any) -> Path:
 
 
 def random_input(seed: int = 0, batch: int = 3, frames: int = 47, segment_frames: int = 11) -> tuple[Tensor, Tensor]:
-    """Videos and segments, uint8, whose frames differ, more between videos than within one."""
+    """Videos and segments, uint8; frames vary more between videos than within one."""
     generator = torch.Generator().manual_seed(seed)
     videos = 128 + 60 * torch.randn(batch, 1, 1152, generator=generator)
     values = [videos + 30 * torch.randn(batch, count, 1152, generator=generator) for count in (frames, segment_frames)]
@@ -261,7 +261,7 @@ def random_input(seed: int = 0, batch: int = 3, frames: int = 47, segment_frames
 
 
 def write_example(path: Path, video: Tensor, segment: Tensor, expected: Tensor) -> Path:
-    """Write an example: videos, segments and the original's probabilities."""
+    """Write an example: videos, segments and the expected probabilities."""
     np.savez(path, video=video.numpy(), segment=segment.numpy(), probabilities=expected.float().numpy())
     return path
 
@@ -303,7 +303,7 @@ def nextvlad_settings(**changes: Any) -> dict[str, Any]:
 
 
 def head_settings(**changes: Any) -> dict[str, Any]:
-    """Settings of the layers that join two tiny encoders."""
+    """Settings of the layers on top of two tiny encoders."""
     return {
         "fcn_dim": 9,
         "finetune_context": False,

@@ -1,4 +1,4 @@
-"""One video's row of a catalog."""
+"""Labels and ratings of one row of a catalog."""
 
 from __future__ import annotations
 

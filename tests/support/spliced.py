@@ -1,4 +1,4 @@
-"""Sources of spliced videos that can be told apart, and the frames of each."""
+"""Distinguishable sources of spliced videos, and the source of each frame."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def dequantized(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def distinct_sources(count: int) -> Sources:
-    """Every source is a corner of its own, so that frames tell which source they are of despite the noise."""
+    """Sources whose means are different corners of a cube, so that the source of a noisy frame can be identified."""
     means = np.where(np.random.default_rng(5).random((count, 1152)) < 0.5, -0.8, 0.8).astype(np.float32)
     return Sources(means, tuple(np.array([[13, 3, 8, 5][i % 4], 100 + i]) for i in range(count)))
 
 
 def owners(frames: NDArray[np.uint8], sources: Sources) -> list[int]:
-    """The source that each frame is nearest to."""
+    """The nearest source of each frame."""
     return [int(i) for i in (dequantized(frames) @ sources.means.T).argmax(1)]

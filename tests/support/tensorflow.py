@@ -1,4 +1,4 @@
-"""TensorFlow, the independent reader and writer of shards; tests that import it are skipped without it."""
+"""TensorFlow as an independent reader and writer of shards; tests that import this module are skipped without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is the independent rea
 
 
 def read_with_tensorflow(path: Path) -> list[dict[str, Any]]:
-    """Records of a shard, through TensorFlow's own reader and parser."""
+    """Records of a shard, read and parsed by TensorFlow."""
     integers = tf.io.VarLenFeature(tf.int64)
     context_features = {
         "id": tf.io.FixedLenFeature([], tf.string),

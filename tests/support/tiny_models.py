@@ -45,7 +45,7 @@ def trained(model: M, seed: int) -> M:
     for name, tensor in state.items():
         if tensor.is_floating_point():
             noise = 0.2 * torch.randn(tensor.shape, generator=generator)
-            # Variances and scales stay positive.
+            # Keep variances and scales positive.
             state[name] = tensor * noise.exp() if bool((tensor > 0).all()) else tensor + noise
     model.load_state_dict(state)
     return model.eval()

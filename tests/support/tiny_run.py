@@ -1,4 +1,4 @@
-"""A tiny dataset, a recipe of tiny models, and what a run of it leaves."""
+"""A tiny dataset, a recipe of tiny models, and the results of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ segment_models:
 STAGES = ["pretrain/dbof", "pretrain/nextvlad", "finetune/bare", "finetune/aware", "predict"]
 """Stages of the tiny recipe."""
 STAGE_TITLES = [stage.replace("/", " ") for stage in STAGES]
-"""Stages as messages name them."""
+"""Names of the stages in messages."""
 RANKINGS = ["random", "bare", "aware", "agnostic only", "aware only", "mixture"]
 """Rankings that the tiny recipe compares."""
 
@@ -75,6 +75,6 @@ def skipped_stages(err: str) -> list[str]:
 
 
 def score_rows(out: Path) -> list[dict[str, str]]:
-    """The scores of a run, as `scores.csv` has them."""
+    """Rows of `scores.csv` of a run."""
     with (out / "predict" / "scores.csv").open(newline="") as file:
         return list(csv.DictReader(file))

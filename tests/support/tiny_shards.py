@@ -1,4 +1,4 @@
-"""Tiny shards of random videos, for tests: the one place that makes them."""
+"""Tiny shards of random videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rating = tuple[int, int, float]
 
 @dataclass(frozen=True, eq=False)
 class TinyVideo:
-    """What a test knows of a video that it wrote: frames are uint8 (T, 1152)."""
+    """A video to write to a shard, with frames uint8 (T, 1152)."""
 
     id: str
     frames: NDArray[np.uint8]
@@ -42,14 +42,14 @@ def random_videos(
     """Videos of random bytes.
 
     Args:
-        count: How many.
-        seed: Decides everything.
-        num_frames: Least and largest number of frames.
-        label_ids: Labels come from these, 1 to 3 a video.
+        count: Number of videos.
+        seed: Seed of the random generator.
+        num_frames: Minimum and maximum number of frames.
+        label_ids: Labels to choose from, 1 to 3 per video.
         labeled: Whether videos have labels.
-        ratings_per_video: Ratings of segments from second 30 to 10 before the end, for labels out of `label_ids`;
-            fewer where the video is short. Each (label, start) at most once.
-        id_prefix: Begins each id, so that several calls can give different ids.
+        ratings_per_video: Number of ratings, for labels in `label_ids` and segments from second 30 to 10 seconds before
+            the end, each (label, start) at most once. Short videos have fewer.
+        id_prefix: Prefix of each id, so that several calls can create different ids.
     """
     rng = np.random.default_rng(seed)
     videos = []
@@ -77,7 +77,7 @@ def write_shard(path: Path, videos: Sequence[TinyVideo]) -> Path:
 
 
 def write_shards(folder: Path, videos: Sequence[TinyVideo], num_shards: int = 2, prefix: str = "tiny") -> list[Path]:
-    """Deal videos out to `num_shards` shards in order: the catalog of the folder then has them in this order."""
+    """Divide videos among `num_shards` shards, in the order that the catalog of the folder then has."""
     ends = np.linspace(0, len(videos), num_shards + 1).astype(int)
     return [
         write_shard(folder / f"{prefix}{shard:04d}.tfrecord", videos[ends[shard] : ends[shard + 1]])
@@ -101,7 +101,7 @@ def write_video_level_shard(path: Path, count: int, *, seed: int = 0, label_ids:
 
 
 def write_records(path: Path, payloads: Sequence[bytes]) -> Path:
-    """Write serialized examples, whatever they are, to one shard."""
+    """Write any payloads to one shard."""
     with ShardWriter(path) as writer:
         for payload in payloads:
             writer.write(payload)

@@ -1,7 +1,7 @@
-"""Tasks for tests of training: a linear task that takes no time, and the real tasks on a tiny dataset.
+"""Tasks for tests of training: a fast linear task, and the real tasks on a tiny dataset.
 
-As a module, it trains in its own process: `killed FOLDER WHEN` kills itself halfway, `distributed DATA FOLDER DEVICES` is
-one of several processes.
+Run as a module, it trains in a separate process: `killed FOLDER WHEN` kills itself halfway, and
+`distributed DATA FOLDER DEVICES` is one of several processes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class NumberBatches(Dataset[Numbers]):
 
 
 class LinearTask:
-    """Least squares, so easy that every evaluation improves on the one before.
+    """Least squares; every evaluation improves on the previous one.
 
     Args:
         before_loss: Called with the number of the batch's step, counted from 1.
@@ -139,7 +139,7 @@ def fit_linear(
 
 
 class StoppedError(Exception):
-    """Stops a run in a test."""
+    """Raised by a test to stop a run."""
 
 
 def raise_stopped() -> None:
@@ -168,7 +168,7 @@ def at_call(number: int, loss: Callable[..., Tensor], action: Callable[[], None]
     return loss_with_action
 
 
-# --- The real tasks --------------------------------------------------------------------------------------------------
+# --- Real tasks ------------------------------------------------------------------------------------------------------
 
 DBOF = DBoFConfig(hidden_size=16, output_size=8, max_frames=12)
 NEXTVLAD = NeXtVLADConfig(num_clusters=4, num_groups=4, expansion=1, output_size=8, max_frames=12)
@@ -219,26 +219,26 @@ def segment_case(
 
 
 def killed(folder: Path, when: str) -> None:
-    """Train the linear model, and die at step 5 or halfway through writing the checkpoint of step 4."""
+    """Train the linear model; kill this process at step 5, or halfway through writing the checkpoint of step 4."""
 
-    def die() -> None:
+    def kill_self() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def die_at_five(step: int) -> None:
+    def kill_at_five(step: int) -> None:
         if step == 5:
-            die()
+            kill_self()
 
     def write_half(state: Any, file: Any) -> None:
         save(state, file)
         if state["progress"]["step"] == 4:
             file.flush()
             os.truncate(file.name, Path(file.name).stat().st_size // 2)
-            die()
+            kill_self()
 
     save = torch.save
     if when == "writing":
         checkpoint.torch.save = write_half
-    fit_linear(folder, LinearTask(die_at_five))
+    fit_linear(folder, LinearTask(kill_at_five))
 
 
 DISTRIBUTED = {
@@ -249,7 +249,7 @@ DISTRIBUTED = {
 
 
 def distributed_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
-    """A model and its task, of a name in `DISTRIBUTED`."""
+    """The model and the task of a case in `DISTRIBUTED`."""
     if name == "video":
         return video_case(data)
     if name == "nextvlad":
@@ -261,7 +261,7 @@ def distributed_case(name: str, data: Path, fabric: Fabric) -> tuple[Any, Any]:
 def distributed(data: Path, folder: Path, devices: str) -> None:
     """Train models as one of several processes, and save the final state of each process.
 
-    The process of rank STOP_RANK, if set, sends itself a SIGTERM at the third batch of each model that is not finished.
+    The process of rank STOP_RANK, if set, sends itself SIGTERM at the third batch of each unfinished model.
     """
     fabric = make_fabric(MachineConfig(accelerator="cpu", devices=int(devices)))
     for name, config in DISTRIBUTED.items():

@@ -1,4 +1,4 @@
-"""Video-level records, which the product reads and does not write."""
+"""An encoder of video-level records, which the package only reads."""
 
 from __future__ import annotations
 

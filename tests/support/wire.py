@@ -1,4 +1,4 @@
-"""Protobuf's wire format by hand, to build records that no writer makes: the obvious way, for tests."""
+"""A plain encoder of the protobuf wire format, for records that no writer creates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def delimited(field: int, content: bytes) -> bytes:
 
 
 def entry(name: str, value: bytes) -> bytes:
-    """An entry of a map, as a field of the map's holder."""
+    """An entry of a map, as a field of the message that contains the map."""
     return delimited(1, delimited(1, name.encode()) + delimited(2, value))
 
 

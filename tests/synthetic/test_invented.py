@@ -1,4 +1,4 @@
-"""Invented sources have classes that can be learned, but not from one noisy frame."""
+"""Invented sources: classes are learnable from clean features, less so from one noisy frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yt8m.synthetic.invented import BACKGROUND_LABEL, TOPICS, invented_sources, 
 from yt8m.synthetic.splice import NOISE_STD
 
 
-def test_the_vocabulary_is_like_the_real_one() -> None:
+def test_the_vocabulary_has_unique_unsorted_label_ids_and_unique_names() -> None:
     vocabulary = invented_vocabulary()
     ids = vocabulary.label_ids.tolist()
     assert list(vocabulary.names) == [name for names in TOPICS.values() for name in names]
@@ -24,7 +24,7 @@ def test_the_vocabulary_is_like_the_real_one() -> None:
     assert vocabulary.digest == invented_vocabulary(0).digest != invented_vocabulary(1).digest
 
 
-def test_a_seed_gives_the_same_sources_every_time() -> None:
+def test_the_same_seed_gives_the_same_sources() -> None:
     vocabulary = invented_vocabulary()
     first, again, other = (invented_sources(50, vocabulary, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.means, again.means)
@@ -32,34 +32,34 @@ def test_a_seed_gives_the_same_sources_every_time() -> None:
     assert not np.array_equal(first.means, other.means)
 
 
-def test_sources_carry_one_to_three_classes_of_one_topic() -> None:
+def test_sources_have_one_to_three_classes_of_one_topic() -> None:
     vocabulary = invented_vocabulary()
     sources = invented_sources(2000, vocabulary)
     assert (sources.means.shape, sources.means.dtype) == ((2000, 1152), np.float32)
-    # Over 300 real videos (shard validate0003) the mean deviation of a feature is 0.484.
+    # The mean standard deviation of a feature over 300 real videos (shard validate0003) is 0.484.
     assert sources.means.std(0).mean() == pytest.approx(0.484, rel=0.15)
     topic_of = {name: topic for topic, names in TOPICS.items() for name in names}
     name_of = dict(zip(vocabulary.label_ids.tolist(), vocabulary.names, strict=True))
     numbers: Counter[int] = Counter()
-    seen: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     background = 0
     for labels in sources.labels:
         assert len(set(labels.tolist())) == len(labels)
         names = [name_of[label] for label in labels.tolist() if label != BACKGROUND_LABEL]
         assert len({topic_of[name] for name in names}) == 1
         numbers[len(names)] += 1
-        seen.update(names)
+        occurrences.update(names)
         background += BACKGROUND_LABEL in labels
     assert set(numbers) == {1, 2, 3}
     assert numbers[1] > numbers[2] > numbers[3] > 100
     assert 500 < background < 700
-    assert set(seen) == set(vocabulary.names)
+    assert set(occurrences) == set(vocabulary.names)
     # Within a topic, classes are listed from common to rare.
     for names in TOPICS.values():
-        assert seen[names[0]] > 2 * seen[names[-1]]
+        assert occurrences[names[0]] > 2 * occurrences[names[-1]]
 
 
-def test_classes_can_be_told_apart_by_a_clean_vector_better_than_by_a_noisy_frame() -> None:
+def test_classes_are_predicted_better_from_clean_features_than_from_one_noisy_frame() -> None:
     vocabulary = invented_vocabulary()
     sources = invented_sources(6000, vocabulary)
     truth = np.zeros((6000, len(vocabulary)))
@@ -71,7 +71,7 @@ def test_classes_can_be_told_apart_by_a_clean_vector_better_than_by_a_noisy_fram
     noise = NOISE_STD * np.random.default_rng(0).standard_normal((6000, 1152))
 
     def accuracy(features: np.ndarray) -> float:
-        """Of ridge regression onto the classes, on held-out sources of one class."""
+        """Accuracy of ridge regression on held-out sources with one class."""
         x = features[train].astype(np.float64)
         weights = np.linalg.solve(x.T @ x + 100 * np.eye(1152), x.T @ truth[train])
         return float((truth[held_out].argmax(1) == (features[held_out] @ weights).argmax(1)).mean())

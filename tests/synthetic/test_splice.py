@@ -1,4 +1,4 @@
-"""Spliced videos: their truth is that of their sources, to the second, and their noise what is promised."""
+"""Spliced videos and datasets: labels and ratings of every segment, statistics of the noise, files and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SIZES = Sizes(train=5, valid=2, rated=4, test=3)
 
 
 def constant_sources(count: int, seed: int = 0) -> Sources:
-    """Sources told apart by their label and by a level of their own, small enough that noise is never cut off much."""
+    """Sources with different labels and small means, so that little of the noise is clipped."""
     rng = np.random.default_rng(seed)
     means = rng.normal(0, 0.3, (count, 1152)).astype(np.float32)
     labels = tuple(np.array([[13, 3, 8, 5][i % 4], 100 + i]) for i in range(count))
@@ -51,10 +51,10 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     return header, [tuple(row) for row in rows]
 
 
-# --- One video -------------------------------------------------------------------------------------------------------
+# --- Single videos ----------------------------------------------------------------------------------------------------
 
 
-def test_quantize_is_the_inverse_of_dequantizing() -> None:
+def test_quantize_inverts_dequantization() -> None:
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(quantize(dequantized(every).astype(np.float32)), every)
     values = np.linspace(-1.9921875, 2.0078125, 10001, dtype=np.float32)
@@ -63,7 +63,7 @@ def test_quantize_is_the_inverse_of_dequantizing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_the_truth_of_every_segment_is_its_source_s_labels(count: int) -> None:
+def test_the_labels_of_every_segment_are_those_of_its_source(count: int) -> None:
     sources = distinct_sources(6)
     lengths = set()
     for seed in range(12):
@@ -78,7 +78,7 @@ def test_the_truth_of_every_segment_is_its_source_s_labels(count: int) -> None:
             of_segment = set(found[5 * position : 5 * position + 5])
             assert len(of_segment) == 1
             assert labels.tolist() == sorted(sources.labels[of_segment.pop()].tolist())
-        # Blocks follow each other in the order asked for, each at least a segment.
+        # Blocks have the given order, and each has at least one segment.
         assert [owner for i, owner in enumerate(found) if i == 0 or owner != found[i - 1]] == chosen.tolist()
         assert video.labels.tolist() == sorted({label for i in chosen for label in sources.labels[i].tolist()})
         starts = [position * 5 for position in range(len(video.segment_labels))][6:-2]
@@ -87,8 +87,8 @@ def test_the_truth_of_every_segment_is_its_source_s_labels(count: int) -> None:
 
 
 def test_noise_has_the_deviation_and_correlation_of_real_frames() -> None:
-    # Means of 0 lie half a step from the middle of the range, which the noise leaves on both sides at 2 / 0.95
-    # standard deviations; what is measured is a normal variable cut off there.
+    # The mean is the middle of the range, and noise is clipped at 2 / 0.95 standard deviations on both sides, so the
+    # expected deviation is that of a clipped normal variable.
     sources = Sources(np.full((1, 1152), 0.0078125, np.float32), (np.array([3]),))
     frames = dequantized(splice(sources, np.array([0]), np.random.default_rng(0)).frames) - 0.0078125
     bound = 2 / 0.95
@@ -102,11 +102,11 @@ def test_noise_has_the_deviation_and_correlation_of_real_frames() -> None:
     correlation = (frames[1:] * frames[:-1]).mean() / frames.var()
     assert correlation == pytest.approx(0.4, abs=0.015)
     assert (frames[2:] * frames[:-2]).mean() / frames.var() == pytest.approx(0.16, abs=0.015)
-    # Dimensions know nothing of each other.
+    # Features are uncorrelated.
     assert abs((frames[:, 1:] * frames[:, :-1]).mean() / frames.var()) < 0.02
 
 
-def test_the_mean_of_a_block_is_its_source_and_noise_starts_afresh_there() -> None:
+def test_blocks_have_the_mean_of_their_source_and_independent_noise() -> None:
     sources = constant_sources(2)
     jumps = []
     for seed in range(20):
@@ -117,15 +117,15 @@ def test_the_mean_of_a_block_is_its_source_and_noise_starts_afresh_there() -> No
         jumps.append((deviations[cut] * deviations[cut + 1]).mean() / deviations.var())
         for source in (0, 1):
             block = deviations[found == source]
-            # Noise cut off at the range's ends pulls a mean of 0.3 by 0.02 at most.
+            # Clipping changes a mean of 0.3 by at most 0.02.
             assert abs((block.mean(0) * np.sign(sources.means[source])).mean()) < 0.03
             assert block.mean(0).std() < 1.3 * 0.95 * math.sqrt((1.4 / 0.6) / len(block))
     assert abs(np.mean(jumps)) < 0.02
 
 
-def test_ratings_are_few_a_class_inside_the_evaluated_range_and_true() -> None:
+def test_ratings_are_five_per_class_correct_and_inside_the_evaluated_range() -> None:
     sources = distinct_sources(6)
-    places: Counter[int] = Counter()
+    positions: Counter[int] = Counter()
     values: Counter[float] = Counter()
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -141,24 +141,24 @@ def test_ratings_are_few_a_class_inside_the_evaluated_range_and_true() -> None:
             assert start % 5 == 0
             assert 30 <= start < len(found) - 10
             assert value == float(label in sources.labels[found[start]])
-            places[start] += 1
+            positions[start] += 1
             values[value] += 1
-    assert len(places) > 30
+    assert len(positions) > 30
     assert min(values[0.0], values[1.0]) > 50
 
 
-def test_ids_are_short_and_never_repeat() -> None:
+def test_ids_are_short_and_unique() -> None:
     ids = [video_id(number) for number in range(100_000)]
     assert len(set(ids)) == 100_000
     assert all(len(name) == 4 and name.isalnum() and name.isascii() for name in ids)
-    # number -> (a * number + b) mod 62^4 repeats nothing exactly if a and 62 = 2 * 31 have no common factor.
+    # number -> (a * number + b) mod 62^4 is injective exactly if a and 62 = 2 * 31 have no common factor.
     first, second = (sum("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ".index(c) * 62**i
                          for i, c in enumerate(name)) for name in ids[:2])  # fmt: skip
     assert math.gcd(second - first, 62) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
-def test_sources_take_turns(size: int) -> None:
+def test_sources_are_used_equally_often(size: int) -> None:
     pool = np.arange(10, 10 + size)
     used: Counter[int] = Counter(dict.fromkeys(pool.tolist(), 0))
     counts: Counter[int] = Counter()
@@ -171,7 +171,7 @@ def test_sources_take_turns(size: int) -> None:
     assert set(counts) == set(range(1, min(size, 4) + 1))
 
 
-# --- A dataset -------------------------------------------------------------------------------------------------------
+# --- Datasets ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def catalogs(folder: Path) -> dict[str, Catalog]:
     return {str(part.relative_to(folder)): index_folder(part) for part in dataset_parts(folder)}
 
 
-def test_a_dataset_has_its_parts_in_the_classic_layout(dataset: tuple[Path, Sources]) -> None:
+def test_a_dataset_has_four_parts_a_vocabulary_and_the_test_truth(dataset: tuple[Path, Sources]) -> None:
     found = catalogs(dataset[0])
     assert {name: len(catalog) for name, catalog in found.items()} == {
         "video/train": 5, "video/valid": 2, "segment/train": 4, "segment/test": 3,
@@ -204,7 +204,7 @@ def test_a_dataset_has_its_parts_in_the_classic_layout(dataset: tuple[Path, Sour
     assert found["segment/test"].oddities == {"videos without labels (kept)": 3}
 
 
-def test_labels_and_ratings_in_the_shards_are_those_of_the_sources_in_the_frames(
+def test_labels_and_ratings_of_shards_match_the_sources_of_their_frames(
     dataset: tuple[Path, Sources],
 ) -> None:
     folder, sources = dataset
@@ -221,7 +221,7 @@ def test_labels_and_ratings_in_the_shards_are_those_of_the_sources_in_the_frames
                 assert value == (label in sources.labels[found[start]])
 
 
-def test_the_truth_of_the_test_set_is_what_its_frames_show(dataset: tuple[Path, Sources]) -> None:
+def test_the_test_truth_matches_the_sources_of_its_frames(dataset: tuple[Path, Sources]) -> None:
     folder, sources = dataset
     reader = FrameReader(index_folder(folder / "segment" / "test"))
     header, ratings = read_csv(folder / "segment" / "test_ratings.csv")
@@ -238,8 +238,8 @@ def test_the_truth_of_the_test_set_is_what_its_frames_show(dataset: tuple[Path, 
                 for label in sources.labels[found[start]].tolist()
                 if label in (13, 3, 8, 5)
             }
-        carried = {label for owner in found for label in sources.labels[owner].tolist()} & {13, 3, 8, 5}
-        rated.update({(name, str(label)): 5 for label in carried})
+        classes = {label for owner in found for label in sources.labels[owner].tolist()} & {13, 3, 8, 5}
+        rated.update({(name, str(label)): 5 for label in classes})
     assert set(positives) == shown
     assert Counter((video, label) for video, label, *_ in ratings) == rated
     assert len({rating[:3] for rating in ratings}) == len(ratings)
@@ -252,7 +252,7 @@ def sources_of(folder: Path, sources: Sources) -> set[int]:
     return {owner for row in range(len(reader.catalog)) for owner in owners(reader.read(row), sources)}
 
 
-def test_parts_share_no_source(dataset: tuple[Path, Sources]) -> None:
+def test_parts_have_no_source_in_common(dataset: tuple[Path, Sources]) -> None:
     folder, sources = dataset
     used = [sources_of(part, sources) for part in dataset_parts(folder)]
     assert len(set.union(*used)) == sum(map(len, used))
@@ -263,7 +263,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_different_ones(
     dataset: tuple[Path, Sources], tmp_path: Path
 ) -> None:
     folder, sources = dataset
@@ -276,7 +276,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert [name for name in first if first[name] == other[name]] == ["segment_vocabulary.csv"]
 
 
-def test_more_videos_leave_the_first_ones_as_they_were(dataset: tuple[Path, Sources], tmp_path: Path) -> None:
+def test_a_larger_dataset_begins_with_the_same_videos(dataset: tuple[Path, Sources], tmp_path: Path) -> None:
     folder, sources = dataset
     # Sizes in the same proportions, so that each part has the same sources.
     write_dataset(tmp_path / "twice", sources, CLASSES, Sizes(10, 4, 8, 6), seed=3)
@@ -291,7 +291,7 @@ def test_more_videos_leave_the_first_ones_as_they_were(dataset: tuple[Path, Sour
                 assert ours.tolist() == theirs.tolist()
 
 
-def test_a_progress_bar_sees_every_video_of_every_part(tmp_path: Path) -> None:
+def test_progress_counts_the_videos_of_each_part(tmp_path: Path) -> None:
     progress = RecordedProgress()
     write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, Sizes(2, 1, 1, 1), 0, progress)
     assert progress.reports == {
@@ -303,11 +303,11 @@ def test_a_progress_bar_sees_every_video_of_every_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("videos", "shards"), [(1, 1), (8, 8), (16, 16), (400, 16), (640, 16), (3000, 75)])
-def test_there_are_shards_enough_for_folds(videos: int, shards: int) -> None:
+def test_the_number_of_shards_grows_with_the_videos(videos: int, shards: int) -> None:
     assert num_shards(videos) == shards
 
 
-# --- What cannot be done ---------------------------------------------------------------------------------------------
+# --- Errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,9 +329,9 @@ def test_impossible_sizes_are_refused(sizes: Sizes, problem: str, tmp_path: Path
 def test_too_few_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^15 of the 15 sources have a label .* at least 16 are needed\. Do "):
         write_dataset(tmp_path / "a", distinct_sources(15), CLASSES, SIZES, 0)
-    elsewhere = Vocabulary(np.array([999]), ("other",))
+    other_classes = Vocabulary(np.array([999]), ("other",))
     with pytest.raises(UsageError, match=r"^0 of the 40 sources have a label of the segment vocabulary; "):
-        write_dataset(tmp_path / "a", distinct_sources(40), elsewhere, SIZES, 0)
+        write_dataset(tmp_path / "a", distinct_sources(40), other_classes, SIZES, 0)
     with pytest.raises(UsageError, match=r"^20 sources are too few for parts of "):
         write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, Sizes(1000, 1, 1, 1), 0)
     assert not (tmp_path / "a").exists()
@@ -345,7 +345,7 @@ def test_sources_without_a_class_are_never_spliced(tmp_path: Path) -> None:
         assert all(source % 2 == 0 for source in sources_of(part, sources))
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").write_text("precious")
     (tmp_path / "file").write_text("x")
@@ -358,7 +358,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "empty" / "segment_vocabulary.csv").exists()
 
 
-def test_a_full_disk_leaves_no_half_written_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "a").exists()
 
 
-# --- Sources ---------------------------------------------------------------------------------------------------------
+# --- Sources ----------------------------------------------------------------------------------------------------------
 
 
 def test_sources_are_read_in_the_order_of_shard_names(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_real_sources_make_a_dataset_of_the_segment_vocabulary(shared_data: Path
     (folder / shard.name).write_bytes(shard.read_bytes())
     sources = read_sources(folder)
     assert len(sources) > 200
-    # A real mean of a feature lies where frames can: between the least and the largest dequantized value.
+    # Real feature means are within the range of dequantized values.
     assert np.abs(sources.means).max() < 2.01
     vocabulary = Vocabulary.load(shared_data / "segment_vocabulary.csv")
     write_dataset(tmp_path / "data", sources, vocabulary, Sizes(4, 2, 3, 2), seed=0)

@@ -101,7 +101,7 @@ def test_the_average_is_evaluated_and_saved(config: AveragingConfig, tiny_datase
 
 @pytest.mark.parametrize("config", [EMA, SWA], ids=["ema", "swa"])
 @pytest.mark.parametrize("stop", [3, 8, 10])
-def test_a_run_with_an_average_resumes_to_the_same_end(config: AveragingConfig, stop: int, tmp_path: Path) -> None:
+def test_a_run_with_an_average_resumes_to_the_same_result(config: AveragingConfig, stop: int, tmp_path: Path) -> None:
     settings = CONFIG.model_copy(update={"averaging": config})
     fit_linear(tmp_path / "uninterrupted", config=settings)
     with pytest.raises(StoppedError):
@@ -111,7 +111,7 @@ def test_a_run_with_an_average_resumes_to_the_same_end(config: AveragingConfig, 
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
-def test_impossible_averages_are_refused() -> None:
+def test_invalid_averaging_settings_are_refused() -> None:
     for values_, key in (({"type": "mean"}, "type"), ({"decay": 1.0}, "decay"), ({"every": 0}, "every")):
         with pytest.raises(Yt8mError, match=rf"^a: .*'{key}'"):
             validated(AveragingConfig, values_, "a")

@@ -39,7 +39,7 @@ from yt8m.training.tasks import SegmentTask, VideoTask
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and final weights of a run that was not stopped."""
+    """Folder and digest of the final weights of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     task = LinearTask()
     _, model = fit_linear(folder, task)
@@ -47,7 +47,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, digest(model)
 
 
-def assert_same_end(folder: Path, model: nn.Module, uninterrupted: tuple[Path, str]) -> None:
+def assert_same_result(folder: Path, model: nn.Module, uninterrupted: tuple[Path, str]) -> None:
     other, weights = uninterrupted
     assert digest(model) == weights
     assert (folder / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
@@ -60,30 +60,30 @@ def assert_same_end(folder: Path, model: nn.Module, uninterrupted: tuple[Path, s
 
 
 @pytest.mark.parametrize("step", range(1, 11))
-def test_a_run_stopped_before_any_step_resumes_to_the_same_end(
+def test_a_run_stopped_before_any_step_resumes_to_the_same_result(
     step: int, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, LinearTask(stop_at(step)))
     torch.manual_seed(step)
     result, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
     assert result.seconds > 0
 
 
 @pytest.mark.parametrize("step", [2, 6, 10])
-def test_a_run_stopped_between_log_and_checkpoint_resumes_to_the_same_end(
+def test_a_run_stopped_between_log_and_checkpoint_resumes_to_the_same_result(
     step: int, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, callback=lambda metrics: stop_at(step)(metrics.step))
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 3, 4])
 @pytest.mark.parametrize("place", ["before evaluating", "before saving", "after saving"])
-def test_a_run_stopped_at_an_evaluation_resumes_to_the_same_end(
+def test_a_run_stopped_at_an_evaluation_resumes_to_the_same_result(
     evaluation: int, place: str, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     steps = [3, 6, 9, 10]
@@ -107,15 +107,17 @@ def test_a_run_stopped_at_an_evaluation_resumes_to_the_same_end(
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, Stopped())
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
-def test_a_run_stopped_several_times_resumes_to_the_same_end(tmp_path: Path, uninterrupted: tuple[Path, str]) -> None:
+def test_a_run_stopped_several_times_resumes_to_the_same_result(
+    tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
     for step in (3, 3, 4, 7, 9, 10):
         with pytest.raises(StoppedError):
             fit_linear(tmp_path, LinearTask(stop_at(step)))
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
 def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
@@ -136,15 +138,17 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["stepping", "writing"])
-def test_a_killed_process_resumes_to_the_same_end(when: str, tmp_path: Path, uninterrupted: tuple[Path, str]) -> None:
+def test_a_killed_process_resumes_to_the_same_result(
+    when: str, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
     command = [sys.executable, "-m", "tests.support.tiny_tasks", "killed", str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
-    # A thread writes the checkpoint of step 4 during step 5: a kill leaves it or the previous one.
+    # A thread writes the checkpoint of step 4 during step 5, so a kill leaves this checkpoint or the previous one.
     assert state["progress"]["step"] in ((2, 4) if when == "stepping" else (2,))
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
 def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask]:
@@ -152,7 +156,7 @@ def real_case(data: Path, kind: str) -> tuple[nn.Module, VideoTask | SegmentTask
 
 
 @pytest.mark.parametrize("kind", ["video", "aware"])
-def test_real_models_resume_to_the_same_end_with_any_number_of_workers(
+def test_real_models_resume_to_the_same_result_with_any_number_of_workers(
     kind: str, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 2, "peak_lr": 1e-3})
@@ -214,7 +218,7 @@ def test_a_resumed_run_keeps_the_best_model_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["video", "agnostic", "aware"])
-def test_the_saved_model_is_the_best_one_evaluated(kind: str, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_the_saved_model_is_the_best_evaluated_one(kind: str, tiny_dataset: Path, tmp_path: Path) -> None:
     model, task = real_case(tiny_dataset, kind)
     fabric = Fabric(accelerator="cpu", devices=1)
     config = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2, "peak_lr": 1e-2})
@@ -230,7 +234,7 @@ def test_the_saved_model_is_the_best_one_evaluated(kind: str, tiny_dataset: Path
 # --- Logging and gradients -------------------------------------------------------------------------------------------
 
 
-def test_the_log_has_mean_losses_learning_rates_and_every_evaluation(tmp_path: Path) -> None:
+def test_the_log_contains_mean_losses_learning_rates_and_every_evaluation(tmp_path: Path) -> None:
     reported: list[tuple[int, float]] = []
     losses: list[float] = []
 
@@ -247,15 +251,15 @@ def test_the_log_has_mean_losses_learning_rates_and_every_evaluation(tmp_path: P
     assert [step for step, _ in reported] == [2, 4, 6, 8, 9]
     for first, (step, average) in zip((0, 2, 4, 6, 8), reported, strict=True):
         assert average == logged[step, "loss"] == pytest.approx(sum(losses[first:step]) / (step - first), rel=1e-6)
-    # The learning rate of the next step; the peak of 9 steps is at 2.25.
+    # The logged learning rate is that of the next step; the peak of 9 steps is at 2.25.
     peaks = {2: 3 / 3.25, 4: 5 / 6.75, 6: 3 / 6.75, 8: 1 / 6.75, 9: 0}
     assert {step: logged[step, "lr"] for step in peaks} == pytest.approx({s: 0.05 * v for s, v in peaks.items()})
     assert all(logged[step, "grad_norm"] > 0 for step in peaks)
     assert [step for split, step, name, _ in rows if (split, name) == ("valid", "auc")] == [4, 8, 9]
 
 
-def test_gradients_are_clipped_at_their_norm(tmp_path: Path) -> None:
-    """The optimizer gets clipped gradients; the log has the norm before clipping."""
+def test_gradients_are_clipped_to_the_maximum_norm(tmp_path: Path) -> None:
+    """The optimizer receives clipped gradients; the log contains the norm before clipping."""
     config = CONFIG.model_copy(update={"steps": 1, "max_grad_norm": 0.01, "warmup": 0.0})
     norms: list[torch.Tensor] = []
     original = torch.optim.AdamW.step
@@ -295,7 +299,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(value: float, tmp_path: Path) ->
         fit_linear(tmp_path, task)
     assert str(raised.value).startswith(f"{tmp_path}: the loss is ")
     assert str(raised.value).endswith("at step 6; peak_lr 0.05 is too high, or the data is corrupt.")
-    # The last checkpoint is from before the failure.
+    # The last checkpoint precedes the invalid loss.
     state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
     assert state["progress"]["step"] == 4
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
@@ -324,7 +328,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip", [1, 2], {"model": 3}, {"model": {}}, "words"]
 )
-def test_another_file_is_refused_as_a_checkpoint(content: object, tmp_path: Path) -> None:
+def test_files_other_than_checkpoints_are_refused(content: object, tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT_FILE
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -345,17 +349,17 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_loading_a_checkpoint_executes_no_code(tmp_path: Path) -> None:
-    class Evil:
+    class TouchOnLoad:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "touched",)
 
-    torch.save({"model": Evil()}, tmp_path / CHECKPOINT_FILE)
+    torch.save({"model": TouchOnLoad()}, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(Yt8mError, match="is not a checkpoint of this run"):
         fit_linear(tmp_path)
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_failed_write_leaves_the_previous_checkpoint(
+def test_a_failed_write_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Path, str]
 ) -> None:
     save = torch.save
@@ -371,13 +375,11 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
             fit_linear(tmp_path)
     assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
-def test_the_system_refuses_a_write_in_the_middle_of_a_checkpoint(
-    tmp_path: Path, uninterrupted: tuple[Path, str]
-) -> None:
-    """A limit on the size of files makes a real write fail."""
+def test_a_write_error_halfway_keeps_the_previous_checkpoint(tmp_path: Path, uninterrupted: tuple[Path, str]) -> None:
+    """A limit on the file size makes a real write fail."""
     resource = pytest.importorskip("resource")
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, LinearTask(stop_at(5)))
@@ -394,10 +396,10 @@ def test_the_system_refuses_a_write_in_the_middle_of_a_checkpoint(
     assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["progress"]["step"] == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     _, model = fit_linear(tmp_path)
-    assert_same_end(tmp_path, model, uninterrupted)
+    assert_same_result(tmp_path, model, uninterrupted)
 
 
-def test_early_stopping(tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run_after_evaluations_without_improvement(tmp_path: Path) -> None:
     losses = [3.0, 2.0, 2.5, 2.1, 2.2, 1.0]
     config = CONFIG.model_copy(update={"steps": 30, "evaluate_every": 2, "patience": 3})
     task = LinearTask(metrics=metrics(loss=losses))
@@ -441,11 +443,11 @@ def test_micro_batches_of_unequal_size_are_refused(tmp_path: Path) -> None:
         fit_linear(tmp_path, config=CONFIG.model_copy(update={"gradient_accumulation": 3}))
 
 
-def test_leftovers_of_kills_are_removed_and_a_model_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
+def test_resuming_removes_leftovers_of_kills_and_restores_the_model(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         fit_linear(tmp_path, LinearTask(stop_at(5)))
     kept = (tmp_path / "model" / "weights.txt").read_text()
-    # A kill between the two renames of a folder, and kills during writes.
+    # Leftovers of a kill between the two renames of a folder, and of kills during writes.
     (tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
     (tmp_path / ".model.0123abcd").mkdir()
     (tmp_path / ".checkpoint.4567cdef.pt").write_bytes(b"half")
@@ -456,7 +458,7 @@ def test_leftovers_of_kills_are_removed_and_a_model_that_was_being_replaced_is_r
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_impossible_intervals_are_refused() -> None:
+def test_steps_and_intervals_of_zero_are_refused() -> None:
     values = {"steps": 3, "peak_lr": 1.0, "weight_decay": 0.0}
     for key in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
         with pytest.raises(Yt8mError, match=rf"^a: '{key}': expected greater than 0, found 0"):

@@ -1,4 +1,4 @@
-"""Losses against their formulas on float64 probabilities, and against values computed by hand."""
+"""Losses equal their formulas on float64 probabilities, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_video_loss_is_the_mean_cross_entropy(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("positive_weight", "mined_weight"), [(1.5, 0.5), (1.0, 0.0), (2.0, 3.0)])
-def test_segment_loss_against_a_loop(seed: int, positive_weight: float, mined_weight: float) -> None:
+def test_segment_loss_equals_a_loop(seed: int, positive_weight: float, mined_weight: float) -> None:
     logits, classes, ratings, negatives = random_batch(seed)
     p, terms = probabilities(logits), []
     for i in range(6):
@@ -50,14 +50,14 @@ def test_segment_loss_against_a_loop(seed: int, positive_weight: float, mined_we
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rating_losses_of_segments_have_the_mean_of_the_loss(seed: int) -> None:
+def test_the_mean_of_the_rating_losses_of_segments_is_the_loss(seed: int) -> None:
     logits, classes, ratings, _ = random_batch(seed)
     losses = rating_loss(logits, classes, ratings, 2.0, reduction="none")
     assert losses.shape == (6,)
     assert torch.equal(losses.mean(), rating_loss(logits, classes, ratings, 2.0))
 
 
-def test_the_defaults_are_the_weights_of_the_paper() -> None:
+def test_the_default_weights_are_those_of_the_paper() -> None:
     # Probabilities 1/2, 3/4, 1/4 of three classes; the logit of 3/4 is log 3.
     logits = torch.tensor([[0.0, math.log(3), -math.log(3)]]).repeat(2, 1)
     classes, ratings = torch.tensor([1, 1]), torch.tensor([1.0, 0.0])

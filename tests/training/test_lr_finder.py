@@ -1,4 +1,4 @@
-"""Learning-rate finder: it trains as the loop does, stops at divergence, and suggests a lower learning rate."""
+"""Learning-rate finder: training steps, the end of the sweep, and the suggested learning rate."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def run_sweep(
 
 
 @pytest.mark.parametrize("gradient_accumulation", [1, 2])
-def test_losses_are_those_of_a_plain_loop(gradient_accumulation: int) -> None:
-    """A plain loop with learning rates, weight decay, seeds of dropout, micro-batches and clipping."""
+def test_losses_equal_those_of_a_plain_training_loop(gradient_accumulation: int) -> None:
+    """The plain loop includes learning rates, weight decay, dropout seeds, micro-batches and gradient clipping."""
     sweep = LRSweepConfig(steps=12, lowest=1e-3, highest=0.5)
     config = CONFIG.model_copy(update={"gradient_accumulation": gradient_accumulation, "max_grad_norm": 1.0})
     curve = run_sweep(sweep, config, linear_model().eval())
@@ -107,7 +107,7 @@ class Quadratic(nn.Module):
 
 
 class QuadraticTask(LinearTask):
-    """1 + (weight - target)^2 / 2 for any batch."""
+    """A loss of 1 + (weight - target)^2 / 2 for any batch."""
 
     def __init__(self, target: float) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_smoothed_losses_are_weighted_means() -> None:
 
 
 @pytest.mark.parametrize("steps", [100, 200, 1000])
-def test_the_steepest_descent_is_found_with_the_lag_of_the_average(steps: int) -> None:
+def test_the_suggestion_lags_behind_the_steepest_descent_like_the_average(steps: int) -> None:
     sweep = LRSweepConfig(steps=steps)
     suggestion = smooth_losses(sweep, falling(steps, steps * 0.5, steps * 0.04)).suggestion
     assert suggestion is not None
@@ -195,8 +195,8 @@ def test_the_suggestion_is_robust_to_noise() -> None:
     assert max(abs(step - 109) for step in steps) <= 14
 
 
-def test_a_descent_after_the_minimum_does_not_count() -> None:
-    """A spike falls back faster than the loss fell before, at a learning rate that is too high."""
+def test_a_descent_after_the_minimum_is_ignored() -> None:
+    """After a spike, the loss decreases faster than before, at a learning rate that is too high."""
     losses = falling(200, 80, 8.0)
     losses[150:160] = [3.0] * 10
     curve = smooth_losses(LRSweepConfig(), losses)
@@ -247,13 +247,13 @@ def test_a_suggestion_from_the_minimum_number_of_steps() -> None:
         ({"highest": math.inf}, "find-lr: 'highest': expected a finite number, found inf."),
     ],
 )
-def test_impossible_sweeps_are_refused(values: dict[str, float], expected: str) -> None:
+def test_invalid_sweeps_are_refused(values: dict[str, float], expected: str) -> None:
     with pytest.raises(UsageError) as raised:
         validated(LRSweepConfig, values, "find-lr")
     assert str(raised.value) == expected
 
 
-# --- What it leaves --------------------------------------------------------------------------------------------------
+# --- Table and plot --------------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_file_without_rows_is_an_empty_log(tmp_path: Path) -> None:
         assert read_metrics(tmp_path / "metrics.csv") == []
 
 
-def test_tensorboard_gets_finite_values(tmp_path: Path, fabric: Fabric) -> None:
+def test_tensorboard_receives_finite_values(tmp_path: Path, fabric: Fabric) -> None:
     log = MetricsLog(tmp_path, fabric, 0)
     log.write("train", 5, {"loss": 0.25, "grad_norm": math.nan})
     log.write("valid", 5, {"auc": 0.75})
@@ -97,12 +97,12 @@ sys.exit("tensorflow" in sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# ----------------------------------------------------------------------------------------------------- Weights & Biases
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The real package in offline mode, with an empty home folder: not logged in."""
+    """The real package in offline mode, without a login: the home folder is empty."""
     import wandb
 
     home = tmp_path_factory.mktemp("home")
@@ -113,7 +113,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield wandb
-    # It caches the environment, which differs in the next test.
+    # The package caches the environment, which differs in the next test.
     wandb.teardown()
 
 
@@ -125,7 +125,7 @@ def wandb_run(run_id: str = "dbof-0123abcd", **config: str) -> WandbRun:
 
 @dataclass
 class RecordedRun:
-    """What Weights & Biases recorded of a run for its server."""
+    """Records of a run that Weights & Biases wrote for its server."""
 
     run: Any = None
     metric: Any = None
@@ -135,11 +135,11 @@ class RecordedRun:
 
 
 def recorded_runs(folder: Path) -> list[RecordedRun]:
-    """Read the runs in a folder; files are in LevelDB's log format, with 7 bytes before the first and in each record."""
+    """Read the runs in a folder; files have LevelDB's log format, with 7 bytes before the first and in each record."""
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    # Its process may still be writing.
+    # The process of the package may still be writing.
     wandb.teardown()
     runs = []
     for path in sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
@@ -167,7 +167,7 @@ def recorded_runs(folder: Path) -> list[RecordedRun]:
 
 
 @pytest.mark.usefixtures("wandb")
-def test_weights_and_biases_gets_the_same_values(tmp_path: Path, fabric: Fabric) -> None:
+def test_weights_and_biases_receives_finite_values(tmp_path: Path, fabric: Fabric) -> None:
     with MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run(wandb_entity="us")) as log:
         log.write("train", 10, {"loss": 0.1 + 0.2, "grad_norm": math.nan})
         log.write("valid", 10, {"auc": 0.75})
@@ -217,7 +217,7 @@ def test_a_resumed_run_keeps_its_id_in_weights_and_biases(
         (ZeroDivisionError(), 1, False),
     ],
 )
-def test_weights_and_biases_gets_the_exit_status(
+def test_weights_and_biases_receives_the_exit_status(
     tmp_path: Path, fabric: Fabric, error: BaseException, exit_code: int, is_preempted: bool
 ) -> None:
     with pytest.raises(type(error)), MetricsLog(tmp_path, fabric, 0, wandb_run=wandb_run()):
@@ -264,7 +264,7 @@ def test_an_unreachable_server_does_not_stop_training(
     assert "1234567890" not in printed
 
 
-def test_training_continues_when_weights_and_biases_dies(
+def test_training_continues_when_weights_and_biases_fails(
     tmp_path: Path, fabric: Fabric, wandb: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (
@@ -278,7 +278,7 @@ def test_training_continues_when_weights_and_biases_dies(
 
 
 @pytest.mark.usefixtures("wandb")
-def test_weights_and_biases_is_opt_in_and_logged_by_the_first_process(tmp_path: Path, fabric: Fabric) -> None:
+def test_weights_and_biases_is_optional_and_used_only_by_the_first_process(tmp_path: Path, fabric: Fabric) -> None:
     second = mock.Mock(is_global_zero=False)
     with MetricsLog(tmp_path, second, 0, wandb_run=wandb_run()) as log:
         log.write("train", 10, {"loss": 0.5})

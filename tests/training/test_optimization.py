@@ -48,7 +48,7 @@ def aware_classifier() -> ContextAwareClassifier:
 
 
 def group_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, object]]:
-    """The group of each parameter; asserts that no parameter is in two groups."""
+    """The group of each parameter; no parameter may be in two groups."""
     found: dict[int, dict[str, object]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -109,7 +109,7 @@ def test_the_frozen_encoder_is_excluded_and_the_segment_encoder_has_half_the_lea
     assert len(optimizer.param_groups) == 4
 
 
-def test_encoder_parameters_move_by_their_factor() -> None:
+def test_encoder_parameters_have_the_learning_rate_times_their_factor() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     config = OptimizationConfig(steps=4, peak_lr=0.1, weight_decay=0.5, warmup=0.0, encoder_lr_factor=0.2)
     before = [p.detach().clone() for p in model.parameters()]
@@ -118,7 +118,7 @@ def test_encoder_parameters_move_by_their_factor() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     optimizer.step()
-    # AdamW's first step is lr * sign of the gradient, after the weights shrank by lr * decay.
+    # AdamW's first step is lr * sign of the gradient, after weight decay by a factor of 1 - lr * decay.
     for parameter, old, rate in zip(model.parameters(), before, (0.02, 0.1), strict=True):
         torch.testing.assert_close(parameter.detach(), old * (1 - rate * 0.5) - rate)
 

@@ -15,7 +15,7 @@ from yt8m.training.optimization import make_optimizer
 from yt8m.training.step import make_step, step_seed
 
 
-def test_each_step_part_and_seed_has_random_numbers_of_its_own() -> None:
+def test_each_step_part_and_seed_has_a_different_random_seed() -> None:
     seeds = [step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert step_seed(1, 2, 3) == seeds[4 * 50 + 2 * 4 + 3]
@@ -23,7 +23,7 @@ def test_each_step_part_and_seed_has_random_numbers_of_its_own() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
 def test_recorded_steps_have_the_losses_of_eager_steps(tiny_dataset: Path) -> None:
     losses = []
     for recorded in (False, True):

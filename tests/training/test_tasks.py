@@ -194,8 +194,8 @@ def test_the_segment_encoder_is_trained_at_half_the_learning_rate(
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     config = CONFIG.model_copy(update={"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "peak_lr": 1e-3})
     Trainer(fabric, model, task, config, tmp_path, 3).fit()
-    # AdamW's first step has the size of the learning rate wherever the gradient is not near zero, as it is for a bias in
-    # front of a batch norm.
+    # AdamW's first step has the size of the learning rate, except where the gradient is near zero, such as for a bias
+    # before a batch norm.
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dim() > 1:
             step = (parameter.detach() - before[name]).abs().max().item()

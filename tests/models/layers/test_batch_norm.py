@@ -1,4 +1,4 @@
-"""Masked batch norm against `nn.BatchNorm1d` on the valid rows."""
+"""Masked batch norm, compared with `nn.BatchNorm1d` on the valid rows."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_variance_is_accurate_for_a_large_mean() -> None:
 
 
 @pytest.mark.usefixtures("blocks")
-def test_gradient_of_masked_batch_norm() -> None:
+def test_the_gradient_of_masked_batch_norm_is_correct() -> None:
     norm = MaskedBatchNorm(2).double()
     randomize(norm)
     mask = frame_mask(LENGTHS, 5)

@@ -1,4 +1,4 @@
-"""Layers of several processes against those of one process with the global batch."""
+"""Layers of several processes, compared with one process and the global batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def double(tensor: Tensor) -> None:
 def test_synchronized_batch_norm_uses_the_batches_of_all_processes(
     copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes with the same batch, each normalizes as one does with the batch double; gradients too."""
+    """Outputs and gradients of two processes with the same batch equal those of one process with the batch twice."""
     monkeypatch.setattr(torch.distributed, "all_reduce", double)
     alone, shared = (MaskedBatchNorm(6 // copies, copies=copies).double() for _ in range(2))
     split_over_processes(shared, 1, 2)
@@ -35,7 +35,7 @@ def test_synchronized_batch_norm_uses_the_batches_of_all_processes(
     (ours * weights).sum().backward()
     found, features.grad = features.grad, None
     (theirs * weights.repeat(2, 1, 1)).sum().backward()
-    # The gradient of the features is that through both processes, half of it each.
+    # Each process has half of the gradient of the features.
     torch.testing.assert_close(2 * found, features.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(2 * shared.weight.grad, alone.weight.grad, rtol=1e-10, atol=1e-12)
 

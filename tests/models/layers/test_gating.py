@@ -1,4 +1,4 @@
-"""SE gating against its formula."""
+"""Squeeze-and-excitation gates, compared with their formula."""
 
 from __future__ import annotations
 

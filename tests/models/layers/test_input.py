@@ -32,7 +32,7 @@ def test_input_other_than_bytes_is_rejected() -> None:
         FrameInput(values="bytes")(torch.zeros(2, 3, FRAME_SIZE), torch.tensor([3, 3]))
 
 
-def test_frame_mask() -> None:
+def test_the_frame_mask_marks_valid_frames() -> None:
     assert frame_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
 
 

@@ -1,4 +1,4 @@
-"""Mixture of experts against sums over the experts."""
+"""Mixture of experts, compared with sums over the experts."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_mixture_logit_is_accurate_in_both_tails() -> None:
         assert ours.item() == pytest.approx(math.log(p) - math.log(q), rel=2e-6, abs=2e-6)
 
 
-def test_mixture_without_the_zero_expert_can_be_certain() -> None:
+def test_without_the_zero_expert_logits_equal_those_of_the_experts() -> None:
     gates = torch.tensor([0.0, 0.0, -1e4]).view(1, 3, 1)
     for z in (-25.0, 25.0):
         assert mixture_logits(torch.full((1, 2, 1), z), gates).item() == pytest.approx(z, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_mixture_is_finite_at_extreme_logits_and_can_recover(dtype: torch.dtype) -> None:
+def test_mixture_is_finite_at_extreme_logits_and_gradients_do_not_vanish(dtype: torch.dtype) -> None:
     values = torch.tensor([-3e38, -1e4, -100.0, 0.0, 100.0, 1e4, 3e38], dtype=dtype)
     experts = torch.cartesian_prod(values, values).unsqueeze(-1).requires_grad_()
     for gate in torch.cartesian_prod(*[torch.tensor([-1e4, -100.0, 0.0, 1e4], dtype=dtype)] * 3):
@@ -77,7 +77,7 @@ def plain_averaged_logits(experts: Tensor, gates: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-total))
 
 
-def test_averaged_logits_by_hand() -> None:
+def test_averaged_logits_of_an_example() -> None:
     experts = torch.tensor([[[2.0, -4.0], [6.0, 8.0]]])
     shared = torch.log(torch.tensor([[[1.0], [2.0], [5.0]]]))
     torch.testing.assert_close(averaged_logits(experts, shared), torch.tensor([[14 / 8, 12 / 8]]))

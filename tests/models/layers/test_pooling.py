@@ -1,4 +1,4 @@
-"""Pooling against loops over the valid frames."""
+"""Pooling, compared with loops over the valid frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yt8m.models.layers.pooling import gated_max_mean_pool, masked_max_pool, mas
 LENGTHS = torch.tensor([5, 1, 3, 4])
 
 
-def test_pools_equal_those_of_each_video_alone() -> None:
+def test_pooling_equals_that_of_each_video_without_padding() -> None:
     x = torch.randn(4, 5, 3) - 5
     mask = frame_mask(LENGTHS, 5)
     x[~mask] = 1e4
