@@ -185,13 +185,13 @@ def test_id_is_preferred_to_video_id() -> None:
 MALFORMED = {
     "no id": (b"", LISTS, "has no id"),
     "two ids": (entry("id", bytes_feature(b"a", b"b")), LISTS, "more than one"),
-    "integer id": (entry("id", packed_integers(3)), LISTS, "holds no byte string"),
+    "integer id": (entry("id", packed_integers(3)), LISTS, "contains no byte string"),
     "id not UTF-8": (entry("id", bytes_feature(b"\xff\xfe")), LISTS, "not UTF-8"),
     "empty id": (entry("id", bytes_feature(b"")), LISTS, "1 to 64 bytes"),
     "long id": (entry("id", bytes_feature(b"a" * 65)), LISTS, "1 to 64 bytes"),
     "id with a space": (entry("id", bytes_feature(b"a b")), LISTS, "spaces"),
     "id with a zero byte": (entry("id", bytes_feature(b"ab\0")), LISTS, "control characters"),
-    "labels of text": (ID + entry("labels", bytes_feature(b"x")), LISTS, "holds byte strings, expected whole numbers"),
+    "labels of text": (ID + entry("labels", bytes_feature(b"x")), LISTS, "contains byte strings, expected whole numbers"),
     "part of a float": (ID + entry("segment_scores", delimited(2, delimited(1, b"abc"))), LISTS, "part of a float"),
     "no rgb": (ID, entry("audio", frame_list(AUDIO)), "no rgb frames"),
     "no audio": (ID, entry("rgb", frame_list(RGB)), "no audio frames"),
@@ -205,7 +205,7 @@ MALFORMED = {
     "frame without bytes": (
         ID,
         entry("rgb", frame_list(RGB) + delimited(1, b"")) + entry("audio", frame_list(AUDIO)),
-        "frame 3 of rgb holds no byte string",
+        "frame 3 of rgb contains no byte string",
     ),
     "two strings in a frame": (
         ID,
@@ -273,9 +273,9 @@ def test_numbers_of_values_and_parts_are_limited(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(wire, "MAX_PARTS", 3)
     assert read_video(record(ID + entry("labels", packed_integers(1, 2, 3)), LISTS)).labels == (1, 2, 3)
     for integers in (packed_integers, unpacked_integers):
-        with pytest.raises(MalformedRecordError, match="labels holds more than 3 numbers"):
+        with pytest.raises(MalformedRecordError, match="labels contains more than 3 numbers"):
             read_video(record(ID + entry("labels", integers(1, 2, 3, 4)), LISTS))
-    with pytest.raises(MalformedRecordError, match="segment_scores holds more than 3 numbers"):
+    with pytest.raises(MalformedRecordError, match="segment_scores contains more than 3 numbers"):
         read_video(record(ID + entry("segment_scores", delimited(2, delimited(1, bytes(16)))), LISTS))
     with pytest.raises(MalformedRecordError, match="more than 3 parts"):
         read_video(delimited(1, ID) * 4 + delimited(2, LISTS))
@@ -358,7 +358,7 @@ def test_a_video_level_record_is_read() -> None:
 
 def test_a_video_level_record_with_a_short_mean_is_rejected() -> None:
     payload = encode_video_level("abcd", np.zeros(1023, np.float32), np.zeros(128, np.float32))
-    with pytest.raises(MalformedRecordError, match="mean_rgb holds 1,023 numbers, expected 1,024"):
+    with pytest.raises(MalformedRecordError, match="mean_rgb contains 1,023 numbers, expected 1,024"):
         read_video_level(payload)
 
 

@@ -199,7 +199,7 @@ def shipped_recipe(name: str) -> Path:
         UsageError: There is none of that name.
     """
     package = Path(__file__).parents[1]
-    # An installed package holds its recipes; a source checkout keeps them at its root.
+    # An installed package contains its recipes; a source checkout keeps them at its root.
     folder = next((place for place in (package / "recipes", package.parents[1] / "recipes") if place.is_dir()), package)
     path = folder / f"{name}.yaml"
     if not path.is_file():

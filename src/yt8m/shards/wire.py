@@ -199,7 +199,7 @@ def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, 
     parts = context.get(name, [])
     kind, values = parse_feature(payload, parts)
     if kind not in (0, wanted):
-        message = f"the feature {name.decode()} holds {_KIND_NAMES[kind]}, expected {_KIND_NAMES[wanted]}."
+        message = f"the feature {name.decode()} contains {_KIND_NAMES[kind]}, expected {_KIND_NAMES[wanted]}."
         raise MalformedRecordError(message, parts[0][0])
     return values
 
@@ -228,7 +228,7 @@ def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes)
             if number != VALUE or wire_type not in (FIXED32, LENGTH_DELIMITED):
                 continue
             if (end - begin) % 4:
-                raise MalformedRecordError(f"the feature {name.decode()} holds a part of a float.", begin)
+                raise MalformedRecordError(f"the feature {name.decode()} contains a part of a float.", begin)
             raw += payload[begin:end]
             if len(raw) > 4 * MAX_VALUES:
                 raise _too_many(name, begin)
@@ -236,7 +236,7 @@ def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes)
 
 
 def _too_many(name: bytes, offset: int) -> MalformedRecordError:
-    return MalformedRecordError(f"the feature {name.decode()} holds more than {MAX_VALUES:,} numbers.", offset)
+    return MalformedRecordError(f"the feature {name.decode()} contains more than {MAX_VALUES:,} numbers.", offset)
 
 
 def only_bytes(payload: Payload, parts: list[Span], what: str, offset: int) -> Span:
@@ -247,8 +247,8 @@ def only_bytes(payload: Payload, parts: list[Span], what: str, offset: int) -> S
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number == VALUE and wire_type == LENGTH_DELIMITED:
                 if found is not None:
-                    raise MalformedRecordError(f"{what} holds more than one byte string.", begin)
+                    raise MalformedRecordError(f"{what} contains more than one byte string.", begin)
                 found = (begin, end)
     if found is None:
-        raise MalformedRecordError(f"{what} holds no byte string.", offset)
+        raise MalformedRecordError(f"{what} contains no byte string.", offset)
     return found
