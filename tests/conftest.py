@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.command import succeeds
@@ -17,6 +18,10 @@ from yt8m.synthetic.splice import write_dataset
 from yt8m.vocabulary import Vocabulary
 
 prepare_environment()  # before any test imports torch
+
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile("yt8m", deadline=None)
+hypothesis.settings.load_profile("yt8m")
 
 
 @pytest.fixture(scope="session", autouse=True)

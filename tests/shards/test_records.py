@@ -191,7 +191,11 @@ MALFORMED = {
     "long id": (entry("id", bytes_feature(b"a" * 65)), LISTS, "1 to 64 bytes"),
     "id with a space": (entry("id", bytes_feature(b"a b")), LISTS, "spaces"),
     "id with a zero byte": (entry("id", bytes_feature(b"ab\0")), LISTS, "control characters"),
-    "labels of text": (ID + entry("labels", bytes_feature(b"x")), LISTS, "contains byte strings, expected whole numbers"),
+    "labels of text": (
+        ID + entry("labels", bytes_feature(b"x")),
+        LISTS,
+        "contains byte strings, expected whole numbers",
+    ),
     "part of a float": (ID + entry("segment_scores", delimited(2, delimited(1, b"abc"))), LISTS, "part of a float"),
     "no rgb": (ID, entry("audio", frame_list(AUDIO)), "no rgb frames"),
     "no audio": (ID, entry("rgb", frame_list(RGB)), "no audio frames"),

@@ -27,14 +27,14 @@ def environment(**variables: str) -> dict[str, str]:
     return inherited | package | variables
 
 
-def run_python(*arguments: object, **variables: str) -> Outcome:
+def run_python(*arguments: object, timeout: float = 200, **variables: str) -> Outcome:
     """Run Python with these arguments and additional environment variables."""
     ended = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=timeout,
         env=environment(**variables),
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)

@@ -334,11 +334,7 @@ def _estimate(folder: _Folder, network: Network, server: Server, threads: Stoppa
 
 
 def _require_space(folders: Sequence[_Folder]) -> None:
-    """Require enough free space for the missing shards; folders may be on several disks.
-
-    Raises:
-        Yt8mError: There is too little space.
-    """
+    """Require enough free space for the missing shards, or raise Yt8mError; folders may be on several disks."""
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for folder in folders:

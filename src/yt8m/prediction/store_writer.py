@@ -11,7 +11,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.files import replace_folder, writing_error
+from yt8m.files import replace_folder, writing_error, written_atomically
 from yt8m.prediction.predict import Predictions
 from yt8m.prediction.store import (
     DONE_FILE,
@@ -82,35 +82,51 @@ class StoreWriter:
             Yt8mError: There is not enough space on the disk.
         """
         folder, index = self.folder, self.index
-        found = {path.name for path in self._work.iterdir()} if self._work.is_dir() else set()
+        # A kill leaves hidden files, which are incomplete.
+        found = {path.name for path in self._work.glob("[!.]*")}
         if found and not found & {UNFINISHED_INDEX_FILE, DONE_FILE}:
             raise UsageError(
                 f"{self._work}: exists and is not an unfinished prediction; move it away, or give another folder."
             )
         if (folder / INDEX_FILE).is_file() and _has_index(folder / INDEX_FILE, index):
-            # An unfinished prediction with another index is discarded.
-            shutil.rmtree(self._work, ignore_errors=True)
+            # What a kill left while the folder was finished or replaced, and an unfinished prediction with another index.
+            for name in (DONE_FILE, UNFINISHED_INDEX_FILE):
+                (folder / name).unlink(missing_ok=True)
+            for left in (self._work, Path(f"{self._work}.old")):
+                shutil.rmtree(left, ignore_errors=True)
             return
         if folder.exists() and not (folder / INDEX_FILE).is_file():
             raise UsageError(f"{folder}: exists and is not a folder of predictions; give a new folder.")
-        if self._work.is_dir():
-            names = [f"{name}{ending}" for name in index.models for ending in (".npy", ".crc.npy")]
-            is_complete = all((self._work / name).is_file() for name in [*names, DONE_FILE])
-            if is_complete and _has_index(self._work / UNFINISHED_INDEX_FILE, index):
-                return
-            shutil.rmtree(self._work)
+        if self._can_resume():
+            return
+        shutil.rmtree(self._work, ignore_errors=True)
         self._check_space()
         try:
-            self._work.mkdir(parents=True)
-            (self._work / UNFINISHED_INDEX_FILE).write_text(to_yaml(index), encoding="utf-8")
-            for name in index.models:
-                _allocate(self._work / f"{name}.npy", np.uint16, (index.num_classes, index.num_segments))
-                _allocate(self._work / f"{name}.crc.npy", np.uint32, (index.num_blocks, index.num_classes))
-            # Last, because a folder without it is replaced.
-            _allocate(self._work / DONE_FILE, np.uint8, (index.num_blocks,))
-        except OSError as error:
+            with written_atomically(self._work / UNFINISHED_INDEX_FILE) as temporary:
+                temporary.write_text(to_yaml(index), encoding="utf-8")
+            for name, (dtype, shape) in self._arrays().items():
+                _allocate(self._work / name, dtype, shape)
+        except Yt8mError:
             shutil.rmtree(self._work, ignore_errors=True)
-            raise writing_error(error, folder) from error
+            raise
+
+    def _arrays(self) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
+        """Type and shape of every `.npy` file of the unfinished folder."""
+        index = self.index
+        arrays: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {DONE_FILE: (np.uint8, (index.num_blocks,))}
+        for name in index.models:
+            arrays[f"{name}.npy"] = (np.uint16, (index.num_classes, index.num_segments))
+            arrays[f"{name}.crc.npy"] = (np.uint32, (index.num_blocks, index.num_classes))
+        return arrays
+
+    def _can_resume(self) -> bool:
+        """Whether the unfinished folder has this index and every file, complete."""
+        try:
+            for name, (dtype, shape) in self._arrays().items():
+                open_array(self._work / name, dtype, shape)
+        except Yt8mError:
+            return False
+        return _has_index(self._work / UNFINISHED_INDEX_FILE, self.index)
 
     def _check_space(self) -> None:
         needed = 2 * self.index.num_segments * self.index.num_classes * len(self.index.models)
@@ -227,8 +243,9 @@ def _has_index(path: Path, index: StoreIndex) -> bool:
 
 
 def _allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    """Make a `.npy` file of zeros, and reserve its space on the disk."""
-    open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    """Make a `.npy` file of zeros, and reserve its space on the disk; it appears when it is complete."""
+    with written_atomically(path) as temporary:
+        open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)

@@ -182,17 +182,7 @@ def merge_stores(
 
 
 def _make_merger(config: MergeConfig, kinds: Mapping[str, str], allow_unused: bool) -> Merger:
-    """A merger of all segment models among some models.
-
-    Args:
-        config: How to merge them.
-        kinds: The kind of each model, by name.
-        allow_unused: Whether video classifiers that the config does not use are allowed.
-
-    Raises:
-        UsageError: There is no segment model, the config names a model that is missing or of the wrong kind, or a video
-            classifier is not used.
-    """
+    """A merger of all segment models among models of these kinds, by name; UsageError if config and models do not match."""
     members = [name for name, kind in kinds.items() if kind != "video"]
     videos = [name for name, kind in kinds.items() if kind == "video"]
     if not members:

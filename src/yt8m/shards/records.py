@@ -219,7 +219,9 @@ def _require_frames(context: dict[bytes, list[Span]], lists: dict[bytes, list[Sp
 def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.float32]:
     values = read_floats(payload, context, name)
     if len(values) != size:
-        raise MalformedRecordError(f"the feature {name.decode()} contains {len(values):,} numbers, expected {size:,}.", 0)
+        raise MalformedRecordError(
+            f"the feature {name.decode()} contains {len(values):,} numbers, expected {size:,}.", 0
+        )
     return values
 
 
