@@ -94,6 +94,16 @@ def test_suggested_micro_batches_fit_into_memory() -> None:
     assert [cost.micro_batches_to_fit(size) for size in (80_000, 48_000, 33_000, 17_000)] == [1, 2, 4, 16]
 
 
+@pytest.mark.parametrize("name", ["demo", "reproduction"])
+def test_the_other_shipped_recipes_are_estimated(name: str) -> None:
+    recipe = read_recipe(find_recipe(name), ["machine.accelerator=cpu"])
+    found = estimate(recipe, 100, make_timer=FakeTimer)
+    assert len(found.costs) == len(recipe.base_models) + len(recipe.segment_models)
+    assert all(
+        cost.trained <= cost.parameters and cost.flops > 0 and cost.memory > 16 * cost.trained for cost in found.costs
+    )
+
+
 def test_every_stage_of_a_recipe_has_a_cost_and_equal_stages_are_timed_once() -> None:
     recipe = read_recipe(find_recipe("seventh-place"), ["machine.accelerator=cpu"])
     timers: list[FakeTimer] = []
