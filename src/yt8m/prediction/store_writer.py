@@ -102,13 +102,14 @@ class StoreWriter:
         shutil.rmtree(self._work, ignore_errors=True)
         self._check_space()
         try:
+            self._work.mkdir(parents=True)
             with written_atomically(self._work / UNFINISHED_INDEX_FILE) as temporary:
                 temporary.write_text(to_yaml(index), encoding="utf-8")
             for name, (dtype, shape) in self._arrays().items():
                 _allocate(self._work / name, dtype, shape)
-        except Yt8mError:
+        except (OSError, Yt8mError) as error:
             shutil.rmtree(self._work, ignore_errors=True)
-            raise
+            raise writing_error(error, folder) if isinstance(error, OSError) else error from None
 
     def _arrays(self) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
         """Type and shape of every `.npy` file of the unfinished folder."""
