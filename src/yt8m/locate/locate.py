@@ -22,11 +22,12 @@ from yt8m.locate.timeline import THRESHOLD, Timeline
 from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.ensemble import MergeConfig, Merger
-from yt8m.runs.recipe import read_recipe
+from yt8m.runs.recipe import RECIPE_FILE, read_recipe
 from yt8m.runs.stages import read_record
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
 from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.training.loop import MODEL_FOLDER
 from yt8m.vocabulary import Vocabulary
 
 
@@ -75,9 +76,9 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     Raises:
         UsageError: It is not the folder of a run, or a model of the ensemble is not trained.
     """
-    recipe_file = run / "recipe.yaml"
+    recipe_file = run / RECIPE_FILE
     if not recipe_file.is_file():
-        raise UsageError(f"{run}: is not the folder of a run (it has no recipe.yaml); `yt8m run` makes one.")
+        raise UsageError(f"{run}: is not the folder of a run (it has no {RECIPE_FILE}); `yt8m run` makes one.")
     recipe = read_recipe(recipe_file)
     settings, members = recipe.ensemble, recipe.ensemble_models
     if settings.find_weights:
@@ -85,9 +86,9 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
         settings = settings.model_copy(update={"weights": {} if record is None else record.ensemble_weights})
     if settings.method == "rank":
         settings = settings.model_copy(update={"method": "arithmetic"})
-    folders = [run / "finetune" / name / "model" for name in members]
+    folders = [run / "finetune" / name / MODEL_FOLDER for name in members]
     folders += [
-        Path(recipe.trained_models.get(name, run / "pretrain" / name / "model")) for name in settings.video_models
+        Path(recipe.trained_models.get(name, run / "pretrain" / name / MODEL_FOLDER)) for name in settings.video_models
     ]
     models = load_folded(folders, vocabulary.digest, _device(accelerator))
     return Ensemble(models, Merger(settings, members), settings.shifts)

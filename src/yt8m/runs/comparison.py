@@ -11,7 +11,7 @@ from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
-from yt8m.scoring.map_at_k import map_at_k, write_class_scores
+from yt8m.scoring.map_at_k import Score, map_at_k, write_class_scores
 from yt8m.scoring.plots import plot_scores, plot_timeline
 from yt8m.scoring.scores import SCORES_FILE, ScoreRow, write_scores
 from yt8m.scoring.truth import GroundTruth, Truth
@@ -79,18 +79,16 @@ def score_rankings(
         write_scores(folder / SCORES_FILE, [])
         return []
 
-    def score(ranking: Ranking, known: Truth | None) -> float | None:
-        if known is None:
-            return None
-        return map_at_k(ranked_segments(ranking, vocabulary), known, top_k, vocabulary).mean_average_precision
+    def score(ranking: Ranking, known: Truth | None) -> Score | None:
+        return None if known is None else map_at_k(ranked_segments(ranking, vocabulary), known, top_k, vocabulary)
 
-    rows = [
-        ScoreRow(spec.name, spec.kind, score(ranking, truth.ratings), score(ranking, truth.positives))
-        for spec, ranking in track(list(zip(specs, rankings, strict=True)), "score", progress)
-    ]
-    if truth.ratings is not None:
-        of_submission = map_at_k(ranked_segments(rankings[-1], vocabulary), truth.ratings, top_k, vocabulary)
-        write_class_scores(folder / "class_scores.csv", of_submission, vocabulary)
+    rows, rated = [], None
+    for spec, ranking in track(list(zip(specs, rankings, strict=True)), "score", progress):
+        rated, dense = score(ranking, truth.ratings), score(ranking, truth.positives)
+        values = [None if found is None else found.mean_average_precision for found in (rated, dense)]
+        rows.append(ScoreRow(spec.name, spec.kind, *values))
+    if rated is not None:  # of the submission
+        write_class_scores(folder / "class_scores.csv", rated, vocabulary)
     write_scores(folder / SCORES_FILE, rows)
     plot_scores(folder / "scores.png", rows, top_k)
     return rows

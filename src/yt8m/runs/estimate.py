@@ -281,10 +281,11 @@ def estimate(
     Raises:
         UsageError: The recipe trains no such stage, or the machine lacks the device.
     """
-    stages = [stage for stage in training_stages(recipe) if only in (None, stage.path, stage.kind)]
+    all_stages = training_stages(recipe)
+    stages = [stage for stage in all_stages if only in (None, stage.path, stage.kind)]
     if not stages:
         raise UsageError(
-            f"The recipe trains no stage {only!r}{did_you_mean(str(only), [stage.path for stage in training_stages(recipe)])}."
+            f"The recipe trains no stage {only!r}{did_you_mean(str(only), [stage.path for stage in all_stages])}."
         )
     machine = recipe.machine
     fabric = make_fabric(machine.model_copy(update={"devices": 1, "num_nodes": 1}))

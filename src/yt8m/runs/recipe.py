@@ -25,6 +25,9 @@ from yt8m.training.loop import TrainingConfig
 from yt8m.training.metrics_log import LogConfig
 from yt8m.training.tasks import SegmentLossConfig
 
+RECIPE_FILE = "recipe.yaml"
+"""The recipe in the folder of a run."""
+
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names are also names of folders."""
 

@@ -8,12 +8,10 @@ from yt8m.files import written_atomically
 from yt8m.runs import predict_stage
 from yt8m.runs.context import RunContext
 from yt8m.runs.predict_stage import RunScores
-from yt8m.runs.recipe import Recipe
+from yt8m.runs.recipe import RECIPE_FILE, Recipe
 from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, StageKind, training_stages
 from yt8m.runs.training import train
 from yt8m.settings import did_you_mean, to_yaml
-
-RECIPE_FILE = "recipe.yaml"
 
 
 class Run:

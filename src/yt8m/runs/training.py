@@ -13,7 +13,7 @@ from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import BaseModelConfig
 from yt8m.runs.stages import RunStage, StageKind
 from yt8m.settings import did_you_mean
-from yt8m.training.loop import CHECKPOINT_FILE, Task, Trainer
+from yt8m.training.loop import CHECKPOINT_FILE, MODEL_FOLDER, Task, Trainer
 from yt8m.training.lr_finder import (
     LR_PICTURE_FILE,
     LR_TABLE_FILE,
@@ -26,7 +26,6 @@ from yt8m.training.lr_finder import (
 from yt8m.training.metrics_log import WandbRun
 from yt8m.training.tasks import SegmentTask, VideoTask
 
-MODEL_FOLDER = "model"
 LR_FOLDER = "find-lr"
 
 
