@@ -37,7 +37,7 @@ from yt8m.vocabulary import Vocabulary
 
 
 class PaddedFrames(NamedTuple):
-    """Frames of several videos: rows rgb uint8 (B, T, 1034) and audio uint8 (B, T, 137), lengths int64 (B,)."""
+    """Frames of several videos: rows rgb uint8 (B, T, 1033) and audio uint8 (B, T, 137), lengths int64 (B,)."""
 
     rgb: Tensor
     audio: Tensor

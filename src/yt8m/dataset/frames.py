@@ -1,7 +1,7 @@
 """Random access to frames through memory maps: nothing but the requested frames is read from the disk.
 
 The catalog locates a video's frames, so no record is parsed. In a shard each frame follows the same few bytes of header,
-and batches take frames with their headers, as rows of 1,034 bytes (rgb) and 137 (audio): consecutive frames are then one
+and batches take frames with their headers, as rows of 1,033 bytes (rgb) and 137 (audio): consecutive frames are then one
 copy of memory, and sampled ones one copy per frame, which is a third faster than without the headers. The device cuts
 them off (`batches.join_features`). Frames stay uint8.
 """
@@ -170,7 +170,7 @@ class FrameReader:
         """Read frames of several videos, with their headers, into the rows of a batch, and zero the padding.
 
         Args:
-            rgb: uint8 (B, T, 1034), contiguous; T at least the most frames of a video. A frame is the last 1,024 bytes.
+            rgb: uint8 (B, T, 1033), contiguous; T at least the most frames of a video. A frame is the last 1,024 bytes.
             audio: uint8 (B, T, 137), likewise; the last 128 bytes.
             rows: The videos' rows in the catalog, integer (B,).
             chosen: The frames of each.
