@@ -173,8 +173,8 @@ def splice(
 ) -> None:
     """Create a frame-level dataset with exact ground truth by joining video-level features.
 
-    A spliced video joins 1 to 4 sources; a segment is positive for a label exactly where its source has that label. The ground
-    truth of the test set goes to segment/test_ratings.csv and segment/test_positives.csv.
+    A spliced video joins 1 to 4 sources; a segment is positive for a label exactly where its source has that label. The
+    ground truth of the test set goes to segment/test_ratings.csv and segment/test_positives.csv.
 
     ```sh
     yt8m splice build/spliced
