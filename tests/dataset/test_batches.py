@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.batches import assert_same_batch
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards
 from yt8m.dataset.batches import (
     SINGLE_PROCESS,
@@ -75,13 +76,6 @@ def segment_batches(
 
 Stream = Callable[..., Any]
 STREAMS = pytest.mark.parametrize("stream", [video_batches, segment_batches], ids=["videos", "segments"])
-
-
-def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
-    assert type(ours) is type(theirs)
-    for name, left, right in zip(ours._fields, ours, theirs, strict=True):
-        assert left.dtype == right.dtype, name
-        assert torch.equal(left, right), name
 
 
 def batches_of(batches: Batches, start: int, stop: int) -> list[NamedTuple]:
@@ -237,7 +231,7 @@ def test_batches_are_the_same_from_any_start_step(data: TinyData, stream: Stream
         rest = batches_of(stream(data), start, 9)
         assert len(rest) == 9 - start
         for ours, theirs in zip(whole[start:], rest, strict=True):
-            assert_same(ours, theirs)
+            assert_same_batch(ours, theirs)
     assert batches_of(stream(data), 9, 9) == []
 
 
@@ -247,7 +241,7 @@ def test_global_random_generators_do_not_change_batches(data: TinyData, stream: 
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002 - batches must not depend on the global generator
     torch.manual_seed(1)
-    assert_same(stream(data)[5], first)
+    assert_same_batch(stream(data)[5], first)
 
 
 @STREAMS

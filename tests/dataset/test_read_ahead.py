@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.batches import assert_same_batch
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset import read_ahead
 from yt8m.dataset.batches import Batches, FrameSampling, SegmentBatches, VideoBatches
@@ -41,13 +42,6 @@ def stream_of(kind: str, reader: FrameReader, batch_size: int = 4) -> Batches:
     return SegmentBatches(reader, VOCABULARY, rated_segments(reader.catalog, VOCABULARY), 3, batch_size, 0)
 
 
-def assert_same(ours: NamedTuple, theirs: NamedTuple) -> None:
-    assert type(ours) is type(theirs)
-    for name, left, right in zip(ours._fields, ours, theirs, strict=True):
-        assert left.dtype == right.dtype, name
-        assert torch.equal(left, right), name
-
-
 @pytest.mark.parametrize("kind", ["videos", "segments"])
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
 @pytest.mark.parametrize("start", [0, 5])
@@ -58,7 +52,7 @@ def test_batches_are_the_same_with_any_number_of_workers(
     steps = range(start, 40)
     num_batches = 0
     for step, batch in zip(steps, step_loader(stream, start, 40, num_workers), strict=True):
-        assert_same(batch, stream[step])
+        assert_same_batch(batch, stream[step])
         num_batches += 1
     assert num_batches == len(steps)
     assert list(step_loader(stream, 7, 7, num_workers)) == []
@@ -69,7 +63,7 @@ def test_the_previous_batch_is_not_overwritten(reader: FrameReader) -> None:
     before: tuple[int, NamedTuple] | None = None
     for step, batch in enumerate(step_loader(stream, 0, 60, 2)):
         if before is not None:
-            assert_same(before[1], stream[before[0]])
+            assert_same_batch(before[1], stream[before[0]])
         before = step, batch
 
 
@@ -85,7 +79,7 @@ def test_the_largest_batches_fit_their_slots(reader: FrameReader) -> None:
     """All frames of every video are sampled, so batches have the maximum size."""
     stream = VideoBatches(reader, VOCABULARY, FrameSampling(10_000), 13, 0)
     for step, batch in enumerate(step_loader(stream, 0, 4, 1)):
-        assert_same(batch, stream[step])
+        assert_same_batch(batch, stream[step])
         assert batch[0].shape[1] == max(n - 40 if n > 40 else n for n in reader.catalog.num_frames.tolist())
 
 
@@ -98,7 +92,7 @@ def test_without_workers_batches_are_copied_to_page_locked_memory(
     kept = list(step_loader(stream, 0, 20, 0, pin_memory=True))
     assert len(kept) == 20
     for step, batch in enumerate(kept):
-        assert_same(batch, stream[step])
+        assert_same_batch(batch, stream[step])
 
 
 class Runtime:
@@ -136,7 +130,7 @@ def test_the_ring_is_page_locked_only_during_iteration(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     stream = stream_of("videos", reader)
     for step, batch in enumerate(step_loader(stream, 0, 20, 2, pin_memory=True)):
-        assert_same(batch, stream[step])
+        assert_same_batch(batch, stream[step])
         if not fails:
             ((address, size),) = runtime.locked.items()
             assert all(address <= t.data_ptr() and t.data_ptr() + t.nbytes <= address + size for t in batch)

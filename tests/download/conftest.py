@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.downloads import PARTITION, SHARDS
-from tests.support.hostile_server import HostileServer, ServerState
+from tests.support.hostile_server import HostileServer
 
 
 @pytest.fixture
@@ -17,11 +17,6 @@ def server() -> Iterator[HostileServer]:
         running.state.add_partition(PARTITION, SHARDS)
         running.state.add_vocabularies()
         yield running
-
-
-@pytest.fixture
-def state(server: HostileServer) -> ServerState:
-    return server.state
 
 
 @pytest.fixture

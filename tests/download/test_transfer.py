@@ -217,7 +217,7 @@ def test_a_refused_connection_is_an_error(data: Path) -> None:
 # --- Retries ----------------------------------------------------------------------------------------------------------
 
 
-def pauses_of(server: HostileServer, data: Path, number: int = 0, **policy_options: Any) -> list[float]:
+def pauses_of(server: HostileServer, data: Path, **policy_options: Any) -> list[float]:
     """Pauses between the retries of a shard that always fails."""
     pauses: list[float] = []
     failed(server, data, policy=RetryPolicy(stall_seconds=1, **policy_options), pause=pauses.append, connections=1)

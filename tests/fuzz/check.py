@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 
 from tests.fuzz.fields import Field, every_field, tree
 from tests.support.rows import labels_of, ratings_of
-from tests.support.wire import delimited
+from tests.support.wire import delimited, protobuf_frames
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
@@ -374,10 +374,6 @@ def _protobuf_id(context: Any) -> str:
 
 def _protobuf_integers(context: Any, name: str) -> tuple[int, ...]:
     return tuple(context[name].int64_list.value)
-
-
-def protobuf_frames(message: Any, name: str) -> list[bytes]:
-    return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
 
 
 def _kinds(result: _Result, shapes: Callable[[Any], Iterable[str]]) -> list[str]:

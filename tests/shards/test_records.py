@@ -22,6 +22,7 @@ from tests.support.wire import (
     entry,
     frame_list,
     packed_integers,
+    protobuf_frames,
     record,
     unpacked_integers,
     varint,
@@ -54,10 +55,6 @@ def frames_at(payload: bytes, layout: FrameLayout, size: int) -> list[bytes]:
 def protobuf(payload: bytes) -> Any:
     """A record as protobuf parses it."""
     return message_class("SequenceExample").FromString(payload)
-
-
-def protobuf_frames(message: Any, name: str) -> list[bytes]:
-    return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
 
 
 def test_every_field_of_a_rated_video_is_read() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def varint(number: int) -> bytes:
     number %= 1 << 64
@@ -39,3 +41,8 @@ def frame_list(frames: list[bytes]) -> bytes:
 
 def record(context: bytes, lists: bytes) -> bytes:
     return delimited(1, context) + delimited(2, lists)
+
+
+def protobuf_frames(message: Any, name: str) -> list[bytes]:
+    """Frames of a feature list of a parsed SequenceExample."""
+    return [feature.bytes_list.value[0] for feature in message.feature_lists.feature_list[name].feature]
