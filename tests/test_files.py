@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.full_disk import FullDisk
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.files import read_names, written_atomically
+from yt8m.files import clear_all_leftovers, clear_leftovers, read_names, written_atomically
 
 
 def names_in(folder: Path) -> list[str]:
@@ -128,6 +129,50 @@ def test_a_full_disk_leaves_no_partial_file(full_disk: FullDisk) -> None:
         temporary.write_bytes(bytes(100_000))
     full_disk.free()
     assert names_in(full_disk.folder) == []
+
+
+def leftover(path: Path, old: bool = False) -> Path:
+    """Name of a leftover of writing `path`."""
+    with written_atomically(path) as temporary:
+        temporary.touch()
+        name = temporary.name
+    path.unlink()
+    return path.with_name(name + ".old" * old)
+
+
+@pytest.mark.parametrize("clear", [clear_leftovers, lambda path: clear_all_leftovers(path.parents[1])])
+@pytest.mark.parametrize("name", ["list.csv", "model", "v1.0", "a[b]*.parquet", "x.tar.gz"])
+def test_leftovers_are_removed(tmp_path: Path, name: str, clear: Callable[[Path], None]) -> None:
+    path = tmp_path / "folder" / name
+    leftover(path).write_text("half")
+    leftover(path).mkdir()
+    (leftover(path, old=True) / "content").mkdir(parents=True)
+    path.write_text("complete")
+    kept = [".hidden", ".list.csv", f".{name}.lock", f"{name}.12345678", ".12345678"]
+    for other in kept:
+        (path.parent / other).touch()
+    clear(path)
+    assert names_in(path.parent) == sorted([*kept, name])
+
+
+@pytest.mark.parametrize("clear", [clear_leftovers, lambda path: clear_all_leftovers(path.parent)])
+@pytest.mark.parametrize("name", ["model", "v1.0"])
+def test_a_folder_that_was_being_replaced_is_restored(tmp_path: Path, name: str, clear: Callable[[Path], None]) -> None:
+    path = tmp_path / name
+    old = leftover(path, old=True)
+    old.mkdir()
+    (old / "content").write_text("previous")
+    clear(path)
+    assert names_in(tmp_path) == [name]
+    assert (path / "content").read_text() == "previous"
+
+
+def test_leftovers_of_other_files_are_kept(tmp_path: Path) -> None:
+    for name in ("list.txt", "list", "lists.csv", "a.list.csv"):
+        leftover(tmp_path / name).touch()
+    before = names_in(tmp_path)
+    clear_leftovers(tmp_path / "list.csv")
+    assert names_in(tmp_path) == before
 
 
 def test_lists_of_names_may_contain_comments_and_empty_lines(tmp_path: Path) -> None:

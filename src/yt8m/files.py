@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import glob
 import os
 import re
 import secrets
@@ -45,18 +46,36 @@ def written_atomically(path: Path) -> Iterator[Path]:
         _remove(temporary, ignore_errors=True)
 
 
-def clear_leftovers(path: Path) -> None:
-    """Remove what killed processes left of writing `path`; restore a folder that was being replaced.
+_LEFTOVER = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}(?P<suffix>(?:\.(?!old\Z)[^.]+)?)(?P<old>\.old)?")
+"""Temporary names of `written_atomically` and `replace_folder`."""
 
-    Call this only while no other process writes `path`.
+
+def clear_leftovers(*paths: Path) -> None:
+    """Remove what killed processes left of writing some files or folders; restore a folder that was being replaced.
+
+    Call this only while no other process writes them.
     """
-    leftover_name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}(\.old)?")
-    for leftover in path.parent.glob(".*"):
-        match = leftover_name.fullmatch(leftover.name)
-        if match and match[1] and not path.exists():
-            leftover.replace(path)
-        elif match:
-            _remove(leftover, ignore_errors=True)
+    for path in paths:
+        for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*"):
+            _clear(leftover, path.name)
+
+
+def clear_all_leftovers(folder: Path) -> None:
+    """Do what `clear_leftovers` does for everything below a folder."""
+    for leftover in list(folder.rglob(".*")):
+        _clear(leftover)
+
+
+def _clear(path: Path, written: str | None = None) -> None:
+    """Remove or restore a leftover, of the file or folder of this name if one is given; keep anything else."""
+    match = _LEFTOVER.fullmatch(path.name)
+    name = match and match["stem"] + match["suffix"]
+    if match is None or name is None or (written or name) != name:
+        return
+    if match["old"] and not path.with_name(name).exists():
+        path.replace(path.with_name(name))
+    else:
+        _remove(path, ignore_errors=True)
 
 
 def replace_folder(new: Path, path: Path) -> None:

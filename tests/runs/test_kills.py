@@ -12,12 +12,12 @@ from yt8m.dataset.indexing import index_and_save
 from yt8m.dataset.layout import PARTS
 
 
-def kill_run(folder: Path, dataset: Path, recipe: Path, first: int, step: int, *more: str) -> None:
+def kill_run(folder: Path, dataset: Path, recipe: Path, first: int, step: int, *more: str, ranks: int = 1) -> None:
     """Kill a run at every `step`-th event from `first` on, and assert that the next run repairs everything."""
     for part in PARTS:
         index_and_save(dataset / part)
     command = ["run", recipe, "--data", dataset, "--out", "OUT", *more]
-    ended = run_python("-m", "tests.support.kills", folder, first, step, *command, timeout=3000)
+    ended = run_python("-m", "tests.support.kills", folder, ranks, first, step, *command, timeout=3000)
     assert ended.status == 0, ended.err
     found = json.loads(ended.out)
     assert found["events"] > 150
@@ -32,6 +32,14 @@ def test_a_kill_at_any_event_of_a_run(
     tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, store: str, first: int
 ) -> None:
     kill_run(tmp_path, tiny_dataset, tiny_recipe, first, 8, "--set", f"ensemble.store={store}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(16))
+def test_a_kill_of_one_of_two_processes_at_any_event(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, first: int
+) -> None:
+    kill_run(tmp_path, tiny_dataset, tiny_recipe, first, 16, "--set", "ensemble.store=true", ranks=2)
 
 
 def test_kills_while_a_store_is_created(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:

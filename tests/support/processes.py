@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yt8m
@@ -38,6 +40,20 @@ def run_python(*arguments: object, timeout: float = 200, **variables: str) -> Ou
         env=environment(**variables),
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+@contextmanager
+def python_process(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start Python with these arguments and pipes to its standard streams; kill it in the end."""
+    command = [sys.executable, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment(**variables)
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run_command(*arguments: object, **variables: str) -> Outcome:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import csv
 import errno
+import filecmp
 import math
+import signal
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support.processes import run_python
 from tests.support.progress import RecordedProgress
 from tests.support.rows import labels_of, ratings_of
 from tests.support.spliced import CLASSES, dequantized, distinct_sources, owners
-from tests.support.tiny_shards import random_videos, write_shard, write_video_level_shard
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.layout import dataset_parts
-from yt8m.errors import ShardError, UsageError, Yt8mError
+from yt8m.errors import UsageError, Yt8mError
 from yt8m.synthetic.splice import (
     Sizes,
     Sources,
@@ -365,38 +367,41 @@ def test_a_full_disk_is_an_error_and_leaves_no_folder(tmp_path: Path, monkeypatc
     monkeypatch.setattr("yt8m.shards.writer.frame_record", full)
     with pytest.raises(Yt8mError, match="no space left on the disk"):
         write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, SIZES, 0)
-    assert not (tmp_path / "a").exists()
+    assert not list(tmp_path.iterdir())
+    # A folder that existed may be a mount point.
+    (tmp_path / "a").mkdir()
+    inode = (tmp_path / "a").stat().st_ino
+    with pytest.raises(Yt8mError, match="no space left on the disk"):
+        write_dataset(tmp_path / "a", distinct_sources(20), CLASSES, SIZES, 0)
+    assert (tmp_path / "a").stat().st_ino == inode
+    assert not list((tmp_path / "a").iterdir())
 
 
-# --- Sources ----------------------------------------------------------------------------------------------------------
+def test_a_killed_splice_can_be_repeated(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from tests.synthetic.test_splice import CLASSES, SIZES, distinct_sources
+from yt8m.synthetic import splice
+
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+
+write_csv = splice.write_csv
+splice.write_csv = lambda path, *rest: kill() if path.name == "test_ratings.csv" else write_csv(path, *rest)
+splice.write_dataset(Path(sys.argv[1]), distinct_sources(20), CLASSES, SIZES, 0)
+"""
+    assert run_python("-c", script, tmp_path / "a").status == -signal.SIGKILL
+    assert (tmp_path / "a" / "segment" / "test").is_dir()
+    for name in ("a", "b"):
+        write_dataset(tmp_path / name, distinct_sources(20), CLASSES, SIZES, 0)
+    assert not filecmp.dircmp(tmp_path / "a", tmp_path / "b").diff_files
+    assert sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*")) == sorted(
+        path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*")
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_sources_are_read_in_the_order_of_shard_names(tmp_path: Path) -> None:
-    for name, count, seed in (("b", 3, 1), ("a", 2, 0)):
-        write_video_level_shard(tmp_path / f"{name}.tfrecord", count, seed=seed)
-    sources = read_sources(tmp_path)
-    assert (sources.means.shape, sources.means.dtype, len(sources)) == ((5, 1152), np.float32, 5)
-    rng = np.random.default_rng(0)
-    for row in range(2):
-        expected = np.concatenate([rng.normal(size=1024), rng.normal(size=128)]).astype(np.float32)
-        np.testing.assert_array_equal(sources.means[row], expected)
-        assert sources.labels[row].tolist() == sorted(rng.choice(range(20), 2, replace=False).tolist())
-    taken = sources.take(np.array([4, 0]))
-    np.testing.assert_array_equal(taken.means, sources.means[[4, 0]])
-    assert [labels.tolist() for labels in taken.labels] == [sources.labels[4].tolist(), sources.labels[0].tolist()]
-
-
-def test_folders_without_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such folder"):
-        read_sources(tmp_path / "none")
-    with pytest.raises(UsageError, match="contains no shards"):
-        read_sources(tmp_path)
-    write_shard(tmp_path / "b.tfrecord", random_videos(1, num_frames=(5, 5)))
-    with pytest.raises(ShardError, match=r"b\.tfrecord, record 0"):
-        read_sources(tmp_path)
-    (tmp_path / "a.tfrecord").touch()
-    with pytest.raises(ShardError, match=r"a\.tfrecord: the file is empty"):
-        read_sources(tmp_path)
+# --- Real features ----------------------------------------------------------------------------------------------------
 
 
 def test_real_sources_make_a_dataset_of_the_segment_vocabulary(shared_data: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.dataset.catalog import MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity
+from yt8m.dataset.catalog import FILE_NAME, MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info
 from yt8m.errors import ShardError, Yt8mError, counted
-from yt8m.files import written_atomically
+from yt8m.files import clear_leftovers, written_atomically
+from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
 from yt8m.shards.tfrecord import Record, iterate_records, map_shard
@@ -135,11 +136,19 @@ def index_and_save(
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
     """
-    with _report(folder / REPORT_NAME) as write:
-        catalog = index_folder(
-            folder, verify=verify, strict=strict, vocabulary_size=vocabulary_size, progress=progress, on_problem=write
-        )
-    catalog.save()
+    require_folder(folder)
+    with locked(folder / FILE_NAME):
+        clear_leftovers(folder / FILE_NAME, folder / REPORT_NAME)
+        with _report(folder / REPORT_NAME) as write:
+            catalog = index_folder(
+                folder,
+                verify=verify,
+                strict=strict,
+                vocabulary_size=vocabulary_size,
+                progress=progress,
+                on_problem=write,
+            )
+        catalog.save()
     return catalog
 
 

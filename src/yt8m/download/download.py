@@ -6,7 +6,6 @@ download, and neither fetches nor hashes complete shards again.
 
 import csv
 import errno
-import fcntl
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from yt8m.download.plan import PARTITIONS, Fraction, Server, Shard, read_plan, s
 from yt8m.download.transfer import Network, PermanentError, RetryPolicy
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.runtime.console import format_bytes
+from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress
 
 PLAN_FILE = "download_plan.json"
@@ -70,27 +70,12 @@ class FolderReport:
 class _Ledger:
     """The verified shards of a folder, one per line: name, MD5, size in bytes and modification time in ns.
 
-    Lines are only appended. A line that was cut off by a kill is ignored, and its shard hashed again. The open ledger is
-    also the lock of its folder.
-
-    Raises:
-        Yt8mError: Another process is downloading into the folder.
+    Lines are only appended. A line that was cut off by a kill is ignored, and its shard hashed again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = (folder / LEDGER_FILE).open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise Yt8mError(
-                f"{folder}: another process is downloading into this folder; wait for it to finish."
-            ) from None
-        except OSError as error:
-            # Some network file systems have no locks; downloads into them are allowed.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
         self._file.seek(0)
         text = self._file.read().decode(errors="replace")
         if text and not text.endswith("\n"):
@@ -217,6 +202,7 @@ def download(
         for name, shards in chosen.items():
             path = data / PARTITIONS[name]
             path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path))
             folders.append(_Folder(name, path, shards, stack.enter_context(_Ledger(path))))
             _save_plan(path / PLAN_FILE, plans[name])
         # The threads stop before the folders' locks are released.

@@ -8,6 +8,7 @@ from yt8m.runs.predict_stage import RunScores
 from yt8m.runs.recipe import Recipe, read_recipe, shipped_recipe
 from yt8m.runs.run import Run
 from yt8m.runtime.console import err
+from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import terminal_progress
 from yt8m.settings import overridden, validated
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
@@ -35,17 +36,17 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
     data = folder / DATA_FOLDER
     if folder.exists() and not data.is_dir() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: contains something other than a demo; give another folder.")
-    finished = data / "segment" / "test_positives.csv"
-    if not finished.is_file():
-        # The ground truth of the test set is written last, so without it the data are incomplete.
-        shutil.rmtree(data, ignore_errors=True)
-        vocabulary = invented_vocabulary()
-        write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, terminal_progress)
-        err.print(
-            f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}"
-        )
-    run = Run(recipe, data, folder / RUN_FOLDER)
-    scores = run.run()
+    with locked(folder):
+        if not (data / "segment" / "test_positives.csv").is_file():
+            # The ground truth of the test set is written last, so without it the data are incomplete.
+            shutil.rmtree(data, ignore_errors=True)
+            vocabulary = invented_vocabulary()
+            write_dataset(data, invented_sources(NUM_SOURCES, vocabulary), vocabulary, SIZES, seed, terminal_progress)
+            err.print(
+                f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}"
+            )
+        run = Run(recipe, data, folder / RUN_FOLDER)
+        scores = run.run()
     if scores is None:
         raise UsageError("The demo runs on one process.")
     return run, scores

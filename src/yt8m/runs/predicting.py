@@ -1,6 +1,7 @@
 """Prediction and merging outside of a run: model folders or stores to a submission, a table or a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from lightning_fabric import Fabric
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.errors import UsageError
-from yt8m.files import writing_error
+from yt8m.files import clear_leftovers, writing_error
 from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.prediction.passes import PredictionPass, ProcessGroup, store_predictions
 from yt8m.prediction.predict import NO_SHIFT, segments_of
@@ -20,6 +21,7 @@ from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec, rank_segments, rank_stored
 from yt8m.ranking.streaming import remove_partial_rankings
 from yt8m.ranking.topk import Ranking
+from yt8m.runtime.locks import locked
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.runtime.progress import no_progress, terminal_progress
 from yt8m.runtime.stopping import StopRequest
@@ -44,6 +46,18 @@ class PredictionOutputs:
     table: Path | None = None
     store: Path | None = None
     top_k: int = MAX_SEGMENTS
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and the folder."""
+        return [path for path in (self.submission, self.table, self.store) if path is not None]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the locks of all outputs, without what killed processes left of them."""
+        with locked(*self.paths):
+            clear_leftovers(*self.paths)
+            yield
 
     def write(self, ranking: Ranking, vocabulary: Vocabulary) -> None:
         """Write the submission and the table."""
@@ -110,7 +124,8 @@ def predict_folders(
     reader = FrameReader(catalog)
     segments = segments_of(reader)
     index = StoreIndex.of(models, segments, classes.digest, catalog.digest, shifts, machine.precision)
-    with StopRequest(fabric) as stop:
+    # One process holds the locks for all.
+    with outputs.locked() if fabric.is_global_zero else nullcontext(), StopRequest(fabric) as stop:
         work = shared_pass(fabric, stop, reader, segments, models, shifts)
         if merger is not None and output is not None:
             folder = Path(f"{output}.unfinished")
@@ -177,7 +192,8 @@ def merge_stores(
             stores[name] = store
     kinds = {name: store.index.models[name].kind for name, store in stores.items()}
     merger = _make_merger(config, kinds, allow_unused=True)
-    outputs.write(rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge"), classes)
+    with outputs.locked():
+        outputs.write(rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge"), classes)
     return merger.segment_models
 
 

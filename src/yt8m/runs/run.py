@@ -4,13 +4,14 @@ from pathlib import Path
 
 from yt8m.dataset.labels import fold_of_videos
 from yt8m.errors import UsageError
-from yt8m.files import written_atomically
+from yt8m.files import clear_all_leftovers, written_atomically
 from yt8m.runs import predict_stage
 from yt8m.runs.context import RunContext
 from yt8m.runs.predict_stage import RunScores
 from yt8m.runs.recipe import RECIPE_FILE, Recipe
 from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, StageKind, training_stages
 from yt8m.runs.training import train
+from yt8m.runtime.locks import locked
 from yt8m.settings import did_you_mean, to_yaml
 
 
@@ -47,6 +48,7 @@ class Run:
 
         Raises:
             UsageError: There is no such stage, one that it needs is not finished, or the dataset lacks a part.
+            Yt8mError: Another process runs in the output folder.
             Interrupted: The run received a signal to stop and saved its state.
         """
         stages = self.stages
@@ -54,12 +56,19 @@ class Run:
         if not chosen:
             known = [*PARTS_NEEDED, *(stage.path for stage in stages)]
             raise UsageError(f"The recipe has no stage {only!r}{did_you_mean(str(only), known)}.")
-        if self.context.fabric.is_global_zero:
+        if not self.context.fabric.is_global_zero:
+            return self._run_stages(chosen)
+        with locked(self.out):
+            clear_all_leftovers(self.out)
             with written_atomically(self.out / RECIPE_FILE) as temporary:
                 temporary.write_text(to_yaml(self.recipe), encoding="utf-8")
-        self._check_data(chosen[-1].kind)
+            return self._run_stages(chosen)
+
+    def _run_stages(self, stages: list[RunStage]) -> RunScores | None:
+        """Run some stages, on this process."""
+        self._check_data(stages[-1].kind)
         scores = None
-        for stage in chosen:
+        for stage in stages:
             scores = self._run_stage(stage)
         self.context.fabric.barrier()
         return scores

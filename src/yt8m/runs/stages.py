@@ -235,7 +235,7 @@ class RunStage(Stage):
         if record is not None and record.fingerprint == self.fingerprint:
             if record.status == "started":
                 self.context.report(f"{self.title}: resumes where it was stopped")
-        elif record is not None or (self.name and self.folder.exists()):
+        elif record is not None or (self.name and self.folder.is_dir() and any(self.folder.iterdir())):
             for path in other_results:
                 if path.is_file():
                     path.replace(self.folder / path.name)

@@ -10,6 +10,7 @@ sources; only its id depends on its number in the whole dataset.
 import itertools
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +22,8 @@ from yt8m.dataset.frames import NUM_FEATURES
 from yt8m.dataset.layout import find_shards
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError
-from yt8m.files import write_csv
+from yt8m.files import write_csv, writing_error
+from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.shards.records import SEGMENT_SECONDS, read_video_level_shard
 from yt8m.shards.writer import ShardWriter, encode_video
@@ -33,6 +35,9 @@ NOISE_STD = 0.95
 
 NOISE_CORRELATION = 0.4
 """Autocorrelation of that deviation at a lag of one second."""
+
+UNFINISHED_FILE = ".unfinished"
+"""Marks the folder of a dataset that is being written."""
 
 MAX_SOURCES = 4
 NUM_SEGMENTS_RANGE = (24, 60)
@@ -213,7 +218,8 @@ def write_dataset(
         UsageError: The folder is not empty, a size is invalid, or there are too few sources.
         Yt8mError: The disk is full or the folder cannot be written to; the written files are removed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    unfinished = folder / UNFINISHED_FILE
+    if folder.exists() and not unfinished.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not empty; give a new folder.")
     parts = [
         _Part("pre-training videos", "video/train", "train", sizes.train),
@@ -234,8 +240,7 @@ def write_dataset(
     pools = _deal(usable, sizes, np.random.default_rng([seed, 0]))
     if min(map(len, pools)) < 1:
         raise UsageError(f"{len(usable)} sources are too few for parts of {sizes}; ask for parts of more equal sizes.")
-    existed = folder.exists()
-    try:
+    with locked(folder), _complete_or_empty(folder):
         _write_vocabulary(folder / VOCABULARY_FILE, vocabulary)
         first_number = 0
         for code, (part, pool) in enumerate(zip(parts, pools, strict=True)):
@@ -244,11 +249,34 @@ def write_dataset(
             )
             _write_part(folder, part, videos, vocabulary, first_number, progress)
             first_number += part.size
-    except BaseException:
-        # A partial dataset is useless, and the folder has to be empty for the next try.
-        shutil.rmtree(folder, ignore_errors=True)
-        if existed:
-            folder.mkdir()
+
+
+@contextmanager
+def _complete_or_empty(folder: Path) -> Iterator[None]:
+    """Remove a partial dataset, which is useless: after an error now, after a kill when the same folder is given again.
+
+    Until the dataset is complete, its folder contains the file `UNFINISHED_FILE`.
+    """
+    existed = folder.exists()
+
+    def clear() -> None:
+        # The folder itself may be a mount point; the mark goes last.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == UNFINISHED_FILE):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear()
+        (folder / UNFINISHED_FILE).touch()
+        yield
+        (folder / UNFINISHED_FILE).unlink()
+    except BaseException as error:
+        with suppress(OSError):
+            clear()
+            if not existed:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise writing_error(error, folder) from error
         raise
 
 
