@@ -1,0 +1,1 @@
+"""Features of own videos: video files in, shards out."""
