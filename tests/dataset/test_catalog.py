@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.catalogs import assert_same
 from tests.support.progress import RecordedProgress
 from tests.support.rows import labels_of, ratings_of
 from tests.support.tiny_shards import (
@@ -28,27 +30,16 @@ from tests.support.tiny_shards import (
     write_video_level_shard,
 )
 from tests.support.wire import bytes_feature, entry, frame_list, packed_integers, record
-from yt8m.dataset import indexing
+from yt8m.dataset import indexing, problems
 from yt8m.dataset.catalog import FILE_NAME, Catalog, Oddity
 from yt8m.dataset.indexing import index_and_save, index_folder, index_shard, load_or_index
 from yt8m.dataset.layout import find_shards
 from yt8m.errors import ShardError, UsageError, Yt8mError
+from yt8m.shards.contents import ShardFile
 from yt8m.shards.tfrecord import frame_record
 from yt8m.shards.writer import encode_video
 
 FRAMES = np.zeros((40, 1152), np.uint8)
-
-
-def assert_same(one: Catalog, other: Catalog) -> None:
-    for field in fields(Catalog):
-        left, right = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(left, np.ndarray):
-            np.testing.assert_array_equal(left, right, err_msg=field.name)
-            assert left.dtype == right.dtype, field.name
-            assert not left.flags.writeable
-            assert not right.flags.writeable
-        else:
-            assert left == right, field.name
 
 
 def index_videos(folder: Path, *videos: TinyVideo) -> Catalog:
@@ -74,7 +65,7 @@ def test_rows_are_the_videos_in_shard_order(tmp_path: Path) -> None:
     assert catalog.shard_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert catalog.record_number.tolist() == [0, 1, 2] * 3
     assert [catalog.shard_path(row) for row in (0, 4, 8)] == paths
-    assert [tuple(info) for info in catalog.shards] == [
+    assert [info[:3] for info in catalog.shards] == [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths
     ]
     assert (catalog.oddities, catalog.problems, catalog.num_problems) == ({}, (), 0)
@@ -332,6 +323,7 @@ def test_the_report_lists_a_limited_number_of_problems_per_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "MAX_REPORTED", 5)
+    monkeypatch.setattr(problems, "MAX_REPORTED", 5)
     for name in ("a", "b"):
         write_records(tmp_path / f"{name}.tfrecord", [b"garbage"] * 8)
     write_shard(tmp_path / "c.tfrecord", [TinyVideo("same", FRAMES, (1,))] * 9)
@@ -588,15 +580,36 @@ def test_missing_foreign_and_damaged_catalogs_are_refused(tmp_path: Path) -> Non
             Catalog.load(tmp_path)
 
 
-def test_a_catalog_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_of_another_format_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, random_videos(2))
-    with monkeypatch.context() as older:
-        older.setattr("yt8m.dataset.catalog.FORMAT_VERSION", 0)
-        index_folder(tmp_path).save()
-    with pytest.raises(Yt8mError, match="format 0, and this version reads format 1; run `yt8m index"):
-        Catalog.load(tmp_path)
-    assert len(load_or_index(tmp_path)) == 2
-    assert len(Catalog.load(tmp_path)) == 2
+    index_and_save(tmp_path)
+    for number in (0, 3):
+        with_metadata(tmp_path, {"format": number})
+        with pytest.raises(
+            Yt8mError, match=f"format {number}, and this version reads formats 1 and 2; run `yt8m index"
+        ):
+            Catalog.load(tmp_path)
+        assert len(load_or_index(tmp_path)) == 2
+        assert len(Catalog.load(tmp_path)) == 2
+
+
+def with_metadata(folder: Path, changes: dict[str, Any]) -> None:
+    """Write other metadata into the catalog of a folder."""
+    table = pq.read_table(folder / FILE_NAME)
+    about = json.loads(table.schema.metadata[b"yt8m"]) | changes
+    about = {key: value for key, value in about.items() if value is not None}
+    pq.write_table(table.replace_schema_metadata({b"yt8m": json.dumps(about).encode()}), folder / FILE_NAME)
+
+
+def test_a_catalog_of_format_1_is_used_by_size_and_time(tmp_path: Path) -> None:
+    path = write_shards(tmp_path, random_videos(2, ratings_per_video=2))[0]
+    catalog = index_and_save(tmp_path)
+    shards = tuple(shard._replace(checksum=None, sample=None) for shard in catalog.shards)
+    with_metadata(tmp_path, {"format": 1, "checksum": None, "shards": [shard[:3] for shard in shards]})
+    assert_same(load_or_index(tmp_path), replace(catalog, shards=shards))
+    assert replace(catalog, shards=shards).digest != catalog.digest
+    os.utime(path, ns=(0, 0))
+    assert load_or_index(tmp_path).digest == catalog.digest
 
 
 @pytest.mark.parametrize(
@@ -633,24 +646,63 @@ def test_load_or_index_reads_shards_only_after_changes(tmp_path: Path) -> None:
         load_or_index(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("change", ["touch", "grow", "remove", "rename"])
-def test_a_catalog_is_outdated_after_its_shards_change(tmp_path: Path, change: str) -> None:
-    path = write_shards(tmp_path, random_videos(2))[0]
-    catalog = index_folder(tmp_path)
+@pytest.mark.parametrize("change", ["grow", "remove", "rename", "add", "other bytes"])
+def test_a_catalog_is_outdated_after_its_shards_change(
+    tmp_path: Path, change: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_shards(tmp_path, random_videos(4))[0]
+    catalog = index_and_save(tmp_path)
     assert catalog.is_current()
+    time, data = path.stat().st_mtime_ns, path.read_bytes()
+    expected = "has other shards than when it was indexed"
     match change:
-        case "touch":
-            os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
         case "grow":
-            time = path.stat().st_mtime_ns
-            path.write_bytes(path.read_bytes() + b"x")
-            os.utime(path, ns=(time, time))
+            path.write_bytes(data + b"x")
+            expected = f"1 shard changed since the folder was indexed ({path.name})"
+        case "other bytes":
+            path.write_bytes(write_shard(tmp_path / "other", random_videos(2, seed=1)).read_bytes()[: len(data)])
+            path.write_bytes(path.read_bytes().ljust(len(data), b"x"))
+            expected = f"1 shard changed since the folder was indexed ({path.name})"
         case "remove":
             path.unlink()
         case "rename":
             path.rename(tmp_path / "other.tfrecord")
+        case "add":
+            write_shard(tmp_path / "new.tfrecord", random_videos(1, id_prefix="n"))
+    if path.is_file():
+        os.utime(path, ns=(time, time))
     assert not catalog.is_current()
     assert not replace(catalog, folder=tmp_path / "missing").is_current()
+    load_or_index(tmp_path)
+    assert f"{tmp_path}: {expected}; the folder is indexed again.\n" in capfd.readouterr().err
+    assert load_or_index(tmp_path).digest != catalog.digest
+    assert capfd.readouterr().err == ""
+
+
+def test_a_copy_with_other_times_is_the_same(tmp_path: Path) -> None:
+    write_shards(tmp_path / "one", random_videos(4))
+    catalog = index_and_save(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    written = (tmp_path / "two" / FILE_NAME).stat().st_mtime_ns
+    copy = load_or_index(tmp_path / "two", progress=RecordedProgress(lambda *_: pytest.fail("a shard was read")))
+    assert copy.digest == catalog.digest
+    assert [shard.mtime_ns for shard in copy.shards] != [shard.mtime_ns for shard in catalog.shards]
+    assert not copy.changed_shards()
+    assert (tmp_path / "two" / FILE_NAME).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("num_bytes", [10, 4 * 2**17, 4 * 2**17 + 1, 3_000_000])
+def test_the_sample_of_a_shard_includes_both_ends(tmp_path: Path, num_bytes: int) -> None:
+    data = np.random.default_rng(0).integers(0, 256, num_bytes, np.uint8)
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(data)
+    before = ShardFile(path).sample_checksum()
+    assert ShardFile(path).sample_checksum() == before
+    for place in (0, num_bytes - 1, num_bytes // 3):
+        changed = data.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert ShardFile(path).sample_checksum() != before
 
 
 def test_index_shard_reads_one_shard_only(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""FrameReader: frames of videos in memory-mapped shards."""
+"""FrameReader: random access to the frames of videos."""
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shards
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, record
-from yt8m.dataset import frames as frames_module
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
+from yt8m.shards.contents import ShardFile
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def videos() -> list[TinyVideo]:
 def reader(tmp_path: Path, videos: list[TinyVideo]) -> FrameReader:
     write_shards(tmp_path, videos, num_shards=3)
     catalog = index_folder(tmp_path)
-    return FrameReader(catalog, max_mapped_bytes=2 * max(shard.num_bytes for shard in catalog.shards))
+    return FrameReader(catalog, max_open=2)
 
 
 def test_whole_videos_are_read(reader: FrameReader, videos: list[TinyVideo]) -> None:
@@ -87,34 +86,30 @@ def test_output_arrays_of_another_shape_or_type_are_refused(reader: FrameReader)
             reader.read(0, 0, 4, out=out)  # type: ignore[arg-type]
 
 
-def test_mapped_bytes_are_limited_and_files_are_closed(reader: FrameReader) -> None:
-    descriptors, maps = Path("/proc/self/fd"), Path("/proc/self/maps")
-    before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
+def test_the_number_of_open_files_is_limited(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    def num_open() -> int:
+        links = [entry.path for entry in os.scandir("/proc/self/fd")]
+        return sum(os.path.realpath(link).startswith(str(reader.catalog.folder)) for link in links)
+
     for row in (0, 2, 4, 1, 3, 5):
-        reader.read(row)
-        assert len(reader._maps) <= 2
-        assert reader._mapped_bytes == sum(map(len, reader._maps.values())) <= reader.max_mapped_bytes
-    if before:
-        assert len(list(descriptors.iterdir())) == before
-        assert maps.read_text().count(str(reader.catalog.folder)) == 2
-
-
-def test_older_maps_are_closed_when_mapping_fails(
-    reader: FrameReader, videos: list[TinyVideo], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reader.read(0)
-    reader.max_mapped_bytes = 2**40
-    mapped = frames_module._mapped
-
-    def short_of_addresses(path: str) -> NDArray[np.uint8]:
-        if reader._maps:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return mapped(path)
-
-    monkeypatch.setattr(frames_module, "_mapped", short_of_addresses)
-    for row in (2, 4, 0):
         np.testing.assert_array_equal(reader.read(row), videos[row].frames)
-        assert len(reader._maps) == 1
+        assert num_open() <= 2
+    rows = np.array([0, 2, 4, 1, 3, 5])
+    rgb, audio = (np.empty((6, 5, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    reader.fill(rgb, audio, rows, [slice(0, 5)] * 6)
+    for place, row in enumerate(rows.tolist()):
+        np.testing.assert_array_equal(rgb[place, :, -1024:], videos[row].frames[:5, :1024])
+    assert num_open() == 2
+    del reader.__dict__["_files"]
+    assert num_open() == 0
+
+
+def test_frames_far_apart_are_read_one_by_one(tmp_path: Path) -> None:
+    video = random_videos(1, num_frames=(90, 90))[0]
+    write_shards(tmp_path, [video], num_shards=1)
+    reader = FrameReader(index_folder(tmp_path))
+    for chosen in (np.array([0, 89]), np.array([80, 3, 41]), np.array([7])):
+        np.testing.assert_array_equal(reader.gather(0, chosen), video.frames[chosen])
 
 
 def test_a_batch_is_filled_and_padded_with_zeros(reader: FrameReader, videos: list[TinyVideo]) -> None:
@@ -195,38 +190,71 @@ def test_rgb_and_audio_of_different_lengths_are_read_to_the_end_of_the_shorter(t
         np.testing.assert_array_equal(reader.gather(row, np.array([length - 1, 2])), frames[[length - 1, 2]])
 
 
-@pytest.mark.parametrize("change", ["touched", "grown", "shrunk", "removed"])
+@pytest.mark.parametrize("change", ["grown", "shrunk", "removed", "replaced", "other bytes"])
 def test_a_shard_that_changed_since_indexing_is_refused(reader: FrameReader, change: str) -> None:
     path = reader.catalog.shard_path(0)
-    time = path.stat().st_mtime_ns
+    status, data = path.stat(), path.read_bytes()
     match change:
-        case "touched":
-            os.utime(path, ns=(time, time + 1))
         case "grown":
-            path.write_bytes(path.read_bytes() + b"x")
-            os.utime(path, ns=(time, time))
+            path.write_bytes(data + b"x")
         case "shrunk":
-            os.truncate(path, path.stat().st_size - 1)
-            os.utime(path, ns=(time, time))
+            os.truncate(path, status.st_size - 1)
         case "removed":
             path.unlink()
-    expected = "cannot be opened" if change == "removed" else "has changed since it was indexed; run `yt8m index"
-    with pytest.raises(ShardError, match=expected):
+        case "replaced":
+            path.unlink()
+            path.mkdir()
+        case "other bytes":
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    if path.is_file() and change != "other bytes":
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    expected = {"removed": "cannot be opened", "replaced": "is no regular file"}
+    with pytest.raises(ShardError, match=expected.get(change, "has changed since it was indexed; run `yt8m index")):
         reader.read(0)
+    assert reader.changed_shards() == [path]
     reader.read(2)
 
 
-def test_truncation_of_a_mapped_shard_is_detected(reader: FrameReader) -> None:
+def test_a_shard_with_the_same_bytes_and_another_time_is_read(reader: FrameReader, videos: list[TinyVideo]) -> None:
+    path = reader.catalog.shard_path(0)
+    os.utime(path, ns=(0, 0))
+    for _ in range(2):
+        np.testing.assert_array_equal(reader.read(0), videos[0].frames)
+    os.utime(path, ns=(5, 5))
+    np.testing.assert_array_equal(reader.read(1), videos[1].frames)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 20_000])
+def test_truncation_of_an_open_shard_is_detected(reader: FrameReader, num_bytes: int) -> None:
     reader.read(0)
-    os.truncate(reader.catalog.shard_path(0), 100)
+    os.truncate(reader.catalog.shard_path(0), num_bytes)
     with pytest.raises(ShardError, match="has changed since it was indexed"):
         reader.read(0)
 
 
-def test_a_reader_is_pickled_without_its_maps(reader: FrameReader, videos: list[TinyVideo]) -> None:
+@pytest.mark.parametrize("chosen", [slice(2, 12), np.array([1, 3, 5, 11]), np.array([0, 11])])
+def test_truncation_between_the_check_and_the_read_is_an_error(
+    reader: FrameReader, monkeypatch: pytest.MonkeyPatch, chosen: FrameIndices
+) -> None:
+    """Access to a map would kill the process."""
+    original = FrameReader._current
+
+    def truncated_after_check(self: FrameReader, position: int) -> ShardFile:
+        file = original(self, position)
+        os.truncate(file.path, 100)
+        return file
+
+    monkeypatch.setattr(FrameReader, "_current", truncated_after_check)
+    arrays = [np.zeros((1, 12, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)]
+    path = reader.catalog.shard_path(0)
+    with pytest.raises(ShardError, match=rf"{path}, byte \d+: .* truncated"):
+        reader.fill(*arrays, np.array([0]), [chosen])
+
+
+def test_a_reader_is_pickled_without_its_files(reader: FrameReader, videos: list[TinyVideo]) -> None:
     reader.read(0)
     copy = pickle.loads(pickle.dumps(reader))
-    assert not copy._maps
+    assert not copy._files
     np.testing.assert_array_equal(copy.read(1), videos[1].frames)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from yt8m.errors import ShardError
 from yt8m.shards import tfrecord
-from yt8m.shards.tfrecord import frame_record, iterate_records, map_shard, masked_crc32c
+from yt8m.shards.tfrecord import frame_record, iterate_records, masked_crc32c
 
 PATH = Path("some.tfrecord")
 PAYLOADS = [b"first", b"", b"the third and longest"]
@@ -94,14 +94,6 @@ def test_a_record_above_the_size_limit_is_damaged_and_the_next_one_is_read(monke
     assert error is None
     assert [damage is None for *_, damage in found] == [True, True, False]
     assert "21 bytes, expected at most 10" in str(found[2][3])
-
-
-def test_shards_that_cannot_be_opened_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "empty.tfrecord").touch()
-    (tmp_path / "folder.tfrecord").mkdir()
-    for name, reason in (("empty", "empty"), ("folder", "directory"), ("missing", "No such file")):
-        with pytest.raises(ShardError, match=reason):
-            map_shard(tmp_path / f"{name}.tfrecord")
 
 
 def test_checksums_are_computed_by_the_c_library() -> None:

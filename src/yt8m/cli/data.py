@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yt8m.cli.options import JsonOption
-from yt8m.cli.output import index_folders, load_catalog, print_json
+from yt8m.cli.output import index_folders, load_catalog, print_json, verify_folders
 from yt8m.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -103,7 +103,14 @@ def download(
 
 def index(
     folder: FolderArgument,
-    verify: Annotated[bool, typer.Option(help="Verify the checksum of every record.")] = True,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="--verify only compares every record with the catalogs that exist; --no-verify indexes without "
+            "verifying the checksums of records.",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail at the first problem, damage or irregularity.")
     ] = False,
@@ -114,17 +121,28 @@ def index(
     Damaged records are skipped and listed, one line each; the exit status is then 1. Irregular ones are repaired.
     `catalog_report.csv` lists every problem: shard, record, byte, what was found, what was done.
 
+    Where a folder cannot be written to, its catalog and report go to ~/.cache/yt8m/catalogs (or $XDG_CACHE_HOME). The
+    environment variable YT8M_CATALOGS names another folder for all catalogs.
+
     A `shards.txt` in a folder of shards selects the shards to use, one name per line. In a dataset folder its lines are
     paths (video/train/train0001.tfrecord), and parts that it does not mention are used completely.
 
     ```sh
     yt8m index data
     yt8m index data/video/train --strict
+    yt8m index data --verify
     ```
     """
     from yt8m.dataset.layout import dataset_parts
 
-    index_folders(folder, dataset_parts(folder), verify, strict)
+    if verify and strict:
+        raise UsageError(
+            "--verify compares shards with their catalogs, and --strict is for indexing; give one of them."
+        )
+    if verify:
+        verify_folders(folder, dataset_parts(folder))
+    else:
+        index_folders(folder, dataset_parts(folder), verify is None, strict)
 
 
 def describe(folder: FolderArgument, as_json: JsonOption = False) -> None:

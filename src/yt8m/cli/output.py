@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from yt8m.errors import Yt8mError
+from yt8m.errors import Yt8mError, counted
 
 if TYPE_CHECKING:
     from yt8m.dataset.catalog import Catalog
@@ -43,28 +43,63 @@ def index_folders(folder: Path, parts: Sequence[Path], verify: bool, strict: boo
         Yt8mError: Records are damaged. The catalogs of the others are written.
     """
     from yt8m.dataset.catalog import FILE_NAME
-    from yt8m.dataset.indexing import REPORT_NAME, damaged_places, index_and_save
-    from yt8m.dataset.layout import shard_list
+    from yt8m.dataset.indexing import damaged_places, index_and_save
+    from yt8m.dataset.layout import shard_list, writable_catalog_folder
+    from yt8m.dataset.problems import REPORT_NAME
     from yt8m.runtime.console import out
     from yt8m.runtime.progress import terminal_progress
 
     damaged = 0
     for part in parts:
         catalog = index_and_save(part, verify=verify, strict=strict, progress=terminal_progress)
-        listed = shard_list(part)
+        listed, place = shard_list(part), writable_catalog_folder(part)
         out.print(
-            f"{part / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
+            f"{place / FILE_NAME}: {len(catalog):,} videos, {int(catalog.num_frames.sum()):,} frames, "
             f"{len(catalog.rating_labels):,} ratings, {len(catalog.shards):,} shards"
             + (f" (those in {listed.path})" if listed else "")
         )
         for oddity, count in catalog.oddities.items():
             out.print(f"    {oddity}: {count:,}")
-        if (part / REPORT_NAME).is_file():
-            out.print(f"    all of them, with their places: {part / REPORT_NAME}")
+        if (place / REPORT_NAME).is_file():
+            out.print(f"    all of them, with their places: {place / REPORT_NAME}")
         print_problems(catalog)
         damaged += catalog.num_problems
     if damaged:
         raise Yt8mError(f"{folder}: {damaged_places(damaged)} skipped, as listed above.")
+
+
+def verify_folders(folder: Path, parts: Sequence[Path]) -> None:
+    """Compare all records of folders of shards with their catalogs; index folders without one.
+
+    Args:
+        folder: Names the dataset in the error.
+        parts: The folders of shards.
+
+    Raises:
+        Yt8mError: Shards have changed, or records are damaged.
+    """
+    from yt8m.dataset.indexing import usable_catalog
+    from yt8m.dataset.verification import changes
+    from yt8m.runtime.console import err, out
+    from yt8m.runtime.progress import terminal_progress
+
+    num_changes = 0
+    for part in parts:
+        catalog = usable_catalog(part)
+        if catalog is None or not catalog.has_checksums:
+            index_folders(folder, [part], verify=True)
+            continue
+        found = changes(catalog, terminal_progress)
+        for change in found:
+            err.print(str(change))
+        if not found:
+            out.print(f"{part}: {counted(len(catalog.shards), 'shard')} as indexed, every record verified")
+        num_changes += len(found)
+    if num_changes:
+        raise Yt8mError(
+            f"{folder}: {counted(num_changes, 'change')} since it was indexed, as listed above; `yt8m index {folder}` "
+            "indexes the shards as they are now."
+        )
 
 
 def print_problems(catalog: Catalog) -> None:

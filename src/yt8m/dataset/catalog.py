@@ -1,14 +1,15 @@
 """The catalog of a folder of shards: a table with one row per video, and where its frames are.
 
-`indexing` makes it, once; `Catalog.save` keeps it as Parquet beside the shards. From then on every read is random access,
-and row order, folds and shuffles are functions of the table.
+`indexing` makes it, once; `Catalog.save` keeps it as Parquet. From then on every read is random access, and row order,
+folds and shuffles are functions of the table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info
-from yt8m.errors import ShardError, UsageError, Yt8mError
+from yt8m.dataset.layout import (
+    ShardInfo,
+    catalog_folders,
+    find_shards,
+    require_folder,
+    shard_info,
+    writable_catalog_folder,
+)
+from yt8m.dataset.validation import require_valid
+from yt8m.errors import ShardError, UsageError, Yt8mError, counted
 from yt8m.files import written_atomically
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB
+from yt8m.shards.contents import ShardFile, crc32c
+from yt8m.shards.records import MAX_ID_BYTES
 
 FILE_NAME = "catalog.parquet"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format 1 has no checksums, neither of shards nor of itself."""
 
 MAX_PROBLEMS = 200
 """Damaged places that a catalog describes; the report lists more."""
@@ -123,7 +134,7 @@ class Catalog:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the videos, labels and ratings; the same for a copy of the shards elsewhere."""
+        """Hash of the videos, labels and ratings, and of the shards' checksums; the same for a copy elsewhere."""
         digest = hashlib.sha256()
         columns: tuple[NDArray[Any], ...] = (
             *(self.ids, self.shard_index, self.num_frames, self.label_starts, self.label_values),
@@ -132,7 +143,8 @@ class Catalog:
         for column in columns:
             digest.update(np.ascontiguousarray(column).view(np.uint8).data)
         for shard in self.shards:
-            digest.update(f"{shard.name} {shard.num_bytes}\n".encode())
+            contents = "" if shard.checksum is None else f" {shard.checksum:08x}"
+            digest.update(f"{shard.name} {shard.num_bytes}{contents}\n".encode())
         return digest.hexdigest()[:16]
 
     def id_of(self, row: int) -> str:
@@ -148,40 +160,124 @@ class Catalog:
         """The shard of a video."""
         return self.folder / self.shards[int(self.shard_index[row])].name
 
-    def is_current(self) -> bool:
-        """Whether the shards in the folder are those indexed: same names, sizes and modification times."""
-        try:
-            return tuple(shard_info(path) for path in find_shards(self.folder)) == self.shards
-        except (UsageError, ShardError):
-            return False
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the catalog has checksums of the shards; catalogs of format 1 have none."""
+        return any(shard.checksum is not None for shard in self.shards)
 
-    def save(self) -> Path:
-        """Write `catalog.parquet` beside the shards, and return its path.
+    def refreshed(self) -> Catalog:
+        """This catalog, with the modification times that the shards have now, after a check that they are those indexed.
+
+        The folder has the same shards, of the same sizes, and their samples are the same; those of a catalog of format 1,
+        which has no samples, have the same modification times.
 
         Raises:
-            Yt8mError: The disk is full or the folder cannot be written to.
+            UsageError: The folder or a listed shard is missing, or it contains no shards.
+            ShardError: A shard is not accessible.
+            Yt8mError: The shards are not those indexed.
         """
-        path = self.folder / FILE_NAME
+        paths = find_shards(self.folder)
+        if [path.name for path in paths] != [shard.name for shard in self.shards]:
+            raise Yt8mError(f"{self.folder}: has other shards than when it was indexed.")
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = tuple(pool.map(_refreshed, paths, self.shards))
+        changed = [shard.name for shard, now in zip(self.shards, found, strict=True) if now is None]
+        if changed:
+            few = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise Yt8mError(
+                f"{self.folder}: {counted(len(changed), 'shard')} changed since the folder was indexed ({few})."
+            )
+        return replace(self, shards=tuple(filter(None, found)))
+
+    def is_current(self) -> bool:
+        """Whether the shards in the folder are those indexed (see `refreshed`)."""
+        try:
+            self.refreshed()
+        except Yt8mError:
+            return False
+        return True
+
+    def changed_shards(self) -> list[Path]:
+        """Shards that are missing, or differ in size or modification time from those that were indexed."""
+        changed = []
+        for shard in self.shards:
+            path = self.folder / shard.name
+            try:
+                is_same = shard_info(path)[:3] == shard[:3]
+            except ShardError:
+                is_same = False
+            if not is_same:
+                changed.append(path)
+        return changed
+
+    def save(self) -> Path:
+        """Write `catalog.parquet` beside the shards, or where catalogs are else, and return its path.
+
+        Raises:
+            Yt8mError: The disk is full, or no place can be written to.
+        """
+        path = writable_catalog_folder(self.folder) / FILE_NAME
         with written_atomically(path) as temporary:
             pq.write_table(_to_table(self), temporary, compression="zstd", use_dictionary=["shard_index"])
         return path
 
     @classmethod
-    def load(cls, folder: Path) -> Catalog:
+    def load(cls, folder: Path, path: Path | None = None) -> Catalog:
         """Read the catalog of a folder of shards.
+
+        Args:
+            folder: The folder.
+            path: Where the catalog is, if not where catalogs are (`layout.catalog_folders`).
 
         Raises:
             UsageError: The folder is missing or has no catalog.
             Yt8mError: The catalog is of another version, or damaged.
         """
-        path = folder / FILE_NAME
-        if not path.is_file():
+        if path is None:
+            path = next(iter(catalog_files(folder)), None)
+        if path is None:
             require_folder(folder)
             raise UsageError(f"{folder}: has no {FILE_NAME}; run `yt8m index {folder}`.")
         try:
-            return _from_parquet(path)
-        except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError):
-            raise Yt8mError(f"{path}: is not a catalog, or is damaged; run `yt8m index {folder}`.") from None
+            return _from_parquet(path, folder)
+        except (*_DAMAGE, ValueError) as error:
+            reason = f" ({error})" if type(error) is ValueError else ""
+            raise Yt8mError(f"{path}: is not a catalog, or is damaged{reason}; run `yt8m index {folder}`.") from None
+
+
+def catalog_files(folder: Path) -> list[Path]:
+    """Catalogs of a folder of shards that exist, the preferred one first."""
+    return [path for place in catalog_folders(folder) if (path := place / FILE_NAME).is_file()]
+
+
+_READERS = 16
+"""Shards to sample at once: a disk or a server answers several requests in little more time than one."""
+
+_DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    MemoryError,
+    RecursionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    OverflowError,
+)
+"""What reading a damaged Parquet file or its metadata can raise besides ValueError."""
+
+
+def _refreshed(path: Path, shard: ShardInfo) -> ShardInfo | None:
+    """A shard as it is now; None where it is another one."""
+    now = shard_info(path)
+    if now.num_bytes != shard.num_bytes:
+        return None
+    if not shard.num_bytes:
+        is_same = True
+    elif shard.sample is None:
+        is_same = now.mtime_ns == shard.mtime_ns
+    else:
+        is_same = ShardFile(path).sample_checksum() == shard.sample
+    return shard._replace(mtime_ns=now.mtime_ns) if is_same else None
 
 
 ROW_COLUMNS: dict[str, type[np.int32] | type[np.int64]] = {
@@ -211,68 +307,115 @@ def _to_table(catalog: Catalog) -> pa.Table:
     columns |= {name: pa.array(getattr(catalog, name)) for name in ROW_COLUMNS}
     for name, starts in _STARTS_OF.items():
         columns[name] = pa.LargeListArray.from_arrays(getattr(catalog, starts), getattr(catalog, name))
-    about = {
-        "format": FORMAT_VERSION,
-        "shards": catalog.shards,
-        "oddities": catalog.oddities,
-        "problems": catalog.problems,
-        "num_problems": catalog.num_problems,
-    }
+    about = _about(catalog)
+    about["checksum"] = _checksum(catalog, about)
     return pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about).encode()})
 
 
-def _from_parquet(path: Path) -> Catalog:
+def _about(catalog: Catalog) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "shards": [list(shard) for shard in catalog.shards],
+        "oddities": catalog.oddities,
+        "problems": list(catalog.problems),
+        "num_problems": catalog.num_problems,
+    }
+
+
+def _checksum(catalog: Catalog, about: dict[str, Any]) -> int:
+    """CRC32C of the columns and the rest."""
+    checksum = crc32c(np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8))
+    for name in ("ids", *ROW_COLUMNS, *_STARTS_OF, *sorted(set(_STARTS_OF.values()))):
+        checksum = crc32c(np.ascontiguousarray(getattr(catalog, name)), checksum)
+    return checksum
+
+
+def _from_parquet(path: Path, folder: Path) -> Catalog:
+    """Read a catalog; raise ValueError, with what was found, or one of `_DAMAGE` where it is damaged."""
     with pq.ParquetFile(path) as file:
         about = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
-        if about["format"] != FORMAT_VERSION:
+        if about["format"] not in (1, FORMAT_VERSION):
             raise Yt8mError(
-                f"{path}: is a catalog of format {about['format']}, and this version reads format {FORMAT_VERSION}; "
-                f"run `yt8m index {path.parent}`."
+                f"{path}: is a catalog of format {about['format']}, and this version reads formats 1 and "
+                f"{FORMAT_VERSION}; run `yt8m index {folder}`."
             )
-        columns: dict[str, Any] = {}
+        if sorted(file.schema_arrow.names) != sorted(["ids", *ROW_COLUMNS, *_STARTS_OF]):
+            raise ValueError("it has other columns")
+        columns: dict[str, Any] = {"ids": _to_bytes(_column(file, "ids", pa.string()))}
         # Column by column, so that a table of millions of rows is never in memory twice.
-        for name in ROW_COLUMNS:
-            columns[name] = file.read([name]).column(0).to_numpy()
+        for name, kind in ROW_COLUMNS.items():
+            columns[name] = _column(file, name, pa.from_numpy_dtype(kind)).to_numpy()
         for name, starts in _STARTS_OF.items():
-            lists = file.read([name]).column(0).combine_chunks()
-            columns[name] = lists.values.to_numpy()
-            columns[starts] = lists.offsets.to_numpy()
-        ids = _to_bytes(file.read(["ids"]).column(0).combine_chunks())
-    catalog = Catalog(
-        folder=path.parent,
-        shards=tuple(ShardInfo(*info) for info in about["shards"]),
-        ids=ids,
-        oddities=about["oddities"],
-        problems=tuple(about["problems"]),
-        num_problems=about["num_problems"],
-        **columns,
-    )
-    _require_inside(catalog)
+            lists = _column(file, name, pa.large_list(pa.from_numpy_dtype(RATING_COLUMNS.get(name, np.int32))))
+            columns[name], offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+            if not np.array_equal(columns.setdefault(starts, offsets), offsets):
+                raise ValueError("its columns of ratings differ in length")
+    catalog = Catalog(folder=folder, **columns, **_parsed(about))
+    checksum = about.get("checksum")
+    if about["format"] == 1:
+        if "checksum" in about:
+            raise ValueError("its metadata are those of another format")
+    elif checksum != _checksum(catalog, {key: value for key, value in about.items() if key != "checksum"}):
+        raise ValueError("its checksum is wrong")
+    require_valid(catalog)
     return catalog
 
 
-def _require_inside(catalog: Catalog) -> None:
-    """Require that all frames are inside their shards, which reading relies on; raise ValueError otherwise."""
-    c = catalog
-    if not (len(c) and (c.num_frames > 0).all() and 0 <= c.shard_index.min() <= c.shard_index.max() < len(c.shards)):
-        raise ValueError("videos without frames or shards")
-    sizes = np.array([shard.num_bytes for shard in c.shards])[c.shard_index]
-    last = c.num_frames.astype(np.int64) - 1
-    for begin, end in (
-        (c.record_offset, c.record_offset + c.record_length),
-        (c.rgb_offset, c.rgb_offset + last * c.rgb_stride + NUM_RGB),
-        (c.audio_offset, c.audio_offset + last * c.audio_stride + NUM_AUDIO),
+def _column(file: pq.ParquetFile, name: str, kind: pa.DataType) -> pa.Array:
+    """A column, after a check of its type and that no value is missing."""
+    found = file.read([name]).column(0)
+    expected, actual = (
+        ("list", of.value_type) if pa.types.is_large_list(of) else ("", of) for of in (kind, found.type)
+    )
+    if expected != actual:
+        raise ValueError(f"its column {name} has the type {found.type}, expected {kind}")
+    column = found.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], kind)
+    column.validate(full=True)
+    if column.null_count or (pa.types.is_large_list(kind) and column.values.null_count):
+        raise ValueError(f"values of its column {name} are missing")
+    return column
+
+
+def _parsed(about: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a catalog that are no columns, after a check of their types."""
+    shards, oddities, problems, num_problems = (
+        about[name] for name in ("shards", "oddities", "problems", "num_problems")
+    )
+    sizes = (3,) if about["format"] == 1 else (5,)
+    if not (
+        isinstance(shards, list)
+        and all(isinstance(shard, list) and len(shard) in sizes and isinstance(shard[0], str) for shard in shards)
+        and all(type(number) in (int, type(None)) for shard in shards for number in shard[1:])
+        and all(type(number) is int for shard in shards for number in shard[1:3])
+        and isinstance(oddities, dict)
+        and all(type(count) is int and count > 0 for count in oddities.values())
+        and isinstance(problems, list)
+        and all(isinstance(problem, str) for problem in problems)
+        and type(num_problems) is int
+        and len(problems) <= num_problems
     ):
-        if not ((begin >= 0) & (end >= begin) & (end <= sizes)).all():
-            raise ValueError("frames outside their shards")
+        raise ValueError("its metadata have other types")
+    return {
+        "shards": tuple(ShardInfo(*shard) for shard in shards),
+        "oddities": oddities,
+        "problems": tuple(problems),
+        "num_problems": num_problems,
+    }
 
 
 def _to_bytes(strings: pa.StringArray) -> NDArray[np.bytes_]:
-    """Strings as numpy bytes of one width, without a Python object per string."""
-    _, offsets_buffer, data = strings.buffers()
+    """Ids as numpy bytes of one width, without a Python object per id."""
+    if not len(strings):
+        raise ValueError("it has no rows")
+    _, offsets_buffer, data_buffer = strings.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32, len(strings) + 1, strings.offset * 4)
+    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
     lengths = np.diff(offsets)
     width = int(lengths.max())
+    if not 0 < int(lengths.min()) <= width <= MAX_ID_BYTES or (data <= ord(" ")).any():
+        raise ValueError("its ids have other lengths or characters")
     table = np.zeros((len(strings), width), np.uint8)
-    table[np.arange(width) < lengths[:, None]] = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+    table[np.arange(width) < lengths[:, None]] = data
     return table.view(f"S{width}")[:, 0]

@@ -1,37 +1,38 @@
-"""Random access to frames through memory maps: nothing but the requested frames is read from the disk.
+"""Random access to frames: nothing but a range of frames of a video is read from its shard.
 
 The catalog locates a video's frames, so no record is parsed. In a shard each frame follows the same few bytes of header,
-and batches take frames with their headers, as rows of 1,033 bytes (rgb) and 137 (audio): consecutive frames are then one
-copy of memory, and sampled ones one copy per frame, which is a third faster than without the headers. The device cuts
-them off (`batches.join_features`). Frames stay uint8.
+and batches take frames with their headers, as rows of 1,033 bytes (rgb) and 137 (audio): consecutive frames are then read
+straight into the batch, and sampled ones are one copy per frame. The device cuts the headers off
+(`batches.join_features`). Frames stay uint8.
+
+Shards are read through descriptors, not mapped: a read beyond the end of a shard that another process truncates is
+short, where access to a map would kill the process.
 """
 
-import errno
-import os
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
+from yt8m.shards.contents import ShardFile
 from yt8m.shards.records import NUM_AUDIO, NUM_RGB, frame_header, frame_offsets
 from yt8m.shards.wire import MalformedRecordError
 
 NUM_FEATURES = NUM_RGB + NUM_AUDIO
 """Bytes of a frame: 1,152."""
 
-MAX_MAPPED_BYTES = 2**38
-"""Most bytes mapped at a time, 256 GiB. A page table takes up to 1/512 of that: 512 MiB, in every process that reads;
-the 1.5 TB of the training set would take 3 GB."""
+MAX_OPEN = 1024
+"""Most shards that a reader keeps open, and at most a quarter of the files that a process may open (`ulimit -n`)."""
 
-MAX_MAPPED_SHARDS = 2**14
-"""Linux allows 65,530 maps per process, of which libraries need some."""
-
+MAX_SPARSENESS = 8
+"""Chosen frames are read as one range where it has at most this many frames per chosen one, and one by one otherwise."""
 
 RGB_ROW = len(frame_header(NUM_RGB)) + NUM_RGB
 AUDIO_ROW = len(frame_header(NUM_AUDIO)) + NUM_AUDIO
@@ -64,31 +65,29 @@ class _Layout(NamedTuple):
 class FrameReader:
     """Reads frames of the videos of a catalog.
 
-    Shards are mapped when first needed; the least recently used are unmapped when there are too many. A map needs no file
-    descriptor, so thousands of shards are open under any `ulimit -n`. A reader can be pickled and used after a fork; each
-    process has its own maps. It is not thread-safe.
+    Shards are opened when first needed; the least recently used are closed when there are too many, so thousands of
+    shards are read under any `ulimit -n`. A reader can be pickled and used after a fork; each process has its own files.
+    It is not thread-safe.
 
     Args:
         catalog: The videos.
-        max_mapped_bytes: Most bytes mapped at a time, apart from the shard in use.
+        max_open: Most shards kept open.
     """
 
-    def __init__(self, catalog: Catalog, max_mapped_bytes: int = MAX_MAPPED_BYTES) -> None:
+    def __init__(self, catalog: Catalog, max_open: int | None = None) -> None:
         self.catalog = catalog
-        self.max_mapped_bytes = max_mapped_bytes
+        self.max_open = max_open
         self._reset()
 
     def _reset(self) -> None:
         catalog = self.catalog
-        self._paths = [str(catalog.folder / shard.name) for shard in catalog.shards]
         self._columns = tuple(getattr(catalog, name) for name in _Layout._fields)
-        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._mapped_bytes = 0
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._scratch = np.empty(0, np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the maps, which belong to a process."""
-        return {"catalog": self.catalog, "max_mapped_bytes": self.max_mapped_bytes}
+        """Drop the open files, which belong to a process."""
+        return {"catalog": self.catalog, "max_open": self.max_open}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -121,7 +120,7 @@ class FrameReader:
             stop = layout.num_frames
         if not 0 <= start <= stop <= layout.num_frames:
             raise IndexError(f"frames {start} to {stop} of row {row}, which has {layout.num_frames}")
-        return self._read(row, layout, slice(start, stop), _output(out, stop - start))
+        return self._read(row, layout, slice(start, stop), start, stop, _output(out, stop - start))
 
     def gather(
         self, row: int, indices: NDArray[np.integer], *, out: NDArray[np.uint8] | None = None
@@ -141,23 +140,25 @@ class FrameReader:
             IndexError: The video has no such frame.
         """
         layout = self._layout(row)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < layout.num_frames):
-            raise IndexError(f"frames {indices.min()} to {indices.max()} of row {row}, which has {layout.num_frames}")
-        return self._read(row, layout, indices, _output(out, len(indices)))
+        first, stop = (int(indices.min()), int(indices.max()) + 1) if len(indices) else (0, 0)
+        if not (first >= 0 and stop <= layout.num_frames):
+            raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
+        return self._read(row, layout, indices, first, stop, _output(out, len(indices)))
 
     def _read(
-        self, row: int, layout: _Layout, chosen: slice | NDArray[np.integer], out: NDArray[np.uint8]
+        self,
+        row: int,
+        layout: _Layout,
+        chosen: slice | NDArray[np.integer],
+        first: int,
+        stop: int,
+        out: NDArray[np.uint8],
     ) -> NDArray[np.uint8]:
         if len(out):
-            count = len(out)
-            if len(self._scratch) < count * (RGB_ROW + AUDIO_ROW):
-                self._scratch = np.empty(count * (RGB_ROW + AUDIO_ROW), np.uint8)
-            rgb = self._scratch[: count * RGB_ROW]
-            audio = self._scratch[count * RGB_ROW : count * (RGB_ROW + AUDIO_ROW)]
-            shard = self._current(layout.shard_index)
-            self._copy(row, layout, shard, chosen, rgb.view(_RGB_ITEM), audio.view(_AUDIO_ITEM))
-            out[:, :NUM_RGB] = rgb.reshape(count, RGB_ROW)[:, -NUM_RGB:]
-            out[:, NUM_RGB:] = audio.reshape(count, AUDIO_ROW)[:, -NUM_AUDIO:]
+            rgb, audio = (np.empty((len(out), size), np.uint8) for size in (RGB_ROW, AUDIO_ROW))
+            self._copy(row, layout, self._current(layout.shard_index), chosen, first, stop, rgb, audio)
+            out[:, :NUM_RGB] = rgb[:, -NUM_RGB:]
+            out[:, NUM_RGB:] = audio[:, -NUM_AUDIO:]
         return out
 
     def fill(
@@ -180,8 +181,7 @@ class FrameReader:
             IndexError: A video has no such frames.
         """
         num_rows = rgb.shape[1]
-        rgb_items, audio_items = rgb.view(_RGB_ITEM)[..., 0], audio.view(_AUDIO_ITEM)[..., 0]
-        current: dict[int, NDArray[np.uint8]] = {}
+        checked: set[int] = set()
         for place, (row, layout, frames) in enumerate(zip(rows.tolist(), self._layouts(rows), chosen, strict=True)):
             if isinstance(frames, slice):
                 first, stop, length = frames.start, frames.stop, frames.stop - frames.start
@@ -191,10 +191,11 @@ class FrameReader:
                     frames = slice(first, stop)  # noqa: PLW2901
             if not 0 <= first < stop <= layout.num_frames:
                 raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
-            shard = current.get(layout.shard_index)
-            if shard is None:
-                shard = current[layout.shard_index] = self._current(layout.shard_index)
-            self._copy(row, layout, shard, frames, rgb_items[place, :length], audio_items[place, :length])
+            file = self._files.get(layout.shard_index) if layout.shard_index in checked else None
+            if file is None:
+                file = self._current(layout.shard_index)
+                checked.add(layout.shard_index)
+            self._copy(row, layout, file, frames, first, stop, rgb[place, :length], audio[place, :length])
             if length < num_rows:
                 rgb[place, length:] = 0
                 audio[place, length:] = 0
@@ -209,123 +210,121 @@ class FrameReader:
         self,
         row: int,
         layout: _Layout,
-        shard: NDArray[np.uint8],
+        file: ShardFile,
         chosen: slice | NDArray[np.integer],
-        rgb: NDArray[np.void],
-        audio: NDArray[np.void],
+        first: int,
+        stop: int,
+        rgb: NDArray[np.uint8],
+        audio: NDArray[np.uint8],
     ) -> None:
+        """Read the chosen frames, which are among those from `first` to `stop`, into rows (T, row), contiguous."""
         if not (layout.rgb_stride and layout.audio_stride):
-            self._copy_unequally_spaced(row, layout, shard, chosen, rgb, audio)
+            self._copy_unequally_spaced(row, layout, file, chosen, rgb, audio)
             return
-        _copy_items(shard, layout.num_frames, layout.rgb_offset, layout.rgb_stride, NUM_RGB, chosen, rgb)
-        _copy_items(shard, layout.num_frames, layout.audio_offset, layout.audio_stride, NUM_AUDIO, chosen, audio)
+        if stop - first > MAX_SPARSENESS * len(rgb):
+            for place, frame in enumerate(chosen.tolist() if isinstance(chosen, np.ndarray) else []):
+                one, end = slice(frame, frame + 1), place + 1
+                self._copy(row, layout, file, one, frame, frame + 1, rgb[place:end], audio[place:end])
+            return
+        if not isinstance(chosen, slice):
+            chosen = chosen - first
+        self._copy_rows(file, layout.rgb_offset, layout.rgb_stride, NUM_RGB, chosen, first, stop, rgb)
+        self._copy_rows(file, layout.audio_offset, layout.audio_stride, NUM_AUDIO, chosen, first, stop, audio)
+
+    def _copy_rows(
+        self,
+        file: ShardFile,
+        offset: int,
+        stride: int,
+        size: int,
+        chosen: slice | NDArray[np.integer],
+        first: int,
+        stop: int,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Read equally spaced frames of one feature, all from `first` to `stop` or those at some positions after `first`.
+
+        A frame is the last `size` bytes of a row.
+        """
+        begin, count = offset + first * stride, stop - first
+        if stride != out.shape[1]:
+            # Another writer's headers: the frames only.
+            read = self._read_range(file, begin, (count - 1) * stride + size)
+            frames: NDArray[np.uint8] = np.ndarray((count, size), np.uint8, read, 0, (stride, 1))
+            out[:, :-size] = 0
+            out[:, -size:] = frames if isinstance(chosen, slice) else frames[chosen]
+            return
+        begin -= stride - size
+        if isinstance(chosen, slice):
+            file.read_into(out, begin)
+            return
+        kind = _RGB_ITEM if size == NUM_RGB else _AUDIO_ITEM
+        # `clip` avoids a copy in numpy; the positions are known to be valid.
+        self._read_range(file, begin, count * stride).view(kind).take(chosen, out=out.view(kind)[:, 0], mode="clip")
+
+    def _read_range(self, file: ShardFile, begin: int, length: int) -> NDArray[np.uint8]:
+        """Bytes of a shard, in an array that the next call uses again."""
+        if len(self._scratch) < length:
+            self._scratch = np.empty(length, np.uint8)
+        read = self._scratch[:length]
+        file.read_into(read, begin)
+        return read
 
     def _copy_unequally_spaced(
         self,
         row: int,
         layout: _Layout,
-        shard: NDArray[np.uint8],
+        file: ShardFile,
         chosen: slice | NDArray[np.integer],
-        rgb: NDArray[np.void],
-        audio: NDArray[np.void],
+        rgb: NDArray[np.uint8],
+        audio: NDArray[np.uint8],
     ) -> None:
         """Parse the record to locate its frames: allowed by the format, but no known writer makes such records."""
         begin = int(self.catalog.record_offset[row])
-        payload = shard[begin : begin + int(self.catalog.record_length[row])].tobytes()
+        record = np.empty(int(self.catalog.record_length[row]), np.uint8)
+        file.read_into(record, begin)
+        payload = record.tobytes()
+        number = int(self.catalog.record_number[row])
         try:
             offsets = frame_offsets(payload)
         except MalformedRecordError as error:
-            number = int(self.catalog.record_number[row])
-            path = self.catalog.shard_path(row)
-            raise ShardError(path, error.message, record=number, offset=begin + error.offset) from None
+            raise ShardError(file.path, error.message, record=number, offset=begin + error.offset) from None
         # Where rgb and audio differ in length, the longer list is cut.
         length = layout.num_frames
-        for items, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
-            target = _bytes_of(items)
+        if min(map(len, offsets)) < length:
+            found = f"has fewer than the {length:,} frames of the catalog; run `yt8m index {self.catalog.folder}`."
+            raise ShardError(file.path, found, record=number, offset=begin)
+        for target, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
             target[:, :-size] = 0
             for frame, at in zip(target, of_feature[:length][chosen].tolist(), strict=True):
-                frame[-size:] = np.frombuffer(payload, np.uint8, size, at)
+                frame[-size:] = record[at : at + size]
 
-    def _current(self, position: int) -> NDArray[np.uint8]:
-        """The bytes of a shard, mapped, after a check that it is the one indexed.
+    def _current(self, position: int) -> ShardFile:
+        """A shard, open, after a check that it is the one indexed.
 
         Raises:
-            ShardError: The shard is missing, cannot be mapped, or has changed.
+            ShardError: The shard is missing, cannot be opened, or has changed.
         """
-        # Checked at every use: reading beyond the end of a file that was truncated would kill the process.
-        path, info = self._paths[position], self.catalog.shards[position]
-        try:
-            status = os.stat(path)  # noqa: PTH116 - a quarter of the time that Path.stat takes
-            if (status.st_size, status.st_mtime_ns) != (info.num_bytes, info.mtime_ns):
-                raise ShardError(
-                    self.catalog.folder / info.name,
-                    f"has changed since it was indexed; run `yt8m index {self.catalog.folder}`.",
-                )
-            shard = self._maps.get(position)
-            if shard is None:
-                return self._map(position, info.num_bytes)
-        except OSError as error:
-            raise ShardError(self.catalog.folder / info.name, f"cannot be opened ({error.strerror}).") from None
-        self._maps.move_to_end(position)
-        return shard
+        file = self._files.get(position)
+        if file is not None and not file.has_changed():
+            self._files.move_to_end(position)
+            return file
+        file = self._open(position)
+        if not self.catalog.shards[position].is_unchanged(file):
+            raise ShardError(file.path, f"has changed since it was indexed; run `yt8m index {self.catalog.folder}`.")
+        self._files[position] = file
+        return file
 
-    def _map(self, position: int, num_bytes: int) -> NDArray[np.uint8]:
-        while self._maps and (
-            self._mapped_bytes + num_bytes > self.max_mapped_bytes or len(self._maps) >= MAX_MAPPED_SHARDS
-        ):
-            self._unmap_oldest()
-        while True:
-            try:
-                shard = _mapped(self._paths[position])
-                break
-            except OSError as error:
-                # Where the address space is limited (ulimit -v), fewer maps may fit.
-                if error.errno != errno.ENOMEM or not self._maps:
-                    raise
-                self._unmap_oldest()
-        self._maps[position] = shard
-        self._mapped_bytes += len(shard)
-        return shard
+    def changed_shards(self) -> list[Path]:
+        """Shards that are missing, or differ in size or modification time from those that were indexed."""
+        return self.catalog.changed_shards()
 
-    def _unmap_oldest(self) -> None:
-        self._mapped_bytes -= len(self._maps.popitem(last=False)[1])
-
-
-def _copy_items(
-    shard: NDArray[np.uint8],
-    num_frames: int,
-    offset: int,
-    stride: int,
-    size: int,
-    chosen: slice | NDArray[np.integer],
-    out: NDArray[np.void],
-) -> None:
-    """Copy equally spaced frames of one feature into rows (T,), contiguous; a frame is the last `size` bytes."""
-    kind = out.dtype
-    if stride != kind.itemsize:
-        # Another writer's headers: the frames only.
-        frames: NDArray[np.uint8] = np.ndarray((num_frames, size), np.uint8, shard, offset, (stride, 1))
-        target = _bytes_of(out)
-        target[:, :-size] = 0
-        target[:, -size:] = frames[chosen]
-        return
-    first = offset - (stride - size)
-    if isinstance(chosen, slice):
-        out[:] = np.ndarray(len(out), kind, shard, first + chosen.start * stride)
-    else:
-        # `clip` avoids a copy in numpy; the indices are known to be valid.
-        np.ndarray(num_frames, kind, shard, first).take(chosen, out=out, mode="clip")
-
-
-def _bytes_of(items: NDArray[np.void]) -> NDArray[np.uint8]:
-    """Rows as bytes, (T, row)."""
-    return items.view(np.uint8).reshape(len(items), -1)
-
-
-def _mapped(path: str) -> NDArray[np.uint8]:
-    """Map a file, read-only: Arrow's maps need no open file, where Python's own keep a descriptor."""
-    with pa.memory_map(path) as file:
-        return np.frombuffer(file.read_buffer(), np.uint8)
+    def _open(self, position: int) -> ShardFile:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit = self.max_open or (MAX_OPEN if allowed < 0 else max(1, min(MAX_OPEN, allowed // 4)))  # -1: no limit
+        while len(self._files) >= limit:
+            self._files.popitem(last=False)
+        return ShardFile(self.catalog.folder / self.catalog.shards[position].name)
 
 
 def _output(out: NDArray[np.uint8] | None, num_frames: int) -> NDArray[np.uint8]:

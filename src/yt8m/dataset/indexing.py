@@ -3,59 +3,31 @@
 Damaged records are skipped, irregular ones are repaired the same way each time, and both are reported with their place.
 """
 
-import csv
-import mmap
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.dataset.catalog import FILE_NAME, MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity
-from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info
-from yt8m.errors import ShardError, Yt8mError, counted
-from yt8m.files import clear_leftovers, written_atomically
+from yt8m.dataset.catalog import FILE_NAME, MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity, catalog_files
+from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info, writable_catalog_folder
+from yt8m.dataset.problems import MAX_REPORTED, REPORT_NAME, OnProblem, Problem, ShardProblems, report_written
+from yt8m.errors import ShardError, UsageError, Yt8mError, counted
+from yt8m.files import clear_leftovers
+from yt8m.runtime.console import err
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress
+from yt8m.shards.contents import ShardFile, ShardWindow
 from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
-from yt8m.shards.tfrecord import Record, iterate_records, map_shard
+from yt8m.shards.tfrecord import Record, framing_checksum, iterate_records
 from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
 
 NUM_LABELS = 3862
 """Labels of the YouTube-8M vocabulary."""
-
-MAX_REPORTED = 10_000
-"""Problems to list per shard; the others are counted, since a completely damaged shard would have millions."""
-
-REPORT_NAME = "catalog_report.csv"
-
-
-class Problem(NamedTuple):
-    """A problem of a shard or of one of its records.
-
-    Args:
-        shard: Name of the shard.
-        record: Number of the record; None for the shard itself.
-        offset: Byte offset in the shard; None for the shard itself.
-        is_damage: Whether data is lost; otherwise it is an `Oddity`.
-        found: What was found, without a full stop.
-        done: How it was handled.
-    """
-
-    shard: str
-    record: int | None
-    offset: int | None
-    is_damage: bool
-    found: str
-    done: str
-
-
-OnProblem = Callable[[Problem], None]
-"""Called with each problem as it is found, in order."""
 
 
 def _ignore(_: Problem) -> None:
@@ -126,20 +98,24 @@ def index_and_save(
     vocabulary_size: int = NUM_LABELS,
     progress: ProgressFactory = no_progress,
 ) -> Catalog:
-    """Index a folder and write its catalog beside the shards, with a report where there are problems.
+    """Index a folder and write its catalog, with a report where there are problems.
 
-    The report, `catalog_report.csv`, has one line per problem: shard, record, byte, kind (damage or oddity), what was
-    found and how it was handled.
+    Both are written beside the shards, or elsewhere where that is impossible (`layout.catalog_folders`). The report,
+    `catalog_report.csv`, has one line per problem: shard, record, byte, kind (damage or oddity), what was found and how
+    it was handled.
 
     Args and errors: as `index_folder`.
 
     Raises:
-        Yt8mError: The disk is full or the folder cannot be written to.
+        Yt8mError: The disk is full, or no place can be written to.
     """
     require_folder(folder)
-    with locked(folder / FILE_NAME):
-        clear_leftovers(folder / FILE_NAME, folder / REPORT_NAME)
-        with _report(folder / REPORT_NAME) as write:
+    place = writable_catalog_folder(folder)
+    if not os.access(folder, os.W_OK):
+        err.print(f"{folder}: cannot be written to, so its catalog is written to {place}.")
+    with locked(place / FILE_NAME):
+        clear_leftovers(place / FILE_NAME, place / REPORT_NAME)
+        with report_written(place / REPORT_NAME) as write:
             catalog = index_folder(
                 folder,
                 verify=verify,
@@ -152,38 +128,40 @@ def index_and_save(
     return catalog
 
 
-@contextmanager
-def _report(path: Path) -> Iterator[OnProblem]:
-    """Write each problem to a CSV file, which exists only where there are any."""
-    with ExitStack() as stack:
-        rows: Any = None
-
-        def write(problem: Problem) -> None:
-            nonlocal rows
-            if rows is None:
-                temporary = stack.enter_context(written_atomically(path))
-                rows = csv.writer(stack.enter_context(temporary.open("w", encoding="utf-8", newline="")))
-                rows.writerow(("shard", "record", "byte", "kind", "found", "done"))
-            kind = "damage" if problem.is_damage else "oddity"
-            rows.writerow((problem.shard, problem.record, problem.offset, kind, problem.found, problem.done))
-
-        yield write
-    if rows is None:
-        path.unlink(missing_ok=True)
-
-
 def current_catalog(folder: Path) -> Catalog | None:
     """Load the catalog of a folder if it is intact and current; None if the folder has to be indexed.
+
+    A message says why a catalog that exists cannot be used.
+
+    Raises:
+        UsageError: The folder is missing.
+    """
+    return usable_catalog(folder, Catalog.refreshed)
+
+
+def usable_catalog(folder: Path, accept: Callable[[Catalog], Catalog] = lambda catalog: catalog) -> Catalog | None:
+    """Load the first catalog of a folder that is intact and accepted; None, and a message that says why, if none is.
+
+    Args:
+        folder: The folder of shards.
+        accept: Returns a catalog to use, or raises a Yt8mError.
 
     Raises:
         UsageError: The folder is missing.
     """
     require_folder(folder)
-    try:
-        catalog = Catalog.load(folder)
-    except Yt8mError:
-        return None
-    return catalog if catalog.is_current() else None
+    reasons = []
+    for path in catalog_files(folder):
+        try:
+            return accept(Catalog.load(folder, path))
+        except UsageError:
+            # The shards are missing, which indexing reports.
+            return None
+        except Yt8mError as error:
+            reasons.append(str(error).split("; run `yt8m index")[0].removesuffix("."))
+    if reasons:
+        err.print(f"{reasons[0]}; the folder is indexed again.")
+    return None
 
 
 def load_or_index(
@@ -219,49 +197,17 @@ class _ShardRows:
     num_problems: int
 
 
-class _Problems:
-    """Problems of one shard: counted, and passed on up to a limit."""
-
-    def __init__(self, path: Path, on_problem: OnProblem) -> None:
-        self.oddities: Counter[Oddity] = Counter()
-        self.sentences: list[str] = []
-        self.num_damaged = 0
-        self._path = path
-        self._on_problem = on_problem
-        self._num_problems = 0
-
-    def damage(self, error: ShardError, done: str) -> None:
-        self.num_damaged += 1
-        found = error.message.removesuffix(".")
-        if self.num_damaged <= MAX_PROBLEMS:
-            self.sentences.append(f"{str(error).removesuffix('.')}; {done}.")
-        self._add(Problem(self._path.name, error.record, error.offset, True, found, done))
-
-    def odd(self, oddity: Oddity, record: Record, found: str, count: int = 1) -> None:
-        self.oddities[oddity] += count
-        self._add(Problem(self._path.name, record.number, record.offset, False, found, oddity.done))
-
-    def close(self) -> None:
-        """Report how many problems were not passed on."""
-        if self._num_problems > MAX_REPORTED:
-            more = counted(self._num_problems - MAX_REPORTED, "more problem")
-            self._on_problem(Problem(self._path.name, None, None, True, more, "not listed"))
-
-    def _add(self, problem: Problem) -> None:
-        self._num_problems += 1
-        if self._num_problems <= MAX_REPORTED:
-            self._on_problem(problem)
-
-
 def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, on_problem: OnProblem) -> _ShardRows:
     """Index one shard: a function of its bytes alone."""
     info = shard_info(path)
-    problems = _Problems(path, on_problem)
+    problems = ShardProblems(path, on_problem)
     ids: list[bytes] = []
     rows: list[tuple[int, ...]] = []
     labels: list[list[int]] = []
     ratings: list[list[tuple[int, int, int]]] = []
-    for record in _intact_records(path, verify, problems):
+    framing: list[tuple[int, int]] = []
+    file = _opened(path, problems)
+    for record in _intact_records(file, verify, problems, framing) if file else ():
         try:
             video = read_video(record.payload)
         except MalformedRecordError as error:
@@ -283,6 +229,10 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
         labels.append(_known_labels(video.labels, vocabulary_size, record, problems))
         ratings.append(_usable_ratings(video, num_frames, vocabulary_size, record, problems))
     problems.close()
+    if file:
+        file.require_unchanged()
+        checksum, sample = framing_checksum(framing), file.sample_checksum()
+        info = ShardInfo(path.name, file.num_bytes, file.mtime_ns, checksum, sample)
     return _ShardRows(
         info,
         np.array(ids, np.bytes_) if ids else np.zeros(0, "S1"),
@@ -297,32 +247,42 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
     )
 
 
-def _intact_records(path: Path, verify: bool, problems: _Problems) -> Iterator[Record]:
-    """Intact records of a shard; damaged ones are added to the problems."""
-    records = _records(path, verify)
+def _opened(path: Path, problems: ShardProblems) -> ShardFile | None:
+    """Open a shard; one that cannot be opened is added to the problems."""
+    try:
+        return ShardFile(path)
+    except ShardError as error:
+        problems.damage(error, "the shard was skipped")
+        return None
+
+
+def _intact_records(
+    file: ShardFile, verify: bool, problems: ShardProblems, framing: list[tuple[int, int]]
+) -> Iterator[Record]:
+    """Intact records of a shard; damaged ones are added to the problems, and the place and checksum of all to `framing`."""
+    records = _records(file, verify)
     while True:
         try:
             record = next(records, None)
         except ShardError as error:
-            skipped = "the shard was skipped" if error.record is None else "the rest of the shard was skipped"
+            file.require_unchanged()
+            skipped = "the shard was skipped" if error.offset is None else "the rest of the shard was skipped"
             problems.damage(error, skipped)
             return
         if record is None:
             return
+        framing.append((record.offset, record.checksum))
         if record.damage is None:
             yield record
         else:
             problems.damage(record.damage, "the record was skipped")
 
 
-def _records(path: Path, verify: bool) -> Iterator[Record]:
-    data = map_shard(path)
-    if hasattr(mmap, "MADV_SEQUENTIAL"):
-        data.madvise(mmap.MADV_SEQUENTIAL)
-    yield from iterate_records(data, path, verify=verify)
+def _records(file: ShardFile, verify: bool) -> Iterator[Record]:
+    yield from iterate_records(ShardWindow(file), file.path, verify=verify)
 
 
-def _known_labels(labels: tuple[int, ...], vocabulary_size: int, record: Record, problems: _Problems) -> list[int]:
+def _known_labels(labels: tuple[int, ...], vocabulary_size: int, record: Record, problems: ShardProblems) -> list[int]:
     """Labels of the vocabulary, each once, increasing."""
     known = sorted({label for label in labels if 0 <= label < vocabulary_size})
     if len(known) != len(labels):
@@ -337,7 +297,7 @@ def _known_labels(labels: tuple[int, ...], vocabulary_size: int, record: Record,
 
 
 def _usable_ratings(
-    video: VideoRecord, num_frames: int, vocabulary_size: int, record: Record, problems: _Problems
+    video: VideoRecord, num_frames: int, vocabulary_size: int, record: Record, problems: ShardProblems
 ) -> list[tuple[int, int, int]]:
     """Valid ratings (label, start, value), sorted by (start, label); invalid ones are dropped, the video is kept."""
     if not (video.segment_labels or video.segment_start_times or video.segment_scores):

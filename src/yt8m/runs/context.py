@@ -8,7 +8,9 @@ from lightning_fabric import Fabric
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.indexing import REPORT_NAME, current_catalog, damaged_places, index_and_save
+from yt8m.dataset.indexing import current_catalog, damaged_places, index_and_save
+from yt8m.dataset.layout import part_folder, writable_catalog_folder
+from yt8m.dataset.problems import REPORT_NAME
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.saved import CONFIG_NAME, WEIGHTS_NAME, read_description
 from yt8m.runs.recipe import Recipe
@@ -62,7 +64,8 @@ class RunContext:
         if part not in self._catalogs:
             if not self.fabric.is_global_zero:
                 self.fabric.barrier()
-            self._catalogs[part] = current_catalog(self.data / part) or _index(self.data / part)
+            folder = part_folder(self.data, part)
+            self._catalogs[part] = current_catalog(folder) or _index(folder)
             if self.fabric.is_global_zero:
                 self.fabric.barrier()
         return self._catalogs[part]
@@ -116,6 +119,7 @@ def _index(folder: Path) -> Catalog:
     if catalog.num_problems:
         raise Yt8mError(
             f"{folder}: {damaged_places(catalog.num_problems)} found while indexing, the first: "
-            f"{catalog.problems[0].removesuffix('.')}. {folder / REPORT_NAME} lists all; run again to continue without them."
+            f"{catalog.problems[0].removesuffix('.')}. {writable_catalog_folder(folder) / REPORT_NAME} lists all; run again "
+            "to continue without them."
         )
     return catalog

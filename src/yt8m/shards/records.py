@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yt8m.errors import ShardError
-from yt8m.shards.tfrecord import iterate_records, map_shard
+from yt8m.shards.contents import ShardFile, ShardWindow
+from yt8m.shards.tfrecord import iterate_records
 from yt8m.shards.wire import (
     BYTES_LIST,
     FEATURE,
@@ -196,7 +197,7 @@ def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
     Raises:
         ShardError: It cannot be opened, is damaged, or is of another dataset.
     """
-    for record in iterate_records(map_shard(path), path):
+    for record in iterate_records(ShardWindow(ShardFile(path)), path):
         if record.damage is not None:
             raise record.damage
         try:

@@ -5,7 +5,6 @@ masked CRC32C. A payload with a wrong checksum costs only that record, since its
 wrong length, or an end in the middle of a record, costs the rest of the shard.
 """
 
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import google_crc32c
 import numpy as np
 
 from yt8m.errors import ShardError
-from yt8m.shards.foreign import describe_foreign_file
+from yt8m.shards.contents import ShardWindow, crc32c
+from yt8m.shards.foreign import HEAD_BYTES, describe_foreign_file
 
 MAX_RECORD_BYTES = 64 * 2**20
 """Longest payload to read. A video of 300 frames takes 350 kB; 64 MiB would be one of 15 hours."""
@@ -23,6 +23,12 @@ MAX_RECORD_BYTES = 64 * 2**20
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _HEADER = struct.Struct("<QI")
+HEADER_BYTES = _HEADER.size
+"""Bytes of a record before its payload."""
+
+FRAMING_BYTES = _HEADER.size + _CHECKSUM.size
+"""Bytes of a record besides its payload."""
+
 _MASK_DELTA = 0xA282EAD8
 
 
@@ -33,13 +39,15 @@ class Record:
     Args:
         number: Its number in the shard, from 0.
         offset: Byte offset of the payload in the shard.
-        payload: The payload, a view into the shard.
+        payload: The payload, a view into the shard: valid until the next record. Empty where it is too long.
+        checksum: The masked CRC32C of the payload that the shard has.
         damage: Why the payload is damaged; None where it is intact.
     """
 
     number: int
     offset: int
     payload: memoryview
+    checksum: int
     damage: ShardError | None
 
 
@@ -56,22 +64,12 @@ def frame_record(payload: bytes) -> bytes:
     return b"".join([length, _CHECKSUM.pack(masked_crc32c(length)), payload, _CHECKSUM.pack(masked_crc32c(payload))])
 
 
-def map_shard(path: Path) -> mmap.mmap:
-    """Map a shard into memory, read-only.
-
-    Raises:
-        ShardError: The shard is missing, empty, or cannot be opened.
-    """
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:
-        raise ShardError(path, "the file is empty.") from None
-    except OSError as error:
-        raise ShardError(path, f"cannot be opened ({error.strerror}).") from None
+def framing_checksum(framing: list[tuple[int, int]]) -> int:
+    """A checksum of a shard of intact records: CRC32C of the offset and checksum of each, as int64."""
+    return crc32c(np.array(framing, np.int64).reshape(-1))
 
 
-def iterate_records(data: bytes | mmap.mmap, path: Path, *, verify: bool = True) -> Iterator[Record]:
+def iterate_records(data: bytes | ShardWindow, path: Path, *, verify: bool = True) -> Iterator[Record]:
     """Iterate over the records of a shard.
 
     Args:
@@ -87,29 +85,35 @@ def iterate_records(data: bytes | mmap.mmap, path: Path, *, verify: bool = True)
         ShardError: The shard ends inside a record, or a length is damaged, so that the rest cannot be located; or the
             file is no TFRecord file. The records before have been yielded.
     """
-    view = memoryview(data).toreadonly()
+    view = memoryview(data) if isinstance(data, bytes) else data
     start = number = 0
     while start < len(view):
         offset = start + _HEADER.size
         if offset > len(view):
             message = f"the shard ends inside a record's header ({len(view) - start} of {_HEADER.size} bytes)."
             raise ShardError(path, message, record=number, offset=start)
-        length, checksum = _HEADER.unpack_from(view, start)
-        if checksum != masked_crc32c(view[start : start + _LENGTH.size]):
-            foreign = describe_foreign_file(view) if number == 0 else None
+        header = view[start:offset]
+        length, checksum = _HEADER.unpack(header)
+        if checksum != masked_crc32c(header[: _LENGTH.size]):
+            foreign = describe_foreign_file(view[:HEAD_BYTES]) if number == 0 else None
             message = foreign or "the checksum of the record's length is wrong."
             raise ShardError(path, message, record=number, offset=start)
         missing = offset + length + _CHECKSUM.size - len(view)
         if missing > 0:
             message = f"the shard ends inside a record ({missing} bytes are missing)."
             raise ShardError(path, message, record=number, offset=start)
-        payload = view[offset : offset + length]
+        end = offset + length
         damage = None
         if length > MAX_RECORD_BYTES:
             damage = f"a record of {length:,} bytes, expected at most {MAX_RECORD_BYTES:,}."
-        elif verify and _CHECKSUM.unpack_from(view, offset + length)[0] != masked_crc32c(payload):
+            payload, trailer = view[end:end], view[end : end + _CHECKSUM.size]
+        else:
+            both = view[offset : end + _CHECKSUM.size]
+            payload, trailer = both[:length], both[length:]
+        (checksum,) = _CHECKSUM.unpack(trailer)
+        if damage is None and verify and checksum != masked_crc32c(payload):
             damage = "the checksum of the record's payload is wrong."
         error = None if damage is None else ShardError(path, damage, record=number, offset=offset)
-        yield Record(number, offset, payload, error)
-        start = offset + length + _CHECKSUM.size
+        yield Record(number, offset, payload, checksum, error)
+        start = end + _CHECKSUM.size
         number += 1
