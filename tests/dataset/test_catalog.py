@@ -654,15 +654,11 @@ def test_a_catalog_is_outdated_after_its_shards_change(
     catalog = index_and_save(tmp_path)
     assert catalog.is_current()
     time, data = path.stat().st_mtime_ns, path.read_bytes()
-    expected = "has other shards than when it was indexed"
     match change:
         case "grow":
             path.write_bytes(data + b"x")
-            expected = f"1 shard changed since the folder was indexed ({path.name})"
         case "other bytes":
-            path.write_bytes(write_shard(tmp_path / "other", random_videos(2, seed=1)).read_bytes()[: len(data)])
-            path.write_bytes(path.read_bytes().ljust(len(data), b"x"))
-            expected = f"1 shard changed since the folder was indexed ({path.name})"
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         case "remove":
             path.unlink()
         case "rename":
@@ -673,10 +669,15 @@ def test_a_catalog_is_outdated_after_its_shards_change(
         os.utime(path, ns=(time, time))
     assert not catalog.is_current()
     assert not replace(catalog, folder=tmp_path / "missing").is_current()
-    load_or_index(tmp_path)
-    assert f"{tmp_path}: {expected}; the folder is indexed again.\n" in capfd.readouterr().err
     assert load_or_index(tmp_path).digest != catalog.digest
-    assert capfd.readouterr().err == ""
+    message = capfd.readouterr().err
+    if change in ("grow", "other bytes"):
+        assert message == (
+            f"{path}: has other bytes than when it was indexed, and the same modification time; "
+            "the folder is indexed again.\n"
+        )
+    else:
+        assert message == ""
 
 
 def test_a_copy_with_other_times_is_the_same(tmp_path: Path) -> None:

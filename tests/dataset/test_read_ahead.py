@@ -156,7 +156,7 @@ def test_batches_are_padded_to_a_fixed_number_of_frames(reader: FrameReader) -> 
 def test_errors_of_a_worker_are_raised_in_the_main_process(reader: FrameReader) -> None:
     path = reader.catalog.shard_path(0)
     for shard in reader.catalog.shards:
-        os.utime(path.with_name(shard.name), ns=(0, 0))
+        os.truncate(path.with_name(shard.name), 100)
     with pytest.raises(ShardError, match="has changed since it was indexed"):
         list(step_loader(stream_of("videos", reader), 0, 9, 1))
 
@@ -231,7 +231,7 @@ stream = VideoBatches(reader, Vocabulary(np.arange(20), ("",) * 20), FrameSampli
 print(sum(len(batch.lengths) for batch in step_loader(stream, 0, 24, 4)))
 for row in range(len(reader.catalog)):
     reader.read(row)
-print(len(reader._maps), len(list(Path("/proc/self/fd").iterdir())) < 100)
+print(row + 1, len(list(Path("/proc/self/fd").iterdir())) < 100)
 """
 
 

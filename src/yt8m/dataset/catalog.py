@@ -29,7 +29,7 @@ from yt8m.dataset.layout import (
     writable_catalog_folder,
 )
 from yt8m.dataset.validation import require_valid
-from yt8m.errors import ShardError, UsageError, Yt8mError, counted
+from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.shards.contents import ShardFile, crc32c
 from yt8m.shards.records import MAX_ID_BYTES
@@ -63,6 +63,10 @@ class Oddity(StrEnum):
     def done(self) -> str:
         """How it is handled: the words in parentheses."""
         return self.value[self.value.index("(") + 1 : -1]
+
+
+class OutdatedError(Yt8mError):
+    """The shards of a folder are not those of its catalog any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,19 +178,23 @@ class Catalog:
         Raises:
             UsageError: The folder or a listed shard is missing, or it contains no shards.
             ShardError: A shard is not accessible.
-            Yt8mError: The shards are not those indexed.
+            OutdatedError: Shards were added, removed or changed.
+            Yt8mError: A shard has other bytes, although neither its size nor its modification time differ.
         """
         paths = find_shards(self.folder)
         if [path.name for path in paths] != [shard.name for shard in self.shards]:
-            raise Yt8mError(f"{self.folder}: has other shards than when it was indexed.")
+            raise OutdatedError(f"{self.folder}: has other shards than when it was indexed.")
         with ThreadPoolExecutor(_READERS) as pool:
             found = tuple(pool.map(_refreshed, paths, self.shards))
-        changed = [shard.name for shard, now in zip(self.shards, found, strict=True) if now is None]
+        changed = [path for path, now in zip(paths, found, strict=True) if now is None]
         if changed:
-            few = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-            raise Yt8mError(
-                f"{self.folder}: {counted(len(changed), 'shard')} changed since the folder was indexed ({few})."
-            )
+            times = {shard.name: shard.mtime_ns for shard in self.shards}
+            unnoticed = [path for path in changed if shard_info(path).mtime_ns == times[path.name]]
+            if unnoticed:
+                raise Yt8mError(
+                    f"{unnoticed[0]}: has other bytes than when it was indexed, and the same modification time."
+                )
+            raise OutdatedError(f"{changed[0]}: changed since it was indexed.")
         return replace(self, shards=tuple(filter(None, found)))
 
     def is_current(self) -> bool:

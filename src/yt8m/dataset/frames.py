@@ -219,7 +219,7 @@ class FrameReader:
     ) -> None:
         """Read the chosen frames, which are among those from `first` to `stop`, into rows (T, row), contiguous."""
         if not (layout.rgb_stride and layout.audio_stride):
-            self._copy_unequally_spaced(row, layout, file, chosen, rgb, audio)
+            _copy_unequally_spaced(self.catalog, row, file, chosen, rgb, audio)
             return
         if stop - first > MAX_SPARSENESS * len(rgb):
             for place, frame in enumerate(chosen.tolist() if isinstance(chosen, np.ndarray) else []):
@@ -270,35 +270,6 @@ class FrameReader:
         file.read_into(read, begin)
         return read
 
-    def _copy_unequally_spaced(
-        self,
-        row: int,
-        layout: _Layout,
-        file: ShardFile,
-        chosen: slice | NDArray[np.integer],
-        rgb: NDArray[np.uint8],
-        audio: NDArray[np.uint8],
-    ) -> None:
-        """Parse the record to locate its frames: allowed by the format, but no known writer makes such records."""
-        begin = int(self.catalog.record_offset[row])
-        record = np.empty(int(self.catalog.record_length[row]), np.uint8)
-        file.read_into(record, begin)
-        payload = record.tobytes()
-        number = int(self.catalog.record_number[row])
-        try:
-            offsets = frame_offsets(payload)
-        except MalformedRecordError as error:
-            raise ShardError(file.path, error.message, record=number, offset=begin + error.offset) from None
-        # Where rgb and audio differ in length, the longer list is cut.
-        length = layout.num_frames
-        if min(map(len, offsets)) < length:
-            found = f"has fewer than the {length:,} frames of the catalog; run `yt8m index {self.catalog.folder}`."
-            raise ShardError(file.path, found, record=number, offset=begin)
-        for target, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
-            target[:, :-size] = 0
-            for frame, at in zip(target, of_feature[:length][chosen].tolist(), strict=True):
-                frame[-size:] = record[at : at + size]
-
     def _current(self, position: int) -> ShardFile:
         """A shard, open, after a check that it is the one indexed.
 
@@ -325,6 +296,35 @@ class FrameReader:
         while len(self._files) >= limit:
             self._files.popitem(last=False)
         return ShardFile(self.catalog.folder / self.catalog.shards[position].name)
+
+
+def _copy_unequally_spaced(
+    catalog: Catalog,
+    row: int,
+    file: ShardFile,
+    chosen: slice | NDArray[np.integer],
+    rgb: NDArray[np.uint8],
+    audio: NDArray[np.uint8],
+) -> None:
+    """Parse the record to locate its frames: allowed by the format, but no known writer makes such records."""
+    begin = int(catalog.record_offset[row])
+    record = np.empty(int(catalog.record_length[row]), np.uint8)
+    file.read_into(record, begin)
+    payload = record.tobytes()
+    number = int(catalog.record_number[row])
+    try:
+        offsets = frame_offsets(payload)
+    except MalformedRecordError as error:
+        raise ShardError(file.path, error.message, record=number, offset=begin + error.offset) from None
+    # Where rgb and audio differ in length, the longer list is cut.
+    length = int(catalog.num_frames[row])
+    if min(map(len, offsets)) < length:
+        found = f"has fewer than the {length:,} frames of the catalog; run `yt8m index {catalog.folder}`."
+        raise ShardError(file.path, found, record=number, offset=begin)
+    for target, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
+        target[:, :-size] = 0
+        for frame, at in zip(target, of_feature[:length][chosen].tolist(), strict=True):
+            frame[-size:] = record[at : at + size]
 
 
 def _output(out: NDArray[np.uint8] | None, num_frames: int) -> NDArray[np.uint8]:

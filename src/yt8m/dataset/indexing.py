@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.dataset.catalog import FILE_NAME, MAX_PROBLEMS, RATING_COLUMNS, ROW_COLUMNS, Catalog, Oddity, catalog_files
+from yt8m.dataset.catalog import (
+    FILE_NAME,
+    MAX_PROBLEMS,
+    RATING_COLUMNS,
+    ROW_COLUMNS,
+    Catalog,
+    Oddity,
+    OutdatedError,
+    catalog_files,
+)
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info, writable_catalog_folder
 from yt8m.dataset.problems import MAX_REPORTED, REPORT_NAME, OnProblem, Problem, ShardProblems, report_written
 from yt8m.errors import ShardError, UsageError, Yt8mError, counted
@@ -131,7 +140,7 @@ def index_and_save(
 def current_catalog(folder: Path) -> Catalog | None:
     """Load the catalog of a folder if it is intact and current; None if the folder has to be indexed.
 
-    A message says why a catalog that exists cannot be used.
+    A message says why a catalog cannot be used, unless its shards have changed.
 
     Raises:
         UsageError: The folder is missing.
@@ -140,7 +149,7 @@ def current_catalog(folder: Path) -> Catalog | None:
 
 
 def usable_catalog(folder: Path, accept: Callable[[Catalog], Catalog] = lambda catalog: catalog) -> Catalog | None:
-    """Load the first catalog of a folder that is intact and accepted; None, and a message that says why, if none is.
+    """Load the first catalog of a folder that is intact and accepted; None if none is.
 
     Args:
         folder: The folder of shards.
@@ -154,9 +163,9 @@ def usable_catalog(folder: Path, accept: Callable[[Catalog], Catalog] = lambda c
     for path in catalog_files(folder):
         try:
             return accept(Catalog.load(folder, path))
-        except UsageError:
-            # The shards are missing, which indexing reports.
-            return None
+        except (UsageError, OutdatedError):
+            # Indexing reports missing shards.
+            continue
         except Yt8mError as error:
             reasons.append(str(error).split("; run `yt8m index")[0].removesuffix("."))
     if reasons:
