@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.full_disk import FullDisk
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.files import clear_all_leftovers, clear_leftovers, read_names, written_atomically
+from yt8m.files import clear_all_leftovers, clear_leftovers, file_checksum, read_names, written_atomically
 
 
 def names_in(folder: Path) -> list[str]:
@@ -196,3 +196,23 @@ def test_lists_without_names_are_refused(tmp_path: Path, content: bytes | None, 
     with pytest.raises(UsageError) as raised:
         read_names(path, "shards")
     assert str(raised.value) == f"{path}: {expected}"
+
+
+# --- Checksums -------------------------------------------------------------------------------------------------------
+
+
+def test_the_checksum_of_a_file_is_its_crc32c(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"123456789 and more")
+    assert file_checksum(path, 9) == 0xE3069283  # the check value of CRC-32C
+    path.write_bytes(bytes(32))
+    assert file_checksum(path) == 0x8A9136AA  # RFC 3720, B.4
+    path.write_bytes(b"")
+    assert file_checksum(path) == 0
+    # More bytes than are read at a time.
+    path.write_bytes(bytes(range(256)) * 10_000)
+    expected = file_checksum(path)
+    path.write_bytes(bytes(range(256)) * 10_000 + b"more")
+    assert file_checksum(path, 2_560_000) == expected != file_checksum(path)
+    with pytest.raises(Yt8mError, match=r"absent: cannot be read \(No such file or directory\)\."):
+        file_checksum(tmp_path / "absent")

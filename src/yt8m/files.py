@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
+import google_crc32c
+
 from yt8m.errors import UsageError, Yt8mError
 
 _CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG}
@@ -115,6 +117,24 @@ def writing_error(
     if error.errno in _CANNOT_WRITE:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error
+
+
+def file_checksum(path: Path, num_bytes: int | None = None) -> int:
+    """CRC32C of a file, or of its first bytes.
+
+    Raises:
+        Yt8mError: The file cannot be read.
+    """
+    checksum = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            remaining = path.stat().st_size if num_bytes is None else num_bytes
+            while content := file.read(min(remaining, 2**20)):
+                checksum = google_crc32c.extend(checksum, content)
+                remaining -= len(content)
+    except OSError as error:
+        raise Yt8mError(f"{path}: cannot be read ({error.strerror}).") from None
+    return checksum
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:

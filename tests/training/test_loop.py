@@ -320,7 +320,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         fit_linear(tmp_path, LinearTask(stop_at(5)))
     for model in (other_model(), nn.Linear(4, 1)):
         with pytest.raises(
-            Yt8mError, match=r"checkpoint\.pt: is not a checkpoint of this run \(.*\)\. Remove its folder"
+            Yt8mError, match=r"checkpoint\.pt: is not a checkpoint of this run \(.*\); delete it and run again"
         ):
             Trainer(Fabric(accelerator="cpu", devices=1), model, LinearTask(), CONFIG, tmp_path, 3).fit()
 

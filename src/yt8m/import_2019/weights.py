@@ -1,8 +1,5 @@
 """Weights of the 2019 implementation: read safely, checked, and converted to a state dict of this package."""
 
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from yt8m.import_2019.source import SourceModel
 from yt8m.models.classifier import Classifier
 from yt8m.models.layers.batch_norm import EPS, MaskedBatchNorm
 from yt8m.models.nextvlad import ModalityVLAD
+from yt8m.models.torch_file import TorchFileError, read_torch_file
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -23,29 +21,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         Yt8mError: The file is damaged, or contains anything but tensors by name.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # A compressed megabyte can expand to a terabyte; torch.save does not compress.
-                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                    raise Yt8mError(
-                        f"{path}: is a compressed archive, which torch.save does not write; it was not read."
-                    )
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Yt8mError:
-        raise
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise Yt8mError(
-            f"{path}: unpickling it requires {blocked[1]}, but only tensors are allowed; none of it was executed."
-            if blocked
-            else f"{path}: is not a pickle of tensors by name, as torch.save writes it; none of it was executed."
-        ) from None
-    # The type depends on where the file is damaged: EOFError, KeyError, RuntimeError, struct.error...
-    except Exception as error:
-        problem = " ".join(str(error).split())[:80].rstrip(". ")
-        raise Yt8mError(
-            f"{path}: is damaged, or was not written by torch.save ({problem or type(error).__name__})."
-        ) from None
+        found = read_torch_file(path)
+    except TorchFileError as error:
+        raise Yt8mError(f"{path}: {str(error).removeprefix('it ')}.") from None
     if not isinstance(found, dict):
         raise Yt8mError(f"{path}: contains a {type(found).__name__}, expected a state dict: tensors by name.")
     for name, tensor in found.items():
