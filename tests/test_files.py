@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.files import opened_pipe
 from tests.support.full_disk import FullDisk
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import clear_all_leftovers, clear_leftovers, file_checksum, read_names, written_atomically
@@ -216,3 +218,116 @@ def test_the_checksum_of_a_file_is_its_crc32c(tmp_path: Path) -> None:
     assert file_checksum(path, 2_560_000) == expected != file_checksum(path)
     with pytest.raises(Yt8mError, match=r"absent: cannot be read \(No such file or directory\)\."):
         file_checksum(tmp_path / "absent")
+
+
+# --- links, pipes and devices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["other/list.csv", "missing/list.csv"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, target: str, is_folder: bool) -> None:
+    (tmp_path / "other").mkdir()
+    if is_folder:
+        (tmp_path / "other/list.csv").mkdir()
+    else:
+        (tmp_path / "other/list.csv").write_text("previous")
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to(target)
+    with written_atomically(tmp_path / "first") as temporary:
+        if is_folder:
+            temporary.mkdir()
+        (temporary / "new.yaml" if is_folder else temporary).write_text("complete")
+    assert (tmp_path / "first").readlink() == Path("second")
+    assert (tmp_path / "second").readlink() == Path(target)
+    assert (tmp_path / target / "new.yaml" if is_folder else tmp_path / target).read_text() == "complete"
+    assert names_in((tmp_path / target).parent) == ["list.csv"]
+
+
+def test_a_dangling_link_to_the_parent_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("elsewhere/runs")
+    with written_atomically(tmp_path / "out" / "list.csv") as temporary:
+        temporary.write_text("complete")
+    assert (tmp_path / "elsewhere/runs/list.csv").read_text() == "complete"
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(Yt8mError, match=r"/a: cannot be written \(Too many levels"), written_atomically(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_pipe_receives_the_file(tmp_path: Path, through_link: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    pipe = tmp_path / "pipe.csv"
+    (tmp_path / "link").symlink_to("pipe.csv")
+    with opened_pipe(pipe) as received:
+        with written_atomically(tmp_path / "link" if through_link else pipe) as temporary:
+            assert temporary.suffix == ".csv"
+            # A writer may seek, as those of Parquet and PNG files do.
+            with temporary.open("w+b") as file:
+                file.write(b"completed")
+                file.seek(0)
+                file.write(b"C")
+        assert received() == b"Completed"
+    assert pipe.is_fifo()
+    assert names_in(tmp_path) == ["link", "pipe.csv", "temporary"]
+    assert names_in(tmp_path / "temporary") == []
+
+
+def test_a_pipe_receives_nothing_of_a_failed_write(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="broken"):
+        fail_to_write(pipe, ValueError("broken"))
+    assert pipe.is_fifo()
+    assert names_in(tmp_path) == ["pipe"]
+
+
+def test_a_folder_does_not_replace_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "model"
+    os.mkfifo(pipe)
+    with (
+        pytest.raises(Yt8mError, match=r"/model: is a device, a pipe or an open file; "),
+        written_atomically(pipe) as new,
+    ):
+        new.mkdir()
+    assert pipe.is_fifo()
+
+
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    try:
+        os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # the null device
+        with device.open("wb"):
+            pass
+    except OSError:
+        pytest.skip("making and opening devices is not permitted")
+    with written_atomically(device) as temporary:
+        temporary.write_text("complete")
+    assert device.is_char_device()
+    assert names_in(tmp_path) == ["device"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc")
+def test_an_open_file_of_the_process_is_appended_to(tmp_path: Path) -> None:
+    with (tmp_path / "list.csv").open("w") as file:
+        file.write("printed before\n")
+        file.flush()
+        (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        with written_atomically(tmp_path / "stdout") as temporary:
+            temporary.write_text("complete")
+    assert (tmp_path / "list.csv").read_text() == "printed before\ncomplete"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize("path", ["/proc/yt8m/list.csv", "/proc/yt8m.csv", "/proc/self/fd/9999", "/proc/version"])
+def test_a_file_system_that_takes_no_files_is_reported(path: str) -> None:
+    with pytest.raises(Yt8mError, match=rf"^{path}: cannot be written \("), written_atomically(Path(path)) as temporary:
+        temporary.write_text("complete")
+
+
+def test_a_name_that_is_too_long_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(Yt8mError, match="cannot be written"), written_atomically(tmp_path / ("a" * 300)) as temporary:
+        temporary.write_text("complete")

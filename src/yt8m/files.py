@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -18,6 +19,9 @@ from yt8m.errors import UsageError, Yt8mError
 
 _CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG}
 
+_MOST_LINKS = 40
+"""Links in a row, as in Linux."""
+
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
@@ -26,26 +30,79 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Creates the parent folder of `path`. For a folder, create the temporary path as a folder; it replaces an existing
     one. A file is flushed to the disk before the rename.
 
+    A link stays a link: the file that it leads to is written. A device, a pipe or an open file of the process
+    (`/dev/stdout`) is never replaced: the file is complete before its bytes are written into it.
+
     Yields:
-        The path to write to, in the same folder and with the same suffix.
+        The path to write to, with the same suffix; in the same folder, or in the system's folder of temporary files if
+        `path` is a device or a pipe.
 
     Raises:
-        Yt8mError: The disk is full, or the folder cannot be written to.
+        Yt8mError: The disk is full, the folder cannot be written to, or `path` is a device and the temporary path a
+            folder.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = end_of_links(path)
+        into_stream = is_stream(target)
+        folder = Path(tempfile.gettempdir()) if into_stream else target.parent
+        folder.resolve().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(error, path, is_of_path=True) from error
+    temporary = folder / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
+    try:
         yield temporary
         if temporary.is_dir():
-            replace_folder(temporary, path)
+            if into_stream:
+                raise Yt8mError(f"{path}: is a device, a pipe or an open file; expected a name for a folder.")
+            replace_folder(temporary, target)
+        elif into_stream:
+            with temporary.open("rb") as file, target.open("ab") as stream:
+                shutil.copyfileobj(file, stream)
         else:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(target)
     except OSError as error:
-        raise writing_error(error, path) from error
+        is_of_path = str(error.filename).startswith((str(temporary), str(target)))
+        raise writing_error(error, path, is_of_path=is_of_path) from error
     finally:
         _remove(temporary, ignore_errors=True)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a device, a pipe or an open file of a process, which is written into and never replaced.
+
+    Raises:
+        OSError: The path cannot be examined.
+    """
+    path = end_of_links(path)
+    return path.exists() and (_is_open_file(path) or not (path.is_file() or path.is_dir()))
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether writing to `path` writes to standard output, where messages would end up in the file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
+
+
+def end_of_links(path: Path) -> Path:
+    """The path that a chain of links leads to, existing or not; a link to an open file of a process is not followed.
+
+    Raises:
+        Yt8mError: The chain has no end.
+    """
+    end = path
+    for _ in range(_MOST_LINKS):
+        if not end.is_symlink() or _is_open_file(end):
+            return end
+        end = end.parent / end.readlink()
+    raise Yt8mError(f"{path}: cannot be written ({os.strerror(errno.ELOOP)}).")
+
+
+def _is_open_file(path: Path) -> bool:
+    return re.fullmatch(r"/proc/.+/fd|/dev/fd", str(path.parent.resolve())) is not None
 
 
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}(?P<suffix>(?:\.(?!old\Z)[^.]+)?)(?P<old>\.old)?")
@@ -57,7 +114,7 @@ def clear_leftovers(*paths: Path) -> None:
 
     Call this only while no other process writes them.
     """
-    for path in paths:
+    for path in map(end_of_links, paths):
         for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*"):
             _clear(leftover, path.name)
 
@@ -103,7 +160,10 @@ def _remove(path: Path, ignore_errors: bool = False) -> None:
 
 
 def writing_error(
-    error: OSError, path: Path, remains: str = "nothing was written under that name. Free some space and run again"
+    error: OSError,
+    path: Path,
+    remains: str = "nothing was written under that name. Free some space and run again",
+    is_of_path: bool = False,
 ) -> Exception:
     """Turn an operating-system error of a write into a `Yt8mError`; return other errors unchanged.
 
@@ -111,10 +171,11 @@ def writing_error(
         error: The error.
         path: File or folder that was being written.
         remains: What is left after the disk was full, and what to do.
+        is_of_path: Whether the error is certainly about `path`, so that any error means that it cannot be written.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Yt8mError(f"{path}: no space left on the disk; {remains}.")
-    if error.errno in _CANNOT_WRITE:
+    if error.errno in _CANNOT_WRITE or is_of_path:
         return Yt8mError(f"{path}: cannot be written ({error.strerror}).")
     return error
 

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from yt8m.errors import Yt8mError, counted
+from yt8m.files import is_standard_output
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from yt8m.dataset.catalog import Catalog
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output; paths become strings."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def console_beside(*outputs: Path | None) -> Console:
+    """Where to print about files that were written: standard error if one of them is standard output itself."""
+    from yt8m.runtime.console import err, out
+
+    return err if any(path is not None and is_standard_output(path) for path in outputs) else out
 
 
 def load_catalog(folder: Path) -> Catalog:

@@ -16,7 +16,7 @@ from yt8m.cli.options import (
     WeightOption,
     merge_config,
 )
-from yt8m.cli.output import load_catalog, print_json, print_problems
+from yt8m.cli.output import console_beside, load_catalog, print_json, print_problems
 from yt8m.errors import UsageError, counted
 from yt8m.ranking import MAX_SEGMENTS
 
@@ -64,7 +64,6 @@ def predict(
     ```
     """
     from yt8m.runs.predicting import PredictionOutputs, predict_folders
-    from yt8m.runtime.console import out as terminal
     from yt8m.runtime.machine import MachineConfig
     from yt8m.settings import validated
 
@@ -79,7 +78,7 @@ def predict(
     names = predict_folders(models, load_catalog(shards), vocabulary, config, outputs, machine, shifts)
     for path, what in ((store, "probabilities"), (out, "submission"), (table, "table")):
         if path is not None and names is not None:
-            terminal.print(f"{path}: {what} of {', '.join(names)}")
+            console_beside(out, table).print(f"{path}: {what} of {', '.join(names)}")
 
 
 def merge(
@@ -103,13 +102,12 @@ def merge(
     ```
     """
     from yt8m.runs.predicting import PredictionOutputs, merge_stores
-    from yt8m.runtime.console import out as terminal
 
     config = merge_config(weight, overrides)
     names = merge_stores(
         predictions, load_catalog(shards), vocabulary, config, PredictionOutputs(out, table, None, top_k)
     )
-    terminal.print(f"{out}: {config.method} mean of {len(names)} models ({', '.join(names)})")
+    console_beside(out, table).print(f"{out}: {config.method} mean of {len(names)} models ({', '.join(names)})")
 
 
 def locate(

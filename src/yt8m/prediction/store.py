@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.files import end_of_links
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.models.classifier import Kind
 from yt8m.prediction.segments import Segments
@@ -187,5 +188,6 @@ def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memma
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Folder in which a store is written."""
+    """Folder in which a store is written, beside its own; if that is a link, beside what it leads to."""
+    folder = end_of_links(folder)
     return folder.with_name(f"{folder.name}.unfinished")

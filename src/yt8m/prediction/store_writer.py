@@ -11,7 +11,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.files import replace_folder, writing_error, written_atomically
+from yt8m.files import end_of_links, replace_folder, writing_error, written_atomically
 from yt8m.prediction.predict import Predictions
 from yt8m.prediction.store import (
     DONE_FILE,
@@ -64,7 +64,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path, index: StoreIndex) -> None:
-        self.folder, self.index = folder, index
+        self.folder, self.index = end_of_links(folder), index
         self._work = unfinished_folder(folder)
         self._files: dict[str, _File] = {}
         self._buffers: dict[str, NDArray[np.uint16]] = {}
@@ -109,7 +109,7 @@ class StoreWriter:
                 _allocate(self._work / name, dtype, shape)
         except (OSError, Yt8mError) as error:
             shutil.rmtree(self._work, ignore_errors=True)
-            raise writing_error(error, folder) if isinstance(error, OSError) else error from None
+            raise writing_error(error, folder, is_of_path=True) if isinstance(error, OSError) else error from None
 
     def _arrays(self) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
         """Type and shape of every `.npy` file of the unfinished folder."""

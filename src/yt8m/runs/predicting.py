@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.errors import UsageError
-from yt8m.files import clear_leftovers, writing_error
+from yt8m.files import clear_leftovers, is_stream, writing_error
 from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.prediction.passes import PredictionPass, ProcessGroup, store_predictions
 from yt8m.prediction.predict import NO_SHIFT, segments_of
@@ -128,13 +128,14 @@ def predict_folders(
     with outputs.locked() if fabric.is_global_zero else nullcontext(), StopRequest(fabric) as stop:
         work = shared_pass(fabric, stop, reader, segments, models, shifts)
         if merger is not None and output is not None:
-            folder = Path(f"{output}.unfinished")
-            if outputs.store is None:
-                try:
+            try:
+                # No folder can be made beside some devices.
+                folder = Path(f"{output.name if is_stream(output) else output}.unfinished")
+                if outputs.store is None:
                     # An output that cannot be written is an error before anything is predicted.
                     folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise writing_error(error, output) from error
+            except OSError as error:
+                raise writing_error(error, output, is_of_path=True) from error
             rankings = rank_segments(
                 work,
                 [RankingSpec("ensemble", "mixture", merger)],

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from yt8m.errors import Yt8mError
-from yt8m.files import writing_error
+from yt8m.files import is_stream, writing_error
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 
@@ -28,7 +28,7 @@ def locked(*paths: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for resolved, path in sorted({path.resolve(): path for path in paths}.items()):
-            if resolved.is_file() or resolved.is_dir() or not resolved.exists():
+            if not is_stream(path):
                 stack.enter_context(_locked(resolved, path))
         yield
 

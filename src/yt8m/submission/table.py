@@ -52,8 +52,9 @@ def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_g
     names, video_ids = pa.array(name_indices, pa.string()), pa.array(ranking.segments.video_ids, pa.string())
     with (
         written_atomically(path) as temporary,
+        temporary.open("wb") as output,
         pq.ParquetWriter(
-            temporary,
+            output,
             SCHEMA,
             compression="zstd",
             use_dictionary=["class", "name", "video", "start"],
