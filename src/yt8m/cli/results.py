@@ -16,7 +16,7 @@ from yt8m.ranking import MAX_SEGMENTS
 if TYPE_CHECKING:
     from yt8m.submission.check import Checked
 
-SubmissionArgument = Annotated[Path, typer.Argument(help="The submission.")]
+SubmissionArgument = Annotated[Path, typer.Argument(help="The submission; it may be compressed (gzip, ZIP).")]
 
 
 def check(

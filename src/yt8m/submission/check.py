@@ -6,6 +6,7 @@ catalog of the predicted shards, video ids and starts are checked as well, one c
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import counted
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
 from yt8m.shards.records import SEGMENT_SECONDS
-from yt8m.submission.format import ProblemKind, located, opened_submission, parse_submission, segment_message
+from yt8m.submission.format import ProblemKind, located, parse_submission, segment_message
+from yt8m.submission.opening import opened_submission
 from yt8m.vocabulary import Vocabulary
 
 MAX_MESSAGES = 20
 """Problems that get a message; the others are only counted."""
+
+MAX_PROBLEMS = 100_000
+"""Problems after which a check ends."""
 
 BYTES_PER_REPORT = 2**24
 """Bytes between two reports of progress."""
@@ -39,7 +44,8 @@ class Checked:
         problems: Number of problems of each kind found; empty if the file would be accepted.
         messages: A sentence for each of the first problems, in the order of the file.
         remarks: Sentences on what is allowed but lowers the score, without the period.
-        not_checked: What requires the shards or the vocabulary, if they were not given.
+        not_checked: What requires the shards or the vocabulary, if they were not given; and the rest of a file with
+            `MAX_PROBLEMS`.
     """
 
     path: Path
@@ -81,16 +87,26 @@ def check_submission(
     problems: Counter[ProblemKind] = Counter()
     messages: list[str] = []
 
+    num_reported = 0
+
     def report(kind: ProblemKind, message: str, line: int | None) -> None:
+        nonlocal num_reported
         problems[kind] += 1
+        num_reported += 1
+        if num_reported >= MAX_PROBLEMS:
+            raise _TooManyProblemsError
         if len(messages) < MAX_MESSAGES:
             messages.append(located(path, line, message))
 
     videos = None if catalog is None else _Videos(catalog)
     label_ids: set[int] = set()
     num_classes = num_segments = num_empty = num_never_rated = 0
-    with opened_submission(path) as file, progress(f"check {path}", path.stat().st_size, "bytes") as task:
-        for line in parse_submission(_reported(file, task), vocabulary, report):
+    with (
+        suppress(_TooManyProblemsError),
+        opened_submission(path) as opened,
+        progress(f"check {path}", opened.num_bytes, "bytes") as task,
+    ):
+        for line in parse_submission(_reported(opened.lines, task), vocabulary, report):
             label_ids.add(line.label_id)
             num_classes += 1
             num_segments += line.num_items
@@ -124,6 +140,8 @@ def check_submission(
             "allowed, but they use up places in the list"
         )
     not_checked = []
+    if num_reported >= MAX_PROBLEMS:
+        not_checked.append(f"the rest of the file, after {MAX_PROBLEMS:,} problems")
     if videos is None:
         not_checked.append("whether the videos exist and how long they are (--shards DIR)")
     if vocabulary is None:
@@ -142,6 +160,10 @@ def _reported(lines: Iterable[bytes], task: ProgressTask) -> Iterator[bytes]:
         if done >= reported + BYTES_PER_REPORT:
             task(done)
             reported = done
+
+
+class _TooManyProblemsError(Exception):
+    """Ends the parsing of a submission."""
 
 
 class _Videos:

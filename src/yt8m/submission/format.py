@@ -7,25 +7,27 @@ classes of 100,000 segments are about 1 GB.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
-from yt8m.errors import UsageError, Yt8mError
+from yt8m.errors import Yt8mError
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.submission.opening import MAX_LINE_BYTES, opened_submission
 from yt8m.vocabulary import Vocabulary
 
 HEADER = b"Class,Segments"
 
+MAX_LINES = 100_000
+"""Lines of a file, empty ones included; the dataset has 3,862 classes."""
+
 # A start has one spelling (no leading zeros), so equal segments are equal bytes. The quantifiers are possessive, so that
 # a line of a million bytes is matched without a stack for backtracking.
 _SEGMENT = rb"[^\s,:\x00]++:(?:0|5|[1-9][0-9]*[05])"
-_ONE_SEGMENT = re.compile(_SEGMENT)
-_SEGMENT_LIST = re.compile(rb"(?:" + _SEGMENT + rb"(?: (?!\Z)|\Z))*+")
+_SEGMENTS = re.compile(rb"(?:" + _SEGMENT + rb" )*+")
 _ANY_START = re.compile(rb"[^\s,:\x00]+:(-?)(?:0|[1-9][0-9]*)")
 
 
@@ -42,6 +44,7 @@ class ProblemKind(StrEnum):
         return kind
 
     HEADER = "header", "headers other than 'Class,Segments'"
+    TOO_LONG = "too_long", "files or lines that are too long"
     NO_CLASS = "no_class", "files without a class"
     LINE = "line", "lines that are not a class id, a comma and segments"
     ENCODING = "encoding", "lines that are not UTF-8 text"
@@ -69,7 +72,7 @@ class ClassLine:
         number: Number of the line, from 1.
         label_id: The class.
         num_items: Number of items in its list, valid or not.
-        segments: The well-formed segments, best first.
+        segments: The well-formed segments among the first 100,000 items, best first.
         places: Place of each segment in the list, from 1.
     """
 
@@ -85,23 +88,30 @@ def parse_submission(lines: Iterable[bytes], vocabulary: Vocabulary | None, repo
 
     The header must be there; each class must be a whole number, of the vocabulary, and occur once; its segments must be
     at most 100,000, well formed (`video:start`, the start a multiple of 5 without leading zeros) and distinct. Empty lines
-    are skipped.
+    are skipped. Time and memory are in proportion to the size of the file, whatever it contains: of a list that is too
+    long, only the first 100,000 segments are examined, and parsing ends at a line of more than `MAX_LINE_BYTES` or after
+    `MAX_LINES`.
 
     Args:
-        lines: The lines of the file.
+        lines: The lines of the file; a longer one may be cut after `MAX_LINE_BYTES` and one byte.
         vocabulary: The allowed classes; without it all are.
         report: Receives each problem, in the order of the file.
     """
     allowed = None if vocabulary is None else frozenset(vocabulary.label_ids.tolist())
     first_lines: dict[int, int] = {}
     lines = iter(lines)
-    header = next(lines, b"").rstrip(b"\r\n")
+    first_line = next(lines, b"")
+    header = first_line.rstrip(b"\r\n")
     start = 2
     if header != HEADER:
         report(ProblemKind.HEADER, f"expected the header {HEADER.decode()!r}, found {_excerpt(header)}", 1)
         if _parse_label_id(header) is not None:  # The header is missing: this is the line of a class.
-            lines, start = chain([header], lines), 1
+            lines, start = chain([first_line], lines), 1
+        elif _is_too_long(first_line, 1, report):
+            return
     for number, line in enumerate(lines, start=start):
+        if _is_too_long(line, number, report):
+            return
         stripped = line.rstrip(b"\r\n")
         if not stripped:
             continue
@@ -140,25 +150,21 @@ def read_submission(path: Path, vocabulary: Vocabulary | None = None) -> Iterato
     def refuse(_: ProblemKind, message: str, line: int | None) -> None:
         raise Yt8mError(located(path, line, message))
 
-    with opened_submission(path) as file:
-        for line in parse_submission(file, vocabulary, refuse):
+    with opened_submission(path) as opened:
+        for line in parse_submission(opened.lines, vocabulary, refuse):
             yield line.label_id, line.segments
 
 
-@contextmanager
-def opened_submission(path: Path) -> Iterator[BinaryIO]:
-    """Open a submission to read it.
-
-    Raises:
-        UsageError: The file is missing or cannot be opened.
-    """
-    try:
-        with path.open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file; expected a submission.") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read as a submission ({error.strerror}).") from None
+def _is_too_long(line: bytes, number: int, report: Report) -> bool:
+    """Whether parsing ends at a line, which is then reported."""
+    if len(line) > MAX_LINE_BYTES:
+        message = f"the line has more than {MAX_LINE_BYTES:,} bytes; at most {MAX_SEGMENTS:,} segments are allowed"
+    elif number > MAX_LINES:
+        message = "expected one line per class, and no more lines"
+    else:
+        return False
+    report(ProblemKind.TOO_LONG, f"{message}; the rest of the file is not read", number)
+    return True
 
 
 def located(path: Path, line: int | None, message: str) -> str:
@@ -184,27 +190,55 @@ def _parse_segments(number: int, label_id: int, line: bytes, report: Report) -> 
     except UnicodeDecodeError as error:
         report(ProblemKind.ENCODING, f"byte {error.start} of the line is not UTF-8 text", number)
     listed = line.partition(b",")[2]
-    items = listed.split(b" ") if listed else []
-    if len(items) > MAX_SEGMENTS:
-        message = f"class {label_id} lists {len(items):,} segments; at most {MAX_SEGMENTS:,} are allowed"
+    items = listed.split(b" ", MAX_SEGMENTS) if listed else []
+    num_items = len(items)
+    if num_items > MAX_SEGMENTS:
+        num_items += items.pop().count(b" ")
+        listed = b" ".join(items)
+        message = f"class {label_id} lists {num_items:,} segments; at most {MAX_SEGMENTS:,} are allowed"
         report(ProblemKind.TOO_MANY, message, number)
-    if _SEGMENT_LIST.fullmatch(listed) and len(set(items)) == len(items):
-        return ClassLine(number, label_id, len(items), items, range(1, len(items) + 1))
-    seen: set[bytes] = set()
-    segments: list[bytes] = []
+    malformed = _malformed(listed + b" ") if items else []
+    if not malformed and len(set(items)) == len(items):
+        return ClassLine(number, label_id, num_items, items, range(1, len(items) + 1))
+    are_valid = bytearray(b"\1") * len(items)
+    for place in malformed:
+        are_valid[place - 1] = False
+    segments = list(compress(items, are_valid))
+    places = list(compress(range(1, len(items) + 1), are_valid))
+    for place in sorted([*malformed, *_repeated(segments, places)]):
+        item = items[place - 1]
+        kind, reason = (
+            _fault(item) if not are_valid[place - 1] else (ProblemKind.REPEATED, "the class lists it more than once")
+        )
+        report(kind, segment_message(label_id, place, item, reason), number)
+    return ClassLine(number, label_id, num_items, segments, places)
+
+
+def _malformed(items: bytes) -> list[int]:
+    """The places of items that are no segments, each item followed by a space; the others are matched many at a time."""
     places: list[int] = []
-    for place, item in enumerate(items, start=1):
-        if not _ONE_SEGMENT.fullmatch(item):
-            kind, expected = _fault(item)
-            report(kind, segment_message(label_id, place, item, expected), number)
-            continue
-        if item in seen:
-            message = segment_message(label_id, place, item, "the class lists it more than once")
-            report(ProblemKind.REPEATED, message, number)
-        seen.add(item)
-        segments.append(item)
+    place = start = 0
+    while start < len(items):
+        match = _SEGMENTS.match(items, start)
+        end = match.end() if match else start
+        if end == len(items):
+            break
+        place += items.count(b" ", start, end) + 1
         places.append(place)
-    return ClassLine(number, label_id, len(items), segments, places)
+        start = items.index(b" ", end) + 1
+    return places
+
+
+def _repeated(segments: list[bytes], places: list[int]) -> list[int]:
+    """The places of segments that are listed before."""
+    if len(set(segments)) == len(segments):
+        return []
+    first_places: dict[bytes, int] = {}
+    return [
+        place
+        for segment, place in zip(segments, places, strict=True)
+        if first_places.setdefault(segment, place) != place
+    ]
 
 
 def _fault(item: bytes) -> tuple[ProblemKind, str]:
