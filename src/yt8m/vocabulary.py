@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from yt8m.errors import UsageError
+from yt8m.files import write_csv
 
 FILE_NAME = "segment_vocabulary.csv"
 
@@ -71,6 +72,14 @@ class Vocabulary:
             repeated = next(i for i in label_ids if label_ids.count(i) > 1)
             raise UsageError(f"{path}: the class {repeated} occurs more than once.")
         return cls(np.array(label_ids, np.int64), tuple(row["Name"] or "" for row in rows))
+
+    def save(self, folder: Path) -> None:
+        """Write `segment_vocabulary.csv` into a folder.
+
+        Raises:
+            Yt8mError: The disk is full or the folder cannot be written to.
+        """
+        write_csv(folder / FILE_NAME, ("Index", "Name"), zip(self.label_ids.tolist(), self.names, strict=True))
 
     @cached_property
     def _table(self) -> NDArray[np.int32]:

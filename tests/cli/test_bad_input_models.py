@@ -32,7 +32,7 @@ def test_a_model_of_another_vocabulary_is_refused(
     assert sentence.startswith(f"{model}: the model's 12 classes are of another vocabulary")
     succeeds("predict", model, *shards, tiny_dataset, "--store", out, "--accelerator", "cpu")
     sentence = refused(2, "merge", out, *shards, vocabulary, "--out", tmp_path / "submission.csv")
-    assert sentence == f"{out}: was predicted with another vocabulary than {vocabulary}."
+    assert sentence == f"{out}: was predicted with another vocabulary than the one in use."
     assert not (tmp_path / "submission.csv").exists()
 
     # In a run, another vocabulary changes the fingerprints of the models.
@@ -195,9 +195,9 @@ def test_locate_refuses_invalid_arguments(finished_run: FinishedRun, tiny_datase
     needs = "yt8m locate needs either model folders, or --run DIR, the folder of a run with an ensemble."
     assert refused(2, "locate", known, *places) == needs
     assert refused(2, "locate", known, bare, "--run", run, *places) == needs
-    assert refused(2, "locate", known, bare, *vocabulary).startswith(
-        f"{known}: give --shards DIR, the folder of the video's shard"
-    )
+    elsewhere = Path(shutil.copytree(bare, tmp_path / "elsewhere"))
+    sentence = refused(2, "locate", known, elsewhere, *vocabulary)
+    assert sentence == f"{elsewhere}: its dataset is not recorded; give --shards DIR, the folder of the shards."
     absent = tmp_path / "absent.tfrecord"
     assert refused(2, "locate", absent, bare, *vocabulary) == f"{absent}: there is no such shard."
     assert refused(2, "locate", known, video, *places).startswith("dbof: is a video classifier")

@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +16,7 @@ from yt8m.errors import Yt8mError
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.topk import Ranking, TopK
 from yt8m.submission.format import read_submission
-from yt8m.submission.table import write_table
+from yt8m.submission.table import RankingTable, write_table
 from yt8m.submission.writing import write_submission
 from yt8m.vocabulary import Vocabulary
 
@@ -126,3 +127,44 @@ def test_row_groups_end_with_the_class_that_reaches_their_size(tmp_path: Path) -
     write_table(tmp_path / "t.parquet", ranking, Vocabulary(np.arange(50), ("n",) * 50), rows_per_group=100)
     groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
     assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [120] * 25
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 100, 10**6])
+@pytest.mark.parametrize("written_by", ["yt8m", "another program"])
+def test_a_class_is_read_without_the_others(tmp_path: Path, rows_per_group: int, written_by: str) -> None:
+    ranking, _ = make_ranking(make_segments(["-_9a", "日本語", "z"], 30), 5, 60)
+    vocabulary = Vocabulary(np.array([5, 3861, 0, 9, 8]), ("a", "b", "a", "", "é"))
+    path = tmp_path / "table.parquet"
+    write_table(path, ranking, vocabulary, rows_per_group)
+    if written_by == "another program":
+        table = pq.read_table(path)
+        plain = table.cast(pa.schema([(f.name, getattr(f.type, "value_type", f.type)) for f in table.schema]))
+        pq.write_table(plain.replace_schema_metadata(None), path, row_group_size=70)
+        # Classes are listed in the order of their ids within a row group.
+        assert sorted(RankingTable.open(path).vocabulary.label_ids.tolist()) == [0, 5, 8, 9, 3861]
+    else:
+        found = RankingTable.open(path)
+        assert (found.vocabulary.label_ids.tolist(), found.vocabulary.names) == ([5, 3861, 0, 9, 8], vocabulary.names)
+        assert len({tuple(groups) for groups in found.row_groups}) == {1: 5, 100: 3, 10**6: 1}[rows_per_group]
+    opened = RankingTable.open(path)
+    for class_index, label_id in enumerate(vocabulary.label_ids.tolist()):
+        place = opened.vocabulary.label_ids.tolist().index(label_id)
+        assert opened.vocabulary.names[place] == vocabulary.names[class_index]
+        listed = opened.segments(place)
+        positions = ranking.positions(class_index)
+        names = [ranking.segments.name(position) for position in positions]
+        assert [
+            f"{listed.video_ids[row]}:{start}" for row, start in zip(listed.rows, listed.start_seconds, strict=True)
+        ] == names
+        np.testing.assert_array_equal(listed.probabilities, ranking.probabilities(class_index))
+
+
+def test_classes_without_rows_can_be_read(tmp_path: Path) -> None:
+    empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
+    write_table(tmp_path / "t.parquet", TopK(2, 5, empty).result(), Vocabulary(np.array([4, 2]), ("x", "y")))
+    table = RankingTable.open(tmp_path / "t.parquet")
+    assert table.vocabulary.names == ("x", "y")
+    assert len(table.segments(1)) == 0

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yt8m.cli import data, models, prediction, results, training
+from yt8m.cli import data, models, prediction, results, search, training
 from yt8m.errors import Yt8mError
 from yt8m.runtime.environment import prepare_environment
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Search": {"search": search.search, "locate": prediction.locate},
     "Data": {"download": data.download, "index": data.index, "describe": data.describe, "splice": data.splice},
     "Training": {
         "run": training.run,
@@ -36,7 +37,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "find-lr": training.find_lr,
         "demo": training.demo,
     },
-    "Prediction": {"predict": prediction.predict, "merge": prediction.merge, "locate": prediction.locate},
+    "Prediction": {"predict": prediction.predict, "merge": prediction.merge},
     "Results": {"check": results.check, "evaluate": results.evaluate},
     "Models": {"import-2019": models.import_2019},
 }

@@ -41,7 +41,7 @@ def import_2019(
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
     digest, size = (OFFICIAL_DIGEST, OFFICIAL_SIZE) if classes is None else (classes.digest, len(classes))
-    made = import_model(folder, out, vocabulary_digest=digest, num_classes=size, example=check)
+    made = import_model(folder, out, vocabulary_digest=digest, num_classes=size, classes=classes, example=check)
     terminal.print(f"{out}: {made.kind} classifier of {made.num_classes:,} classes, {made.num_parameters:,} parameters")
     if made.difference is not None:
         terminal.print(f"{check}: probabilities differ by at most {made.difference:.2g} ({TOLERANCE:g} is allowed)")

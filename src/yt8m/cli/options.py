@@ -26,8 +26,23 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a s
 OnlyOption = Annotated[
     str | None, typer.Option(help="Only this kind of stage (pretrain, finetune, predict) or stage (pretrain/NAME).")
 ]
-VocabularyOption = Annotated[Path, typer.Option("--vocabulary", help="segment_vocabulary.csv.")]
-ShardsOption = Annotated[Path, typer.Option("--shards", help="Folder of the shards to predict.")]
+ModelsArgument = Annotated[
+    list[Path] | None, typer.Argument(metavar="[MODEL]...", help="Model folders of segment classifiers.")
+]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Folder of a run: its ensemble, its classes and its test shards.")
+]
+ShardsOption = Annotated[
+    Path | None,
+    typer.Option("--shards", help="Folder of the shards; by default the test shards of the run's or model's dataset."),
+]
+VocabularyOption = Annotated[
+    Path | None,
+    typer.Option("--vocabulary", help="segment_vocabulary.csv; by default the classes in the model folder."),
+]
+ThresholdOption = Annotated[
+    float, typer.Option("--threshold", min=0, max=1, help="Probability from which a concept counts as on screen.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, for scripts.")]
 AcceleratorOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WeightOption = Annotated[
@@ -47,8 +62,10 @@ TableOption = Annotated[
 TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=MAX_SEGMENTS, help="Segments to list per class.")]
 
 
-def merge_config(weights: Sequence[str] | None, overrides: Sequence[str] | None) -> MergeConfig:
-    """Settings of a merge, from `--weight` and `--set`.
+def merge_config(
+    weights: Sequence[str] | None, overrides: Sequence[str] | None, of_run: MergeConfig | None = None
+) -> MergeConfig:
+    """Settings of a merge, from `--weight` and `--set`; what they do not set is as in the ensemble of a run.
 
     Raises:
         UsageError: An option is malformed, or the settings are invalid.
@@ -56,7 +73,9 @@ def merge_config(weights: Sequence[str] | None, overrides: Sequence[str] | None)
     from yt8m.ranking.ensemble import MergeConfig
     from yt8m.settings import overridden, validated
 
-    values = overridden({"weights": _parse_weights(weights or [])}, overrides or [])
+    values = {} if of_run is None else of_run.model_dump(mode="json", include=set(MergeConfig.model_fields))
+    values["weights"] = values.get("weights", {}) | _parse_weights(weights or [])
+    values = overridden(values, overrides or [])
     return validated(MergeConfig, values, "--set")
 
 

@@ -1,5 +1,8 @@
 """Commands for prediction: predict, merge, locate."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +12,11 @@ from yt8m.cli.options import (
     AcceleratorOption,
     JsonOption,
     MergeOption,
+    ModelsArgument,
+    RunOption,
     ShardsOption,
     TableOption,
+    ThresholdOption,
     TopKOption,
     VocabularyOption,
     WeightOption,
@@ -22,9 +28,10 @@ from yt8m.ranking import MAX_SEGMENTS
 
 
 def predict(
-    models: Annotated[list[Path], typer.Argument(help="Model folders of segment classifiers.")],
-    shards: ShardsOption,
-    vocabulary: VocabularyOption,
+    models: ModelsArgument = None,
+    run_folder: RunOption = None,
+    shards: ShardsOption = None,
+    vocabulary: VocabularyOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The submission to write.")] = None,
     store: Annotated[
         Path | None,
@@ -33,6 +40,9 @@ def predict(
             help="Folder to keep all probabilities in, for `yt8m merge`: 2 bytes per segment, class and model.",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a --store that contains predictions of other models.")
+    ] = False,
     table: TableOption = None,
     weight: WeightOption = None,
     merge: MergeOption = None,
@@ -54,37 +64,46 @@ def predict(
 
     Writes the best segments of each class as a submission (--out), or keeps all probabilities (--store), so that models
     can be added and weighted later without predicting again, or both. An interrupted prediction resumes with the same
-    command. With torchrun, several processes share the work; the result is the same.
+    command. With torchrun, several processes share the work; the result is the same. With --run, the models are merged as
+    in the run.
 
     ```sh
-    yt8m predict runs/demo/finetune/*/model --out submission.csv \
-        --shards data/segment/test --vocabulary data/segment_vocabulary.csv
-    yt8m predict runs/demo/finetune/*/model --store predictions \
-        --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+    yt8m predict --run build/demo/run --out submission.csv
+    yt8m predict runs/a/finetune/*/model --store predictions --shards data/segment/test
     ```
     """
+    from yt8m.runs.finished import ensemble_of_run, origin_of
     from yt8m.runs.predicting import PredictionOutputs, predict_folders
     from yt8m.runtime.machine import MachineConfig
     from yt8m.settings import validated
 
     if out is None and store is None and table is None:
         raise UsageError("There is nothing to write: give --out (a submission), --store or --table.")
-    shifts = sorted(set(shift or [0]))
+    _require_models_or_run("predict", models, run_folder)
+    of_run = None if run_folder is None else ensemble_of_run(run_folder)
+    folders: Sequence[Path] | dict[str, Path] = (models or []) if of_run is None else of_run.folders
+    shifts = sorted(set(shift or ([0] if of_run is None else of_run.settings.shifts)))
     machine = validated(
         MachineConfig, {"accelerator": accelerator, "precision": precision}, "--accelerator, --precision"
     )
-    outputs = PredictionOutputs(out, table, store, top_k)
-    config = merge_config(weight, merge)
-    names = predict_folders(models, load_catalog(shards), vocabulary, config, outputs, machine, shifts)
+    outputs = PredictionOutputs(out, table, store, top_k, overwrite)
+    config = merge_config(weight, merge, None if of_run is None else of_run.settings)
+    origin = origin_of(folders.values() if isinstance(folders, dict) else folders, run_folder)
+    classes, catalog = origin.find_classes(vocabulary), load_catalog(origin.find_shards(shards))
+    names = predict_folders(folders, catalog, classes, config, outputs, machine, shifts)
     for path, what in ((store, "probabilities"), (out, "submission"), (table, "table")):
         if path is not None and names is not None:
             console_beside(out, table).print(f"{path}: {what} of {', '.join(names)}")
 
 
 def merge(
-    predictions: Annotated[list[Path], typer.Argument(help="Folders of stored predictions.")],
-    shards: ShardsOption,
-    vocabulary: VocabularyOption,
+    predictions: Annotated[
+        list[Path] | None, typer.Argument(metavar="[STORE]...", help="Folders of stored predictions.")
+    ] = None,
+    run_folder: RunOption = None,
+    shards: ShardsOption = None,
+    vocabulary: VocabularyOption = None,
+    *,
     out: Annotated[Path, typer.Option("--out", help="The submission to write.")],
     table: TableOption = None,
     weight: WeightOption = None,
@@ -93,37 +112,39 @@ def merge(
 ) -> None:
     r"""Merge stored predictions into a submission: the best segments of every class.
 
-    The result is bit-identical to predicting with all the models together.
+    The result is bit-identical to predicting with all the models together. With --run, the models of a run's ensemble are
+    merged as in the run, if its recipe had `ensemble.store: true`.
 
     ```sh
-    yt8m merge predictions --shards data/segment/test --vocabulary data/segment_vocabulary.csv --out submission.csv
-    yt8m merge a b --weight best=2 --set method=geometric --out submission.csv \
-        --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+    yt8m merge predictions --out submission.csv
+    yt8m merge a b --weight best=2 --set method=geometric --out submission.csv
+    yt8m merge --run runs/a --set method=geometric --out submission.csv
     ```
     """
+    from yt8m.runs.finished import ensemble_of_run, origin_of_stores, store_of_run
     from yt8m.runs.predicting import PredictionOutputs, merge_stores
 
-    config = merge_config(weight, overrides)
-    names = merge_stores(
-        predictions, load_catalog(shards), vocabulary, config, PredictionOutputs(out, table, None, top_k)
-    )
+    if bool(predictions) == (run_folder is not None):
+        raise UsageError("yt8m merge needs either folders of stored predictions, or --run DIR, the folder of a run.")
+    of_run = None if run_folder is None else ensemble_of_run(run_folder)
+    folders = (predictions or []) if run_folder is None else [store_of_run(run_folder)]
+    config = merge_config(weight, overrides, None if of_run is None else of_run.settings)
+    origin = origin_of_stores(folders)
+    classes, catalog = origin.find_classes(vocabulary), load_catalog(origin.find_shards(shards))
+    outputs = PredictionOutputs(out, table, None, top_k)
+    members = None if of_run is None else of_run.members
+    names = merge_stores(folders, catalog, classes, config, outputs, members)
     console_beside(out, table).print(f"{out}: {config.method} mean of {len(names)} models ({', '.join(names)})")
 
 
 def locate(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="The id of a video, or a shard.")],
-    vocabulary: VocabularyOption,
-    models: Annotated[list[Path] | None, typer.Argument(help="Model folders of segment classifiers.")] = None,
-    run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Folder of a run, instead of models: the ensemble of its recipe.")
-    ] = None,
-    shards: Annotated[
-        Path | None, typer.Option("--shards", help="Folder of the shards that contain the video.")
-    ] = None,
+    models: ModelsArgument = None,
+    run_folder: RunOption = None,
+    shards: ShardsOption = None,
+    vocabulary: VocabularyOption = None,
     top: Annotated[int, typer.Option(min=1, help="Concepts to show, the most probable first.")] = 10,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability from which a concept counts as on screen.")
-    ] = 0.5,
+    threshold: ThresholdOption = 0.5,
     limit: Annotated[int, typer.Option(min=1, help="Videos of a shard to show.")] = 3,
     picture: Annotated[
         Path | None, typer.Option("--svg", help="Also write the timelines as an SVG of 80 columns.")
@@ -137,30 +158,30 @@ def locate(
     --threshold. Several models are averaged. All segments are shown; a dashed axis marks those that are never rated.
 
     ```sh
-    yt8m locate SjJ3 --run runs/demo --shards data/segment/test --vocabulary data/segment_vocabulary.csv
-    yt8m locate test0000.tfrecord runs/demo/finetune/*/model --vocabulary data/segment_vocabulary.csv
+    yt8m locate SjJ3 --run runs/a
+    yt8m locate SjJ3 runs/a/finetune/*/model --shards data/segment/test
+    yt8m locate test0000.tfrecord --run runs/a
     ```
     """
     from yt8m.dataset.frames import FrameReader
     from yt8m.dataset.layout import is_shard_name
     from yt8m.locate.locate import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
     from yt8m.locate.timeline import write_svg
+    from yt8m.runs.finished import ensemble_of_run, origin_of
     from yt8m.runtime.console import err, out
-    from yt8m.vocabulary import Vocabulary
 
-    if bool(models) == (run_folder is not None):
-        raise UsageError("yt8m locate needs either model folders, or --run DIR, the folder of a run with an ensemble.")
-    classes = Vocabulary.load(vocabulary)
+    _require_models_or_run("locate", models, run_folder)
+    folders = (models or []) if run_folder is None else ensemble_of_run(run_folder).folders.values()
+    origin = origin_of(folders, run_folder)
+    classes = origin.find_classes(vocabulary)
     is_shard = is_shard_name(Path(video).name) or (shards is None and Path(video).is_file())
     if is_shard:
         reader = read_shard(Path(video))
         print_problems(reader.catalog)
         rows = list(range(min(limit, len(reader.catalog))))
-    elif shards is not None:
-        reader = FrameReader(load_catalog(shards))
-        rows = [find_video(reader.catalog, video)]
     else:
-        raise UsageError(f"{video}: give --shards DIR, the folder of the video's shard; or a shard instead of an id.")
+        reader = FrameReader(load_catalog(origin.find_shards(shards)))
+        rows = [find_video(reader.catalog, video)]
     ensemble = (
         load_ensemble(models or [], classes, accelerator)
         if run_folder is None
@@ -178,3 +199,11 @@ def locate(
         err.print(f"\n... and {counted(num_others, 'more video')}; --limit shows more")
     if picture is not None:
         write_svg(picture, shown, f"yt8m locate {Path(video).name}")
+
+
+def _require_models_or_run(command: str, models: Sequence[Path] | None, run_folder: Path | None) -> None:
+    """UsageError unless either models or a run is given."""
+    if bool(models) == (run_folder is not None):
+        raise UsageError(
+            f"yt8m {command} needs either model folders, or --run DIR, the folder of a run with an ensemble."
+        )

@@ -29,6 +29,7 @@ from yt8m.import_2019.weights import check_values, convert_tensors, expected_ten
 from yt8m.models.classifier import Classifier, Kind
 from yt8m.models.saved import CLASSIFIERS, check_tensors, load_model, save_model
 from yt8m.settings import read_yaml
+from yt8m.vocabulary import Vocabulary
 
 
 def read_model(folder: Path) -> Classifier:
@@ -77,7 +78,13 @@ class ImportedModel:
 
 
 def import_model(
-    folder: Path, out: Path, *, vocabulary_digest: str, num_classes: int, example: Path | None = None
+    folder: Path,
+    out: Path,
+    *,
+    vocabulary_digest: str,
+    num_classes: int,
+    classes: Vocabulary | None = None,
+    example: Path | None = None,
 ) -> ImportedModel:
     """Write a model folder from the folder of a 2019 model.
 
@@ -86,6 +93,7 @@ def import_model(
         out: The model folder to write; it must not exist.
         vocabulary_digest: `Vocabulary.digest` of the model's classes.
         num_classes: Size of that vocabulary.
+        classes: The vocabulary itself, if it is at hand.
         example: Predictions of the original (`read_example`), which the written model is compared with.
 
     Raises:
@@ -110,6 +118,7 @@ def import_model(
             unfinished,
             model,
             vocabulary_digest=vocabulary_digest,
+            classes=classes,
             provenance={"imported_from": f"{folder.resolve().name}/{WEIGHTS_NAME}", "sha256": digest},
         )
         if expected is not None:

@@ -13,7 +13,7 @@ unless MKL_CBWR=AUTO,STRICT, which `yt8m.runtime.environment` sets before torch 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -133,12 +133,15 @@ class FoldedClassifier:
 
 
 def load_folded(
-    folders: Iterable[Path], vocabulary_digest: str, device: torch.device, dtype: torch.dtype = torch.float32
+    folders: Sequence[Path] | Mapping[str, Path],
+    vocabulary_digest: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, FoldedClassifier]:
-    """Load and fold model folders, by the names in their provenance.
+    """Load and fold model folders.
 
     Args:
-        folders: Model folders.
+        folders: Model folders by name, or without names: then those in their provenance are used.
         vocabulary_digest: Digest of the vocabulary in use.
         device: Device.
         dtype: Type of the matrix products.
@@ -149,10 +152,15 @@ def load_folded(
     """
     models: dict[str, FoldedClassifier] = {}
     encoders: dict[str, FoldedEncoder] = {}
-    for folder in folders:
-        name = str(read_description(folder).provenance.get("name", folder.name))
-        if name in models:
-            raise UsageError(f"{folder}: a model named {name!r} is already among the others.")
+    if not isinstance(folders, Mapping):
+        named: dict[str, Path] = {}
+        for folder in folders:
+            name = str(read_description(folder).provenance.get("name", folder.name))
+            if name in named:
+                raise UsageError(f"{folder}: a model named {name!r} is already among the others.")
+            named[name] = folder
+        folders = named
+    for name, folder in folders.items():
         # Folded one by one, so that their weights are not in memory twice.
         model = load_model(folder, vocabulary_digest=vocabulary_digest)
         models[name] = FoldedClassifier(model, device, dtype, encoders)

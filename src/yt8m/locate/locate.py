@@ -22,12 +22,10 @@ from yt8m.locate.timeline import THRESHOLD, Timeline
 from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.ensemble import MergeConfig, Merger
-from yt8m.runs.recipe import RECIPE_FILE, read_recipe
-from yt8m.runs.stages import read_record
+from yt8m.runs.finished import ensemble_of_run
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
 from yt8m.shards.records import SEGMENT_SECONDS
-from yt8m.training.loop import MODEL_FOLDER
 from yt8m.vocabulary import Vocabulary
 
 
@@ -67,7 +65,7 @@ def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: 
 
 
 def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
-    """Load the ensemble of a run's folder, merged as in its recipe.
+    """Load the ensemble of a run's folder, merged as its prediction was, or will be by its recipe.
 
     The mean of ranks is replaced by the arithmetic mean, because ranks are defined only among all segments of a test set.
 
@@ -76,22 +74,12 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     Raises:
         UsageError: It is not the folder of a run, or a model of the ensemble is not trained.
     """
-    recipe_file = run / RECIPE_FILE
-    if not recipe_file.is_file():
-        raise UsageError(f"{run}: is not the folder of a run (it has no {RECIPE_FILE}); `yt8m run` makes one.")
-    recipe = read_recipe(recipe_file)
-    settings, members = recipe.ensemble, recipe.ensemble_models
-    if settings.find_weights:
-        record = read_record(run / "predict")
-        settings = settings.model_copy(update={"weights": {} if record is None else record.ensemble_weights})
+    found = ensemble_of_run(run)
+    settings = found.settings
     if settings.method == "rank":
         settings = settings.model_copy(update={"method": "arithmetic"})
-    folders = [run / "finetune" / name / MODEL_FOLDER for name in members]
-    folders += [
-        Path(recipe.trained_models.get(name, run / "pretrain" / name / MODEL_FOLDER)) for name in settings.video_models
-    ]
-    models = load_folded(folders, vocabulary.digest, _device(accelerator))
-    return Ensemble(models, Merger(settings, members), settings.shifts)
+    models = load_folded(found.folders, vocabulary.digest, _device(accelerator))
+    return Ensemble(models, Merger(settings, found.members), settings.shifts)
 
 
 def _device(accelerator: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Model folders: `config.yaml` describes a network and its origin, `model.safetensors` contains its weights.
 
-The two files suffice to rebuild the model. Loading neither imports training code nor unpickles anything.
+The two files suffice to rebuild the model; `segment_vocabulary.csv` lists the ids and names of its classes, where they are
+known. Loading neither imports training code nor unpickles anything.
 """
 
 import os
@@ -29,6 +30,7 @@ from yt8m.models.classifier import (
     VideoClassifierConfig,
 )
 from yt8m.settings import Settings, read_yaml, to_yaml, validated
+from yt8m.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
@@ -66,6 +68,7 @@ def save_model(
     model: Classifier,
     *,
     vocabulary_digest: str,
+    classes: Vocabulary | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
 ) -> None:
     """Write a model folder atomically; an existing folder of that name is replaced.
@@ -74,6 +77,7 @@ def save_model(
         folder: The model folder to write.
         model: The classifier itself, not a compiled or distributed wrapper of it.
         vocabulary_digest: `Vocabulary.digest` of the model's classes.
+        classes: The classes themselves, where their names are known.
         provenance: Origin of the weights (name, step, metrics, seed), as plain values.
 
     Raises:
@@ -94,6 +98,8 @@ def save_model(
         # Written by Python, since safetensors does not report a full disk as an OSError.
         _write(unfinished / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt"}))
         _write(unfinished / CONFIG_NAME, to_yaml(description).encode())
+        if classes is not None:
+            classes.save(unfinished)
 
 
 def read_description(folder: Path) -> ModelDescription:
@@ -118,11 +124,13 @@ def read_description(folder: Path) -> ModelDescription:
     return validated(ModelDescription, values, str(path))
 
 
-def load_model(folder: Path, *, vocabulary_digest: str | None = None, device: torch.device | str = "cpu") -> Classifier:
+def load_model(
+    folder: Path | str, *, vocabulary_digest: str | None = None, device: torch.device | str = "cpu"
+) -> Classifier:
     """Load a model from its folder, in eval mode.
 
     Args:
-        folder: A model folder.
+        folder: A model folder, as a path or a string.
         vocabulary_digest: Digest of the vocabulary in use; None to accept any.
         device: Device of the weights.
 
@@ -130,6 +138,7 @@ def load_model(folder: Path, *, vocabulary_digest: str | None = None, device: to
         UsageError: There is no such model folder, its `config.yaml` is not valid, or the model has another vocabulary.
         Yt8mError: The weights cannot be read, or do not fit the network.
     """
+    folder = Path(folder)
     description = read_description(folder)
     if vocabulary_digest is not None and description.vocabulary != vocabulary_digest:
         raise UsageError(

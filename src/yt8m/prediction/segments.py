@@ -40,6 +40,26 @@ def segment_hashes(
 
 
 @dataclass(frozen=True, eq=False)
+class ListedSegments:
+    """Segments of one class with their probabilities.
+
+    Args:
+        video_ids: Ids of videos, those of other classes among them.
+        rows: Position of each segment's video in `video_ids`, int32 (n,).
+        start_seconds: Start of each segment, int32 (n,).
+        probabilities: From 0 to 1, float32 (n,).
+    """
+
+    video_ids: Sequence[str]
+    rows: NDArray[np.int32]
+    start_seconds: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Segments to predict and rank.
 

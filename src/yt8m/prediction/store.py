@@ -2,7 +2,8 @@
 
 A store is a folder with `predictions.yaml` (models, catalog, vocabulary, shapes) and two files per model: `NAME.npy`, the
 16-bit codes of its probabilities (see `quantization`), uint16 (C, S), class by class, as ranking reads them; and
-`NAME.crc.npy`, a CRC32C of each class in each block of segments, checked when codes are read.
+`NAME.crc.npy`, a CRC32C of each class in each block of segments, checked when codes are read. `segment_vocabulary.csv`
+lists the classes.
 
 While it is written, the folder is `FOLDER.unfinished`, without `predictions.yaml`; `done.npy` lists the blocks that are on
 the disk. A later process continues with the other blocks, and the folder is renamed when all are there. Codes that were
@@ -56,6 +57,8 @@ class StoreIndex(Settings):
     """Digest of the vocabulary."""
     catalog: str
     """Digest of the catalog."""
+    shards: str = ""
+    """Folder of the shards, as an absolute path; it does not decide whether predictions can be resumed."""
     num_segments: int = Field(ge=1)
     """S."""
     num_classes: int = Field(ge=1)
@@ -78,6 +81,7 @@ class StoreIndex(Settings):
         catalog: str,
         shifts: Sequence[int],
         precision: str,
+        shards: Path | None = None,
     ) -> Self:
         """Make the index of a store of some models' predictions; see the fields."""
         model = next(iter(models.values()))
@@ -85,12 +89,17 @@ class StoreIndex(Settings):
             models={name: StoredModel(kind=model.kind, digest=model.digest) for name, model in models.items()},
             vocabulary=vocabulary,
             catalog=catalog,
+            shards="" if shards is None else str(shards.resolve()),
             num_segments=len(segments),
             num_classes=model.num_classes,
             shifts=list(shifts),
             precision=precision,
             device=model.device.type,
         )
+
+    def same_predictions(self, other: "StoreIndex") -> bool:
+        """Whether another store has the same predictions, wherever their shards are."""
+        return self.model_copy(update={"shards": other.shards}) == other
 
     @property
     def num_blocks(self) -> int:

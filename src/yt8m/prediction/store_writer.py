@@ -238,7 +238,7 @@ class StoreWriter:
 def _has_index(path: Path, index: StoreIndex) -> bool:
     """Whether a file contains this index."""
     try:
-        return bool(validated(StoreIndex, read_yaml(path), str(path)) == index)
+        return validated(StoreIndex, read_yaml(path), str(path)).same_predictions(index)
     except UsageError:
         return False
 

@@ -22,11 +22,11 @@ from yt8m.runs.training import load_base, load_segment_model
 from yt8m.runtime.progress import track
 from yt8m.runtime.stopping import StopRequest
 from yt8m.scoring.scores import SCORES_FILE, ScoreRow, read_scores
-from yt8m.submission.table import write_table
+from yt8m.submission.table import TABLE_FILE, write_table
 from yt8m.submission.writing import write_submission
+from yt8m.training.loop import MODEL_FOLDER
 
 SUBMISSION_FILE = "submission.csv"
-TABLE_FILE = "segments.parquet"
 STORE_FOLDER = "store"
 
 
@@ -85,7 +85,13 @@ def predict(stage: RunStage) -> RunScores | None:
     kinds = {name: recipe.segment_models[name].kind for name in context.predicted_models}
     specs = ranking_specs(kinds, ensemble, recipe.ensemble_models, context.compares)
     index = StoreIndex.of(
-        models, segments, vocabulary.digest, reader.catalog.digest, ensemble.shifts, recipe.machine.precision
+        models,
+        segments,
+        vocabulary.digest,
+        reader.catalog.digest,
+        ensemble.shifts,
+        recipe.machine.precision,
+        reader.catalog.folder,
     )
     needs_store = ensemble.store or any(spec.merger and spec.merger.needs_all_segments for spec in specs)
     with StopRequest(fabric) as stop:
@@ -105,14 +111,26 @@ def predict(stage: RunStage) -> RunScores | None:
     write_table(table, rankings[-1], vocabulary)
     if (merger := specs[-1].merger) is not None:
         write_timeline(folder / "timeline.png", work, merger, context.truth, vocabulary)
-    if not ensemble.store and store_folder.is_dir():
+    if ensemble.store:
+        vocabulary.save(store_folder)
+    elif store_folder.is_dir():
         shutil.rmtree(store_folder)
     remove_partial_rankings(folder)
     rows = score_rankings(folder, specs, rankings, context.truth, recipe.top_k, vocabulary, context.progress)
     seconds = time.monotonic() - started
-    stage.finish(seconds, num_segments=len(segments), ensemble_weights=weights)
+    stage.finish(seconds, num_segments=len(segments), ensemble_weights=weights, models=_model_folders(stage))
     context.report(f"predict: {len(segments):,} segments with {len(models)} models, {seconds:.0f} s")
     return RunScores(rows, len(segments))
+
+
+def _model_folders(stage: RunStage) -> dict[str, str]:
+    """Folders of the ensemble's models by name, relative to the run's where they are in it."""
+    recipe = stage.recipe
+    folders = {name: f"finetune/{name}/{MODEL_FOLDER}" for name in recipe.ensemble_models}
+    for name in recipe.ensemble.video_models:
+        trained = recipe.trained_models.get(name)
+        folders[name] = f"pretrain/{name}/{MODEL_FOLDER}" if trained is None else str(Path(trained).resolve())
+    return folders
 
 
 def _found_weights(stage: RunStage, models: Mapping[str, FoldedClassifier]) -> dict[str, float]:

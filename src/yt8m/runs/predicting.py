@@ -15,7 +15,7 @@ from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.prediction.passes import PredictionPass, ProcessGroup, store_predictions
 from yt8m.prediction.predict import NO_SHIFT, segments_of
 from yt8m.prediction.segments import Segments
-from yt8m.prediction.store import Store, StoreIndex
+from yt8m.prediction.store import INDEX_FILE, Store, StoreIndex
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec, rank_segments, rank_stored
@@ -40,12 +40,14 @@ class PredictionOutputs:
         table: The ranking as a Parquet table.
         store: Folder for all probabilities.
         top_k: Segments to list per class.
+        overwrite: Whether to replace a store of other predictions.
     """
 
     submission: Path | None
     table: Path | None = None
     store: Path | None = None
     top_k: int = MAX_SEGMENTS
+    overwrite: bool = False
 
     @property
     def paths(self) -> list[Path]:
@@ -82,9 +84,9 @@ def shared_pass(
 
 
 def predict_folders(
-    folders: Sequence[Path],
+    folders: Sequence[Path] | Mapping[str, Path],
     catalog: Catalog,
-    vocabulary: Path,
+    classes: Vocabulary,
     config: MergeConfig,
     outputs: PredictionOutputs,
     machine: MachineConfig,
@@ -95,9 +97,9 @@ def predict_folders(
     Several processes share the work. An interrupted prediction resumes with the same call.
 
     Args:
-        folders: Model folders; video classifiers are merged only if the config uses them.
+        folders: Model folders, by name or not (see `load_folded`); video classifiers are merged only if the config uses them.
         catalog: The videos.
-        vocabulary: `segment_vocabulary.csv`.
+        classes: Classes of the models.
         config: How to merge the models.
         outputs: The files to write.
         machine: Devices and precision.
@@ -111,7 +113,6 @@ def predict_folders(
             missing model.
         Interrupted: The processes received a signal to stop.
     """
-    classes = Vocabulary.load(vocabulary)
     fabric = make_fabric(machine)
     models = load_folded(folders, classes.digest, fabric.device, machine.matmul_dtype)
     output = outputs.submission or outputs.table
@@ -123,7 +124,9 @@ def predict_folders(
             raise UsageError("The mean of ranks needs all probabilities at once; store them (--store) as well.")
     reader = FrameReader(catalog)
     segments = segments_of(reader)
-    index = StoreIndex.of(models, segments, classes.digest, catalog.digest, shifts, machine.precision)
+    index = StoreIndex.of(models, segments, classes.digest, catalog.digest, shifts, machine.precision, catalog.folder)
+    if outputs.store is not None and not outputs.overwrite:
+        _refuse_to_replace(outputs.store, index)
     # One process holds the locks for all.
     with outputs.locked() if fabric.is_global_zero else nullcontext(), StopRequest(fabric) as stop:
         work = shared_pass(fabric, stop, reader, segments, models, shifts)
@@ -141,7 +144,9 @@ def predict_folders(
                 [RankingSpec("ensemble", "mixture", merger)],
                 outputs.top_k,
                 folder,
-                fingerprint([index.model_dump(mode="json"), config.model_dump(mode="json"), outputs.top_k]),
+                fingerprint(
+                    [index.model_dump(mode="json", exclude={"shards"}), config.model_dump(mode="json"), outputs.top_k]
+                ),
                 store=None if outputs.store is None else (outputs.store, index),
             )
             if rankings is not None:
@@ -149,21 +154,41 @@ def predict_folders(
                 remove_partial_rankings(folder)
         elif outputs.store is not None:
             store_predictions(work, outputs.store, index)
+    if outputs.store is not None and fabric.is_global_zero:
+        classes.save(outputs.store)
     fabric.barrier()
     return list(models) if fabric.is_global_zero else None
 
 
+def _refuse_to_replace(folder: Path, index: StoreIndex) -> None:
+    """Refuse to replace stored predictions by other ones; UsageError."""
+    if not (folder / INDEX_FILE).is_file():
+        return
+    stored = Store.open(folder).index
+    if not stored.same_predictions(index):
+        raise UsageError(
+            f"{folder}: contains predictions already, of {', '.join(stored.models)}; give another folder (`yt8m merge` "
+            "merges several), or --overwrite to replace them."
+        )
+
+
 def merge_stores(
-    folders: Sequence[Path], catalog: Catalog, vocabulary: Path, config: MergeConfig, outputs: PredictionOutputs
+    folders: Sequence[Path],
+    catalog: Catalog,
+    classes: Vocabulary,
+    config: MergeConfig,
+    outputs: PredictionOutputs,
+    members: Sequence[str] | None = None,
 ) -> list[str]:
     """Merge all models of some stores into a submission.
 
     Args:
         folders: Stores, of the same catalog and vocabulary.
         catalog: The videos predicted.
-        vocabulary: `segment_vocabulary.csv`.
+        classes: Classes of the models.
         config: How to merge the models.
         outputs: The files to write.
+        members: Segment models to merge; all of them by default.
 
     Returns:
         Names of the segment models merged.
@@ -172,14 +197,26 @@ def merge_stores(
         UsageError: A store is of other videos or classes, two models have the same name, or the config names a missing
             model.
     """
-    classes = Vocabulary.load(vocabulary)
+    segments, stores = open_stores(folders, catalog, classes)
+    merger = merger_of_stores(stores, config, members)
+    with outputs.locked():
+        outputs.write(rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge"), classes)
+    return merger.segment_models
+
+
+def open_stores(folders: Sequence[Path], catalog: Catalog, classes: Vocabulary) -> tuple[Segments, dict[str, Store]]:
+    """Open stores of the same videos and classes: their segments, and the store of each model by name.
+
+    Raises:
+        UsageError: A store is of other videos or classes, or two models have the same name.
+    """
     segments = segments_of(FrameReader(catalog))
     stores: dict[str, Store] = {}
     for folder in folders:
         store = Store.open(folder)
         index = store.index
         if index.vocabulary != classes.digest:
-            raise UsageError(f"{folder}: was predicted with another vocabulary than {vocabulary}.")
+            raise UsageError(f"{folder}: was predicted with another vocabulary than the one in use.")
         if index.catalog != catalog.digest:
             raise UsageError(f"{folder}: was predicted from other videos than those of {catalog.folder}.")
         if (index.num_segments, index.num_classes) != (len(segments), len(classes)):
@@ -191,11 +228,15 @@ def merge_stores(
             if name in stores:
                 raise UsageError(f"{folder}: a model named {name!r} is in {stores[name].folder} already.")
             stores[name] = store
+    return segments, stores
+
+
+def merger_of_stores(stores: Mapping[str, Store], config: MergeConfig, members: Sequence[str] | None = None) -> Merger:
+    """A merger of stored models; see `merge_stores`."""
     kinds = {name: store.index.models[name].kind for name, store in stores.items()}
-    merger = _make_merger(config, kinds, allow_unused=True)
-    with outputs.locked():
-        outputs.write(rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge"), classes)
-    return merger.segment_models
+    if members is not None:
+        kinds = {name: kind for name, kind in kinds.items() if kind == "video" or name in members}
+    return _make_merger(config, kinds, allow_unused=True)
 
 
 def _make_merger(config: MergeConfig, kinds: Mapping[str, str], allow_unused: bool) -> Merger:

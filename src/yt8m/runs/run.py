@@ -1,5 +1,6 @@
 """Run a recipe: its stages in order, each into its own folder; finished ones are skipped."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from yt8m.dataset.labels import fold_of_videos
@@ -56,17 +57,19 @@ class Run:
         if not chosen:
             known = [*PARTS_NEEDED, *(stage.path for stage in stages)]
             raise UsageError(f"The recipe has no stage {only!r}{did_you_mean(str(only), known)}.")
-        if not self.context.fabric.is_global_zero:
-            return self._run_stages(chosen)
-        with locked(self.out):
-            clear_all_leftovers(self.out)
-            with written_atomically(self.out / RECIPE_FILE) as temporary:
-                temporary.write_text(to_yaml(self.recipe), encoding="utf-8")
+        # One process holds the lock for all.
+        with locked(self.out) if self.context.fabric.is_global_zero else nullcontext():
+            if self.context.fabric.is_global_zero:
+                clear_all_leftovers(self.out)
+            self._check_data(chosen[-1].kind)
+            # With `only`, the recipe of the other stages stays; a stage's own record has the settings that it was made with.
+            if self.context.fabric.is_global_zero and (only is None or not (self.out / RECIPE_FILE).exists()):
+                with written_atomically(self.out / RECIPE_FILE) as temporary:
+                    temporary.write_text(to_yaml(self.recipe), encoding="utf-8")
             return self._run_stages(chosen)
 
     def _run_stages(self, stages: list[RunStage]) -> RunScores | None:
         """Run some stages, on this process."""
-        self._check_data(stages[-1].kind)
         scores = None
         for stage in stages:
             scores = self._run_stage(stage)

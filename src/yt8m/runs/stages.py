@@ -56,6 +56,10 @@ class StageRecord(Settings):
     """Segments predicted."""
     ensemble_weights: dict[str, float] = Field(default_factory=dict)
     """Weights found for the models of the ensemble, by name."""
+    data: str = ""
+    """Dataset folder, as an absolute path."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """Folders of the models that prediction used, by name: relative to the run's folder, or absolute."""
     time: str = ""
     """When this was written, ISO 8601, UTC."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -251,6 +255,7 @@ class RunStage(Stage):
         metrics: dict[str, float] | None = None,
         num_segments: int | None = None,
         ensemble_weights: dict[str, float] | None = None,
+        models: dict[str, str] | None = None,
     ) -> None:
         """Record that the stage is finished, and its figures (see `StageRecord`); one process calls this."""
         self._write(
@@ -261,12 +266,14 @@ class RunStage(Stage):
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
                 num_segments=num_segments,
                 ensemble_weights=ensemble_weights or {},
+                models=models or {},
             )
         )
 
     def _write(self, record: StageRecord) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        values = record.model_copy(update={"time": now, "settings": self.settings}).model_dump(exclude_none=True)
+        places = {"data": str(self.context.data.resolve()), "time": now, "settings": self.settings}
+        values = record.model_copy(update=places).model_dump(exclude_none=True)
         with written_atomically(self.folder / STAGE_FILE) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -74,6 +74,7 @@ class _ClassifierTask:
             folder,
             model,
             vocabulary_digest=self.vocabulary.digest,
+            classes=self.vocabulary,
             provenance={**self.provenance, "step": step, "metrics": dict(metrics)},
         )
 

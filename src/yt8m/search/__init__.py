@@ -1,0 +1,1 @@
+"""Search: the moments of all videos at which a concept appears."""

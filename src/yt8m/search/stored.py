@@ -1,0 +1,50 @@
+"""Search stored predictions: all segments, with the mean of the stored segment models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from yt8m.dataset.catalog import Catalog
+from yt8m.prediction.segments import ListedSegments, Segments
+from yt8m.prediction.store import Store
+from yt8m.ranking.ensemble import MergeConfig, Merger
+from yt8m.runs.predicting import merger_of_stores, open_stores
+from yt8m.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSegments:
+    """Segments of a store, to read class by class.
+
+    Args:
+        vocabulary: Their classes.
+        all_segments: The segments.
+        stores: Store of each model, by name.
+        merger: Merges the models.
+    """
+
+    vocabulary: Vocabulary
+    all_segments: Segments
+    stores: Mapping[str, Store]
+    merger: Merger
+
+    @classmethod
+    def open(cls, folder: Path, catalog: Catalog, vocabulary: Vocabulary) -> Self:
+        """Open a store.
+
+        Raises:
+            UsageError: It is not a store, of other videos or classes, or has no segment model.
+        """
+        segments, stores = open_stores([folder], catalog, vocabulary)
+        return cls(vocabulary, segments, stores, merger_of_stores(stores, MergeConfig()))
+
+    def segments(self, class_index: int) -> ListedSegments:
+        """All segments with their probabilities of a class.
+
+        Raises:
+            Yt8mError: A file is damaged.
+        """
+        codes = {name: self.stores[name].codes(name, class_index) for name in self.merger.models}
+        segments = self.all_segments
+        return ListedSegments(segments.video_ids, segments.rows, segments.start_seconds, self.merger(codes))
