@@ -131,6 +131,108 @@ def test_merged_stores_of_single_models_give_the_submission_of_all(
     assert {label: segments[:9] for label, segments in alone.items()} == found
 
 
+# --- What models, runs and stores record -------------------------------------------------------------------------------
+
+
+def test_a_run_its_models_and_their_stores_know_classes_and_shards(
+    tmp_path: Path, finished_run: FinishedRun, models: list[object], tiny_dataset: Path
+) -> None:
+    expected = (finished_run.out / "submission.csv").read_bytes()
+    cpu = ["--accelerator", "cpu"]
+    shown = succeeds("predict", "--run", finished_run.out, *cpu, "--out", tmp_path / "run.csv")
+    assert shown.out == f"{tmp_path / 'run.csv'}: submission of aware, bare\n"
+    succeeds("predict", *models, *cpu, "--out", tmp_path / "models.csv", "--store", tmp_path / "store")
+    succeeds("merge", tmp_path / "store", "--out", tmp_path / "merged.csv")
+    for name in ("run", "models", "merged"):
+        assert (tmp_path / f"{name}.csv").read_bytes() == expected, name
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[3]
+    of_run = succeeds("locate", video, "--run", finished_run.out).out
+    assert succeeds("locate", video, *models).out == of_run
+
+
+def test_a_moved_dataset_and_folders_without_classes_need_options(
+    tmp_path: Path, trained: Path, tiny_dataset: Path, places: list[object]
+) -> None:
+    out = ["--out", tmp_path / "s.csv", "--accelerator", "cpu"]
+    moved = tmp_path / "moved"
+    for path in trained.glob("*/**/stage.yaml"):
+        path.write_text(path.read_text().replace(f"data: {tiny_dataset}", f"data: {moved}"))
+    bare = trained / "finetune/bare/model"
+    sentence = (
+        f"its shards were in {moved / 'segment/test'}, where there is no such folder now; give --shards DIR, the "
+    )
+    sentence += "folder that they are in."
+    assert refused(2, "predict", "--run", trained, *out) == f"{trained}: {sentence}"
+    assert refused(2, "predict", bare, *out) == f"{bare}: {sentence}"
+    assert refused(2, "locate", "abcd", "--run", trained) == f"{trained}: {sentence}"
+    for path in trained.glob("*/*/model/segment_vocabulary.csv"):
+        path.unlink()
+    sentence = "does not list its classes; give --vocabulary FILE, the segment_vocabulary.csv of the dataset."
+    assert refused(2, "predict", "--run", trained, *places[:2], *out) == f"{trained}: {sentence}"
+    assert refused(2, "predict", bare, *places[:2], *out) == f"{bare}: {sentence}"
+    succeeds("predict", "--run", trained, *places, *out)
+    succeeds("predict", bare, *places, "--store", tmp_path / "store", "--accelerator", "cpu")
+    # An older store has neither.
+    index = tmp_path / "store/predictions.yaml"
+    index.write_text(re.sub("shards: .*\n", "", index.read_text()))
+    (tmp_path / "store/segment_vocabulary.csv").unlink()
+    store = tmp_path / "store"
+    assert refused(2, "merge", store, *places[:2], *out[:2]) == f"{store}: {sentence}"
+    assert refused(2, "merge", store, *places[2:], *out[:2]) == (
+        f"{store}: its dataset is not recorded; give --shards DIR, the folder of the shards."
+    )
+    succeeds("merge", store, *places, *out[:2])
+    assert refused(2, "search", "x", "--store", store, *places[:2]) == f"{store}: {sentence}"
+
+
+def test_predict_needs_either_models_or_a_run(finished_run: FinishedRun, models: list[object], out: Path) -> None:
+    needs = "needs either model folders, or --run DIR, the folder of a run with an ensemble."
+    assert refused(2, "predict", "--out", out) == f"yt8m predict {needs}"
+    assert refused(2, "predict", *models, "--run", finished_run.out, "--out", out) == f"yt8m predict {needs}"
+    needs = "yt8m merge needs either folders of stored predictions, or --run DIR, the folder of a run."
+    assert refused(2, "merge", "--out", out) == needs
+    sentence = refused(2, "merge", "--run", finished_run.out, "--out", out)
+    assert sentence.startswith(f"{finished_run.out}: has no stored probabilities; ")
+
+
+def test_the_ensemble_of_a_run_is_predicted_merged_and_located_as_it_was_made(
+    tmp_path: Path, trained: Path, tiny_dataset: Path, tiny_recipe: Path
+) -> None:
+    """Not as the recipe file or another stage of the run says now."""
+    weighted = ["--set", "ensemble.weights={aware: 3}", "--set", "ensemble.store=true"]
+    succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", trained, *weighted)
+    expected = (trained / "submission.csv").read_bytes()
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[3]
+    before = succeeds("locate", video, "--run", trained, "--json").out
+    recipe = trained / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("aware: 3", "aware: 0"))
+    assert succeeds("locate", video, "--run", trained, "--json").out == before
+    succeeds("merge", "--run", trained, "--out", tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == expected
+    succeeds("predict", "--run", trained, "--out", tmp_path / "again.csv", "--accelerator", "cpu")
+    assert (tmp_path / "again.csv").read_bytes() == expected
+    succeeds("merge", "--run", trained, "--weight", "aware=0", "--out", tmp_path / "other.csv")
+    assert (tmp_path / "other.csv").read_bytes() != expected
+
+
+def test_a_store_of_other_models_is_replaced_only_on_request(tmp_path: Path, models: list[object]) -> None:
+    options = ["--store", tmp_path / "store", "--accelerator", "cpu"]
+    succeeds("predict", *models, *options)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    for others in (models[:1], models[1:]):
+        sentence = refused(2, "predict", *others, *options)
+        assert sentence == (
+            f"{tmp_path / 'store'}: contains predictions already, of aware, bare; give another folder (`yt8m merge` "
+            "merges several), or --overwrite to replace them."
+        )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    succeeds("predict", *models, *options)  # the same predictions
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+    succeeds("predict", models[1], *options, "--overwrite")
+    assert not (tmp_path / "store/aware.npy").exists()
+
+
 # --- Stopped predictions ---------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,10 @@
-"""Commands for recipes: run, pretrain, finetune, estimate, find-lr, demo."""
+"""Commands for recipes: recipes, run, pretrain, finetune, estimate, find-lr, demo."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
 from tests.support.tiny_run import TINY_CLASSES, TINY_SIZES, FinishedRun
 from yt8m.runs import demo
-from yt8m.runs.recipe import read_recipe
+from yt8m.runs.recipe import read_recipe, shipped_recipe
 from yt8m.runs.run import Run
 
 # --- run, pretrain and finetune --------------------------------------------------------------------------------------
@@ -195,7 +196,14 @@ def test_demo_runs_its_recipe_on_spliced_data(
     make_tiny(monkeypatch, tiny_recipe)
     shown = succeeds("demo", tmp_path / "demo")
     assert re.search(r"│ mixture +│ mixture +│ +0\.\d{4} │ +0\.\d{4} │", shown.out)
-    assert shown.out.splitlines()[-1].endswith(f"s in total; results: {tmp_path / 'demo'}")
+    *_, total, empty, _, search, _, locate = shown.out.splitlines()
+    assert total.endswith(f"s in total; results: {tmp_path / 'demo'}")
+    assert empty == ""
+    for line, name in ((search, "search"), (locate, "locate")):
+        arguments = shlex.split(line.strip().partition("yt8m ")[2])
+        assert arguments[0] == name
+        assert arguments[2:] == ["--run", str(tmp_path / "demo/run")]
+        assert succeeds(*arguments, "--threshold", 0).out
     assert (tmp_path / "demo/run/submission.csv").is_file()
     assert shown.err.count(" of 6, ") == 2
     assert shown.err.count(" of 4, ") == 2
@@ -224,3 +232,29 @@ def test_demo_does_not_write_into_other_folders(tmp_path: Path) -> None:
     assert sentence == f"{tmp_path}: contains something other than a demo; give another folder."
     assert refused(2, "demo", tmp_path / "thesis.txt").endswith("give another folder.")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_lists_what_ships_and_prints_one() -> None:
+    shown = succeeds("recipes")
+    for name, models in (("demo", "2 + 3"), ("reproduction", "2 + 7"), ("seventh-place", "4 + 12")):
+        assert re.search(rf"^{name} +{re.escape(models)} ", shown.out, re.MULTILINE)
+    assert "646,000" in shown.out
+    listed = json.loads(succeeds("recipes", "--json").out)
+    assert list(listed) == ["demo", "reproduction", "seventh-place"]
+    assert listed["demo"]["base_models"] == 2
+    assert listed["demo"]["steps"] == 2 * 1500 + 2 * 300 + 1200
+    for name in listed:
+        assert succeeds("recipes", name).out == shipped_recipe(name).read_text()
+    assert refused(2, "recipes", "seventh") == "There is no recipe 'seventh' (did you mean 'seventh-place'?)."
+
+
+def test_the_path_of_a_shipped_recipe_that_is_not_there_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(2, "run", "recipes/demo.yaml", "--data", tiny_dataset, "--out", "out")
+    assert sentence == "recipes/demo.yaml: there is no such recipe; `demo` alone is the one that ships with yt8m."
+    assert refused(2, "run", "x/y.yaml", "--data", tiny_dataset, "--out", "out") == "x/y.yaml: there is no such recipe."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,3 +131,54 @@ def test_parameter_counts_at_paper_sizes() -> None:
     assert count(nextvlad) == cut + gate(2048, 512) + mixture == 32_572_293
     assert count(aware_nextvlad) == 2 * cut + gate(2048, 512) + fusion + mixture == 65_328_997
     assert count(aware_dbof) == dbof_encoder + cut + fusion + mixture == 68_800_389
+
+
+# --- Probabilities from arrays ----------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_logits_for_arrays_and_tensors() -> None:
+    frames, lengths = random_frames(3, 11), torch.tensor([11, 4, 9])
+    for model in (video_classifier(DBOF), ContextAgnosticClassifier.from_video_classifier(video_classifier(NEXTVLAD))):
+        model.eval()
+        expected = torch.sigmoid(model(frames, lengths)).detach()
+        model.train()
+        for given in (frames, frames.numpy()):
+            for counts in (lengths, lengths.numpy(), [11, 4, 9]):
+                found = model.probabilities(given, counts)
+                assert torch.equal(found, expected)
+                assert not found.requires_grad
+        assert model.training
+        assert torch.equal(model.probabilities(frames.numpy()), model.probabilities(frames, torch.tensor([11] * 3)))
+
+
+def test_probabilities_with_the_context_of_a_video() -> None:
+    model = aware_classifier().train()
+    video = random_frames(1, 18).numpy()
+    video.flags.writeable = False
+    segments = np.concatenate([video[:, start : start + 11] for start in (0, 5)])
+    found = model.probabilities(segments, context=model.encode_context(video))
+    assert model.training
+    assert not model.context_encoder.training
+    model.eval()
+    context = model.encode_context(torch.tensor(video), torch.tensor([18]))
+    expected = torch.sigmoid(model(torch.from_numpy(segments), torch.tensor([11, 11]), torch.cat([context, context])))
+    assert torch.equal(found, expected.detach())
+
+
+@pytest.mark.parametrize(
+    ("frames", "lengths", "error", "message"),
+    [
+        (np.zeros((1, 5, 1152), np.float32), None, TypeError, "expected frames as bytes (uint8), found torch.float32"),
+        (np.zeros((5, 1152), np.uint8), None, ValueError, "expected frames (B, T, 1152), found (5, 1152)"),
+        (np.zeros((1, 5, 1024), np.uint8), None, ValueError, "expected frames (B, T, 1152), found (1, 5, 1024)"),
+        (np.zeros((2, 5, 1152), np.uint8), [5], ValueError, "expected 2 lengths from 1 to 5, found [5]"),
+        (np.zeros((2, 5, 1152), np.uint8), [5, 6], ValueError, "expected 2 lengths from 1 to 5, found [5, 6]"),
+        (np.zeros((2, 5, 1152), np.uint8), [0, 5], ValueError, "expected 2 lengths from 1 to 5, found [0, 5]"),
+    ],
+)
+def test_frames_and_lengths_of_another_type_or_shape_are_refused(
+    frames: np.ndarray, lengths: list[int] | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        video_classifier(DBOF).probabilities(frames, lengths)
+    assert str(caught.value) == message

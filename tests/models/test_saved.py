@@ -12,10 +12,12 @@ import torch
 import yaml
 
 from tests.support.hostile_pickle import HostilePickle
+from tests.support.rankings import make_vocabulary
 from tests.support.tiny_models import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
 from yt8m.models.saved import load_model, read_description, save_model
+from yt8m.vocabulary import Vocabulary
 
 MODELS = {
     "video": lambda: video_classifier(DBOF, num_experts=2),
@@ -51,7 +53,7 @@ def test_saving_and_loading_preserves_the_model(kind: str, tmp_path: Path) -> No
     save_model(tmp_path / "model", model, vocabulary_digest="abc")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.yaml", "model.safetensors"]
     state = torch.get_rng_state()
-    loaded = load_model(tmp_path / "model", vocabulary_digest="abc")
+    loaded = load_model(str(tmp_path / "model"), vocabulary_digest="abc")
     assert torch.equal(torch.get_rng_state(), state)
     assert type(loaded) is type(model)
     assert loaded.config == model.config
@@ -59,6 +61,15 @@ def test_saving_and_loading_preserves_the_model(kind: str, tmp_path: Path) -> No
     assert not loaded.training
     assert torch.equal(logits(loaded), logits(model))
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_a_model_folder_lists_its_classes(tmp_path: Path) -> None:
+    classes = make_vocabulary(30, 7, 2, 900, 11)
+    named = Vocabulary(classes.label_ids, ("Food", "Ski, Alpine", "", "日本", 'say "x"'))
+    save_model(tmp_path / "model", MODELS["video"](), vocabulary_digest=named.digest, classes=named)
+    found = Vocabulary.load(tmp_path / "model")
+    assert (found.label_ids.tolist(), found.names, found.digest) == ([30, 7, 2, 900, 11], named.names, named.digest)
+    load_model(tmp_path / "model", vocabulary_digest=found.digest)
 
 
 def test_a_loaded_model_can_be_trained(folder: Path) -> None:

@@ -113,6 +113,24 @@ def test_a_run_of_the_saved_recipe_skips_every_stage(copy: Path, tiny_dataset: P
     assert len(skipped_stages(again.err)) == len(STAGES)
 
 
+def test_a_failing_or_partial_run_keeps_the_recipe_of_the_run(
+    copy: Path, tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    before = (copy / "recipe.yaml").read_bytes()
+    places = ["--data", tiny_dataset, "--out", copy]
+    other = ["--set", "base_models.nextvlad.training.steps=7"]
+    assert "run that stage again" in refused(2, "run", tiny_recipe, *places, *other, "--only", "predict")
+    succeeds("run", tiny_recipe, *places, *other, "--only", "pretrain/dbof")
+    assert refused(2, "run", tiny_recipe, *places, "--set", "folds=1000", "--only", "finetune/bare")
+    incomplete = tmp_path / "incomplete"
+    (incomplete / "segment").mkdir(parents=True)
+    shutil.copy(tiny_dataset / "segment_vocabulary.csv", incomplete)
+    refused(2, "run", tiny_recipe, "--data", incomplete, "--out", copy, "--set", "seed=4")
+    assert (copy / "recipe.yaml").read_bytes() == before
+    again = succeeds("run", copy / "recipe.yaml", *places)
+    assert len(skipped_stages(again.err)) == len(STAGES)
+
+
 # --- Skipping --------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Search": {"search": search.search, "locate": prediction.locate},
     "Data": {"download": data.download, "index": data.index, "describe": data.describe, "splice": data.splice},
     "Training": {
+        "recipes": training.recipes,
         "run": training.run,
         "estimate": training.estimate,
         "pretrain": training.pretrain,

@@ -1,7 +1,8 @@
-"""Commands for recipes: run, estimate, pretrain, finetune, find-lr, demo."""
+"""Commands for recipes: recipes, run, estimate, pretrain, finetune, find-lr, demo."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,54 @@ if TYPE_CHECKING:
     from yt8m.runs.run import Run
 
 
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to print.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the recipes that ship with yt8m, or print one of them, to start another from.
+
+    Steps are those of all training stages, and examples the videos or segments that they see, with repeats.
+
+    ```sh
+    yt8m recipes
+    yt8m recipes demo > my-recipe.yaml
+    ```
+    """
+    from rich.table import Table
+
+    from yt8m.runs.recipe import read_recipe, shipped_recipe, shipped_recipes
+    from yt8m.runtime.console import out
+
+    if name is not None:
+        typer.echo(shipped_recipe(name).read_text(encoding="utf-8"), nl=False)
+        return
+    found = {known: read_recipe(path) for known, path in shipped_recipes().items()}
+    rows = {}
+    for known, recipe in found.items():
+        trainings = [model.training for model in [*recipe.base_models.values(), *recipe.segment_models.values()]]
+        rows[known] = {
+            "base_models": len(recipe.base_models),
+            "segment_models": len(recipe.segment_models),
+            "steps": sum(training.steps for training in trainings),
+            "examples": sum(training.steps * training.batch_size for training in trainings),
+            "description": recipe.description,
+        }
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("recipe", "models", "steps", "examples", "description", box=None, pad_edge=False)
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for known, row in rows.items():
+        sentence = re.split(r"(?<=[.:]) ", str(row["description"]))[0].rstrip(".:")
+        models = f"{row['base_models']} + {row['segment_models']}"
+        table.add_row(known, models, f"{row['steps']:,}", f"{row['examples']:,}", sentence)
+    out.print(table)
+    out.print("models: base models + segment models. `yt8m estimate NAME` measures time and memory on this machine.")
+
+
 def run(
     recipe: RecipeArgument, data: DataOption, out: OutOption, only: OnlyOption = None, overrides: SetOption = None
 ) -> None:
@@ -29,7 +78,7 @@ def run(
     Ctrl-C and SIGTERM end training after the current step, with everything saved and exit status 75.
 
     ```sh
-    yt8m run recipes/demo.yaml --data build/spliced --out runs/demo
+    yt8m run demo --data build/demo/data --out runs/demo
     yt8m run seventh-place --data data --out runs/seventh --only pretrain/dbof-3 --set machine.precision=bf16-mixed
     ```
     """
@@ -53,7 +102,7 @@ def estimate(
 
     ```sh
     yt8m estimate seventh-place
-    yt8m estimate recipes/demo.yaml --only pretrain --set machine.compile=true
+    yt8m estimate demo --only pretrain --set machine.compile=true
     ```
     """
     from yt8m.runs.estimate import estimate as find_costs
@@ -117,7 +166,7 @@ def find_lr(
     numbers; the model's own stage does not change. For a segment model, its base models must be trained in OUT.
 
     ```sh
-    yt8m find-lr recipes/demo.yaml dbof --data build/spliced --out runs/demo
+    yt8m find-lr demo dbof --data build/demo/data --out runs/demo
     ```
     """
     from yt8m.runs import training
@@ -150,7 +199,7 @@ def demo(
     yt8m demo
     ```
     """
-    from yt8m.runs.demo import run_demo
+    from yt8m.runs.demo import next_steps, run_demo
     from yt8m.runtime.notifications import notify_when_done
 
     started = time.monotonic()
@@ -159,6 +208,7 @@ def demo(
         notification.result = _summary(done, scores)
     _print_results(done, scores)
     typer.echo(f"{time.monotonic() - started:.0f} s in total; results: {folder}")
+    typer.echo(next_steps(done.out))
 
 
 def _run(

@@ -5,12 +5,18 @@ Shapes: B videos or segments, T frames, D=1152 features, C classes.
 A video classifier is an encoder and a mixture of experts. The context-agnostic segment classifier is the same network,
 fine-tuned on the frames of segments and their margins. The context-aware one adds a second, frozen encoder of the complete
 video: `encode_context` once per video, then the forward pass for each of its segments.
+
+Training calls the models: tensors -> logits. `probabilities` is the call for everyone else: arrays or tensors ->
+probabilities, in eval mode and without gradient.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import ArrayLike
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,6 +25,7 @@ from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
 from yt8m.models.layers.gating import squeeze_excite
+from yt8m.models.layers.input import Frames, as_batch
 from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts
 from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.settings import Settings
@@ -102,6 +109,20 @@ class VideoClassifier(nn.Module):
         logits: Tensor = self.mixture(self.encoder(frames, lengths))
         return logits
 
+    def probabilities(self, frames: Frames, lengths: Tensor | ArrayLike | None = None) -> Tensor:
+        """Probabilities, float32 (B, C), of videos, or of segments with their margins.
+
+        Args:
+            frames: Array or tensor, uint8 (B, T, D), rgb ++ audio as in the shards.
+            lengths: Number of frames of each, (B,); None if all T frames exist.
+
+        Raises:
+            TypeError: The frames are not uint8.
+            ValueError: The frames or the lengths have another shape or range.
+        """
+        with _evaluating(self):
+            return torch.sigmoid(self(*as_batch(frames, lengths, _device_of(self))))
+
 
 class ContextAgnosticClassifier(VideoClassifier):
     """The same network for the frames of a segment and its margins."""
@@ -149,11 +170,36 @@ class ContextAwareClassifier(nn.Module):
         self.context_encoder.eval()
         return self
 
-    def encode_context(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Encode videos: uint8 (B, T', D) and int64 (B,) -> context vectors (B, d), without gradient."""
+    def encode_context(self, frames: Frames, lengths: Tensor | ArrayLike | None = None) -> Tensor:
+        """Encode videos as context vectors (B, d), without gradient.
+
+        Args:
+            frames: Array or tensor, uint8 (B, T', D), rgb ++ audio as in the shards.
+            lengths: Number of frames of each, (B,); None if all T' frames exist.
+
+        Raises:
+            TypeError: The frames are not uint8.
+            ValueError: The frames or the lengths have another shape or range.
+        """
         with torch.no_grad():
-            context: Tensor = self.context_encoder(frames, lengths)
+            context: Tensor = self.context_encoder(*as_batch(frames, lengths, _device_of(self)))
         return context
+
+    def probabilities(self, frames: Frames, lengths: Tensor | ArrayLike | None = None, *, context: Tensor) -> Tensor:
+        """Probabilities, float32 (B, C), of segments with their margins.
+
+        Args:
+            frames: Array or tensor, uint8 (B, T, D), rgb ++ audio as in the shards.
+            lengths: Number of frames of each, (B,); None if all T frames exist.
+            context: Context vector of each segment's video (`encode_context`), (B, d), or (1, d) if it is the same.
+
+        Raises:
+            TypeError: The frames are not uint8.
+            ValueError: The frames or the lengths have another shape or range.
+        """
+        frames, lengths = as_batch(frames, lengths, _device_of(self))
+        with _evaluating(self):
+            return torch.sigmoid(self(frames, lengths, context.expand(len(frames), -1)))
 
     def forward(self, frames: Tensor, lengths: Tensor, context: Tensor) -> Tensor:
         """Logits, float32 (B, C), of segments with their margins.
@@ -199,6 +245,22 @@ class ContextAwareClassifier(nn.Module):
         trained = segment.encoder.state_dict()
         aware.segment_encoder.load_state_dict({name: trained[name] for name in aware.segment_encoder.state_dict()})
         return aware
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient, restored at the end."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def segment_encoder_config(config: DBoFConfig | NeXtVLADConfig) -> DBoFConfig | NeXtVLADConfig:

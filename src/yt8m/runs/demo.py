@@ -1,6 +1,9 @@
 """The demo: the whole pipeline in a few minutes, on generated data."""
 
+import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from yt8m.errors import UsageError
@@ -11,6 +14,7 @@ from yt8m.runtime.console import err
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import terminal_progress
 from yt8m.settings import overridden, validated
+from yt8m.submission.table import TABLE_FILE, RankingTable
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
 from yt8m.synthetic.splice import Sizes, write_dataset
 
@@ -50,6 +54,21 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
     if scores is None:
         raise UsageError("The demo runs on one process.")
     return run, scores
+
+
+def next_steps(run: Path) -> str:
+    """Commands to continue with, for the concept that the run of a demo found with the highest probability."""
+    table = RankingTable.open(run / TABLE_FILE)
+    listed = [table.segments(index) for index in range(len(table.vocabulary))]
+    best = max(range(len(listed)), key=lambda index: float(listed[index].probabilities.max(initial=0)))
+    video = listed[best].video_ids[int(listed[best].rows[0])]
+    concept = table.vocabulary.names[best]
+    # Not on the path after `make demo`, which installs into a virtual environment.
+    program = "yt8m" if shutil.which("yt8m") else f"{shlex.quote(os.path.relpath(sys.executable))} -m yt8m"
+    return (
+        f"\nWhere is {concept!r} in these videos?\n    {program} search {shlex.quote(concept)} --run {shlex.quote(str(run))}\n"
+        f"What is in the video {video!r}?\n    {program} locate {shlex.quote(video)} --run {shlex.quote(str(run))}"
+    )
 
 
 def shortened(recipe: Recipe) -> Recipe:

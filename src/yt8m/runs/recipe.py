@@ -195,21 +195,24 @@ class Recipe(Settings):
         return self.ensemble.models or list(self.segment_models)
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Paths of the recipes that ship with the package, by name, sorted."""
+    package = Path(__file__).parents[1]
+    # An installed package contains its recipes; a source checkout keeps them at its root.
+    folder = next((place for place in (package / "recipes", package.parents[1] / "recipes") if place.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def shipped_recipe(name: str) -> Path:
     """Path of a recipe that ships with the package, by its name ("demo", "seventh-place", ...).
 
     Raises:
         UsageError: There is none of that name.
     """
-    package = Path(__file__).parents[1]
-    # An installed package contains its recipes; a source checkout keeps them at its root.
-    folder = next((place for place in (package / "recipes", package.parents[1] / "recipes") if place.is_dir()), package)
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UsageError(
-            f"There is no recipe {name!r}{did_you_mean(name, (known.stem for known in folder.glob('*.yaml')))}."
-        )
-    return path
+    known = shipped_recipes()
+    if name not in known:
+        raise UsageError(f"There is no recipe {name!r}{did_you_mean(name, known)}.")
+    return known[name]
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -222,7 +225,8 @@ def find_recipe(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if path.suffix or len(path.parts) != 1:
-        raise UsageError(f"{path}: there is no such recipe.")
+        ships = f"; `{path.stem}` alone is the one that ships with yt8m" if path.stem in shipped_recipes() else ""
+        raise UsageError(f"{path}: there is no such recipe{ships}.")
     return shipped_recipe(name_or_path)
 
 

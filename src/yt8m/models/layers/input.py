@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
@@ -13,6 +15,36 @@ FRAME_SIZE = RGB_SIZE + AUDIO_SIZE
 
 InputValues = Literal["dequantized", "bytes"]
 """Input of a network: dequantized values, or the bytes 0 to 255 themselves."""
+
+
+Frames = Tensor | NDArray[np.uint8]
+"""Frames as a tensor or as an array."""
+
+
+def as_batch(frames: Frames, lengths: Tensor | ArrayLike | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Frames and lengths as the tensors that networks take.
+
+    Args:
+        frames: uint8 (B, T, D), rgb ++ audio as in the shards.
+        lengths: Number of frames of each, (B,), from 1 to T; None if all T frames exist.
+        device: Device of the network.
+
+    Raises:
+        TypeError: The frames are not uint8.
+        ValueError: The frames or the lengths have another shape or range.
+    """
+    # Copied where an array is read-only, as memory-mapped ones are: tensors cannot be.
+    tensor = torch.as_tensor(frames if isinstance(frames, Tensor) else np.require(frames, requirements="W"))
+    if tensor.dtype != torch.uint8:
+        raise TypeError(f"expected frames as bytes (uint8), found {tensor.dtype}")
+    if tensor.ndim != 3 or tensor.shape[2] != FRAME_SIZE:
+        raise ValueError(f"expected frames (B, T, {FRAME_SIZE}), found {tuple(tensor.shape)}")
+    if lengths is None:
+        lengths = torch.full(tensor.shape[:1], tensor.shape[1])
+    counts = torch.as_tensor(lengths, dtype=torch.int64)
+    if counts.shape != tensor.shape[:1] or not bool(((counts >= 1) & (counts <= tensor.shape[1])).all()):
+        raise ValueError(f"expected {tensor.shape[0]} lengths from 1 to {tensor.shape[1]}, found {counts.tolist()}")
+    return tensor.to(device), counts.to(device)
 
 
 def dequantize(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
