@@ -16,6 +16,7 @@ import pytest
 from typer.main import get_command
 
 import yt8m
+from tests.support.tiny_run import FinishedRun
 from yt8m.cli.main import app
 from yt8m.cli.options import merge_config
 from yt8m.errors import UsageError
@@ -70,6 +71,8 @@ def yt8m_arguments(line: str) -> Iterator[list[str]]:
         else:
             simple[-1].append(token)
     for words in simple:
+        if ">" in words:
+            del words[words.index(">") :]
         while words and (words[0] in ("until", "do", "if", "while", "!") or re.fullmatch(r"\w+=.*", words[0])):
             words.pop(0)
         yield from (arguments for word in words if "yt8m " in word for arguments in yt8m_arguments(word))
@@ -121,6 +124,7 @@ def test_commands_are_found_in_shell_lines() -> None:
     assert found("torchrun --nproc-per-node 2 -m yt8m run a") == [["run", "a"]]
     assert found("sbatch --wrap 'srun torchrun --no-python yt8m run a'") == [["run", "a"]]
     assert found("WANDB_MODE=offline python -m yt8m run a && yt8m demo") == [["run", "a"], ["demo"]]
+    assert found("yt8m recipes demo > my-recipe.yaml") == [["recipes", "demo"]]
     assert found("pip install yt8m") == found("docker build --tag yt8m .") == []
     assert list(command_lines("$ yt8m run a \\\n    --out b")) == ["yt8m run a      --out b"]
 
@@ -189,6 +193,20 @@ def test_settings_in_the_documentation_are_part_of_a_valid_recipe(place: str, bl
         validated(Recipe, values, place)
     except UsageError as error:
         pytest.fail(str(error))
+
+
+def test_the_python_of_the_how_to_runs(finished_run: FinishedRun) -> None:
+    """With the models of a tiny run in place of the demo's."""
+    script = "".join(blocks((ROOT / "docs" / "how-to.md").read_text(), "python"))
+    for documented, tiny in (("agnostic-dbof", "bare"), ("aware-dbof-nextvlad", "aware")):
+        folder = f'"build/demo/run/finetune/{documented}/model"'
+        assert folder in script
+        script = script.replace(folder, repr(str(finished_run.model(f"finetune/{tiny}"))))
+    values: dict[str, Any] = {}
+    exec(script, values)
+    num_classes = len(values["classes"])
+    assert values["classes"].names
+    assert values["probabilities"].shape == (2, num_classes)
 
 
 # --- Links and paths -------------------------------------------------------------------------------------------------

@@ -41,15 +41,16 @@ class Vocabulary:
         return len(self.label_ids)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read `segment_vocabulary.csv` (columns `Index` and `Name`, others ignored).
 
         Args:
-            path: The file, or the dataset folder that contains it.
+            path: The file, or the folder of a dataset or model that contains it.
 
         Raises:
             UsageError: The file is missing, empty, without these columns, or repeats an id.
         """
+        path = Path(path)
         if path.is_dir():
             path = path / FILE_NAME
         try:

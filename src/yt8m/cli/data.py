@@ -196,7 +196,7 @@ def splice(
 
     ```sh
     yt8m splice build/spliced
-    yt8m splice build/spliced --sources data/video_level/validate --vocabulary segment_vocabulary.csv --pretrain 3000
+    yt8m splice build/spliced --sources data/video_level/validate --vocabulary data/segment_vocabulary.csv
     ```
     """
     from yt8m.runtime.console import out
