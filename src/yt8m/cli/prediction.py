@@ -130,7 +130,7 @@ def merge(
     folders = (predictions or []) if run_folder is None else [store_of_run(run_folder)]
     config = merge_config(weight, overrides, None if of_run is None else of_run.settings)
     origin = origin_of_stores(folders)
-    classes, catalog = origin.find_classes(vocabulary), load_catalog(origin.find_shards(shards))
+    catalog, classes = load_catalog(origin.find_shards(shards)), origin.find_classes(vocabulary)
     outputs = PredictionOutputs(out, table, None, top_k)
     members = None if of_run is None else of_run.members
     names = merge_stores(folders, catalog, classes, config, outputs, members)

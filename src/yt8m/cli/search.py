@@ -44,7 +44,7 @@ def search(
     the output is one line per moment, with tabs: class, video, start-end, probability, segments.
 
     ```sh
-    yt8m search Food --run build/demo/run
+    yt8m search Surfing --run build/demo/run
     yt8m search "musical ensemble" guitar --run runs/a --threshold 0.8 --limit 0 --csv moments.csv
     yt8m search 17 --table segments.parquet --video SjJ3 --json
     ```

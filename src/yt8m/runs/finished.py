@@ -4,7 +4,7 @@ Every stage records what it was made with in its `stage.yaml`, the dataset folde
 classes. So where a run or a model is given, the vocabulary and the test shards need not be.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +70,12 @@ class Origin:
     Args:
         source: The run, model or store, for messages.
         listings: Folders that may contain the list of classes.
-        shards: Folder of the shards to predict, or that were predicted; None where it is not recorded.
+        recorded_shards: Finds the folder of the shards to predict, or that were predicted; None if it is not recorded.
     """
 
     source: Path
     listings: list[Path]
-    shards: Path | None
+    recorded_shards: Callable[[], Path | None]
 
     def find_classes(self, vocabulary: Path | None) -> Vocabulary:
         """Classes of a file (`--vocabulary`), or else those that are recorded.
@@ -96,20 +96,21 @@ class Origin:
         """A folder of shards (`--shards`), or else the one that is recorded.
 
         Raises:
-            UsageError: None is recorded, or it is no longer there.
+            UsageError: None is recorded, it is no longer there, or the source is not what it should be.
         """
         if shards is not None:
             return shards
-        if self.shards is None:
+        recorded = self.recorded_shards()
+        if recorded is None:
             raise UsageError(
                 f"{self.source}: its dataset is not recorded; give --shards DIR, the folder of the shards."
             )
-        if not self.shards.is_dir():
+        if not recorded.is_dir():
             raise UsageError(
-                f"{self.source}: its shards were in {self.shards}, where there is no such folder now; give --shards "
+                f"{self.source}: its shards were in {recorded}, where there is no such folder now; give --shards "
                 "DIR, the folder that they are in."
             )
-        return self.shards
+        return recorded
 
 
 def origin_of(models: Iterable[Path], run: Path | None = None) -> Origin:
@@ -127,19 +128,18 @@ def origin_of(models: Iterable[Path], run: Path | None = None) -> Origin:
     records = map(read_record, stages)
     data = next((Path(record.data) for record in records if record is not None and record.data), None)
     if data is None:
-        return Origin(run or models[0], models, None)
-    return Origin(run or models[0], [*models, data], data / PARTS[-1])
+        return Origin(run or models[0], models, lambda: None)
+    return Origin(run or models[0], [*models, data], lambda: data / PARTS[-1])
 
 
 def origin_of_stores(folders: Sequence[Path]) -> Origin:
-    """The origin of stored predictions.
+    """The origin of stored predictions; the stores are opened only where their shards are not given."""
 
-    Raises:
-        UsageError: A folder is not a finished store.
-    """
-    shards = [Store.open(folder).index.shards for folder in folders]
-    recorded = next((Path(folder) for folder in shards if folder), None)
-    return Origin(folders[0], list(folders), recorded)
+    def recorded_shards() -> Path | None:
+        shards = [Store.open(folder).index.shards for folder in folders]
+        return next((Path(folder) for folder in shards if folder), None)
+
+    return Origin(folders[0], list(folders), recorded_shards)
 
 
 def store_of_run(run: Path) -> Path:
