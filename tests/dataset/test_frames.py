@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shards
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, record
+from yt8m.dataset.batches import FrameSampling, VideoBatches
 from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
 from yt8m.dataset.indexing import index_folder
+from yt8m.dataset.read_ahead import step_loader
 from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
 from yt8m.shards.contents import ShardFile
+from yt8m.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def videos() -> list[TinyVideo]:
 def reader(tmp_path: Path, videos: list[TinyVideo]) -> FrameReader:
     write_shards(tmp_path, videos, num_shards=3)
     catalog = index_folder(tmp_path)
-    return FrameReader(catalog, max_open=2)
+    return FrameReader(catalog, max_open_shards=2)
 
 
 def test_whole_videos_are_read(reader: FrameReader, videos: list[TinyVideo]) -> None:
@@ -249,6 +252,25 @@ def test_truncation_between_the_check_and_the_read_is_an_error(
     path = reader.catalog.shard_path(0)
     with pytest.raises(ShardError, match=rf"{path}, byte \d+: .* truncated"):
         reader.fill(*arrays, np.array([0]), [chosen])
+
+
+def test_truncation_under_a_worker_is_an_error_of_the_main_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, random_videos(6, num_frames=(50, 60)), num_shards=2)
+    stream = VideoBatches(
+        FrameReader(index_folder(tmp_path)), Vocabulary(np.arange(20), ("",) * 20), FrameSampling(5), 4, 0
+    )
+    original = FrameReader._current
+
+    def truncated_after_check(self: FrameReader, position: int) -> ShardFile:
+        file = original(self, position)
+        os.truncate(file.path, 100)
+        return file
+
+    monkeypatch.setattr(FrameReader, "_current", truncated_after_check)
+    with pytest.raises(ShardError, match=rf"{tmp_path}/tiny000\d.tfrecord, byte \d+: .* truncated"):
+        list(step_loader(stream, 0, 9, 1))
 
 
 def test_a_reader_is_pickled_without_its_files(reader: FrameReader, videos: list[TinyVideo]) -> None:

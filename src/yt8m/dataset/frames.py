@@ -71,12 +71,12 @@ class FrameReader:
 
     Args:
         catalog: The videos.
-        max_open: Most shards kept open.
+        max_open_shards: Most shards kept open.
     """
 
-    def __init__(self, catalog: Catalog, max_open: int | None = None) -> None:
+    def __init__(self, catalog: Catalog, max_open_shards: int | None = None) -> None:
         self.catalog = catalog
-        self.max_open = max_open
+        self.max_open_shards = max_open_shards
         self._reset()
 
     def _reset(self) -> None:
@@ -87,7 +87,7 @@ class FrameReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop the open files, which belong to a process."""
-        return {"catalog": self.catalog, "max_open": self.max_open}
+        return {"catalog": self.catalog, "max_open_shards": self.max_open_shards}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -292,7 +292,9 @@ class FrameReader:
 
     def _open(self, position: int) -> ShardFile:
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        limit = self.max_open or (MAX_OPEN if allowed < 0 else max(1, min(MAX_OPEN, allowed // 4)))  # -1: no limit
+        limit = self.max_open_shards or (
+            MAX_OPEN if allowed < 0 else max(1, min(MAX_OPEN, allowed // 4))
+        )  # -1: no limit
         while len(self._files) >= limit:
             self._files.popitem(last=False)
         return ShardFile(self.catalog.folder / self.catalog.shards[position].name)

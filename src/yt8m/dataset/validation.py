@@ -7,6 +7,7 @@ the order and the ranges of labels and ratings.
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from yt8m.dataset.layout import is_shard_name
@@ -92,7 +93,7 @@ def _require_rows(c: "Catalog") -> None:
 
 
 def _require_ids(c: "Catalog") -> None:
-    if c.ids.dtype.itemsize > MAX_ID_BYTES or len(np.unique(c.ids)) != len(c):
+    if c.ids.dtype.itemsize > MAX_ID_BYTES or len(pa.array(c.ids).unique()) != len(c):
         _fail("its ids are too long, or repeated")
 
 
