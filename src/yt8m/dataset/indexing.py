@@ -274,7 +274,6 @@ def _intact_records(
         try:
             record = next(records, None)
         except ShardError as error:
-            file.require_unchanged()
             skipped = "the shard was skipped" if error.offset is None else "the rest of the shard was skipped"
             problems.damage(error, skipped)
             return
