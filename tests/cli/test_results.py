@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import Outcome, succeeds
+from tests.support.command import Outcome, refused, succeeds
 from tests.support.command import yt8m as command
 from tests.support.rows import ratings_of
 from tests.support.tiny_run import FinishedRun, score_rows
@@ -148,3 +148,18 @@ def test_a_class_missing_from_the_file_has_an_ap_of_zero(
     shown = succeeds("evaluate", tmp_path / "less.csv", "--truth", truth)
     assert number(shown) == pytest.approx(mean - of_class[omitted] / len(of_class), abs=1e-6)
     assert "1 of them absent from the file" in shown.out
+
+
+def test_evaluate_refuses_a_truth_of_other_videos(tmp_path: Path) -> None:
+    submission, truth = tmp_path / "s.csv", tmp_path / "truth.csv"
+    submission.write_text("Class,Segments\n3,ab:30 cd:30\n")
+    truth.write_text("video,label,start,score\nxy,3,30,1\n")
+    assert f"{submission}: lists none of the 1 video of {truth}; " in refused(
+        1, "evaluate", submission, "--truth", truth
+    )
+    truth.write_text("video,label,start,score\nxy,3,30,1\nab,3,30,0\nyz,3,30,1\n")
+    warned = succeeds("evaluate", submission, "--truth", truth)
+    assert warned.err.startswith(f"warning: {submission} lists only 1 of the 3 videos of {truth}, ")
+    assert warned.out.startswith("0.000000 MAP@100,000")
+    truth.write_text("video,label,start,score\nxy,3,30,1\nab,3,30,0\n")
+    assert succeeds("evaluate", submission, "--truth", truth).err == ""

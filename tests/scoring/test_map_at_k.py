@@ -259,4 +259,13 @@ def test_the_score_can_be_written_as_json():
         "num_contradictory_ratings": 1,
         "is_dense": False,
         "k": 100_000,
+        "little_overlap": None,
     }
+
+
+@pytest.mark.parametrize(("num_listed", "expected"), [(0, (0, 5)), (1, (1, 5)), (2, (2, 5)), (3, None), (5, None)])
+def test_the_videos_of_the_truth_that_are_listed_are_counted(num_listed: int, expected: tuple[int, int] | None) -> None:
+    truth = truth_of([(video, 1, 0, 1) for video in "abcde"])
+    lists = {label: [(video, 55), ("other", 0)] for label, video in enumerate("abcde"[:num_listed], start=1)}
+    # Any segment of a video counts, whatever its class and start.
+    assert map_at_k(as_bytes(lists), truth).little_overlap == expected

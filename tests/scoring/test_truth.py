@@ -12,7 +12,7 @@ from tests.support.truth import write_ratings_csv
 from yt8m.dataset.catalog import FILE_NAME
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.scoring.truth import Truth, load_truth
+from yt8m.scoring.truth import POSITIVES_FILE, RATINGS_FILE, GroundTruth, Truth, load_truth
 from yt8m.vocabulary import Vocabulary
 
 LABEL_IDS = (3, 5, 8, 13)
@@ -135,3 +135,14 @@ def test_columns_may_be_in_any_order_and_others_are_ignored(tmp_path: Path) -> N
     path = tmp_path / "truth.csv"
     path.write_text("\ufeffscore,name,start,video,label\r\n0.0,Car,5,a,7\r\n1.0,Car,10,a,7\r\n", encoding="utf-8")
     assert Truth.from_csv(path).ratings == {7: {b"a:5": False, b"a:10": True}}
+
+
+@pytest.mark.parametrize("name", [RATINGS_FILE, POSITIVES_FILE])
+def test_a_truth_of_other_videos_is_refused_before_a_run(folder: Path, videos: list[TinyVideo], name: str) -> None:
+    catalog, vocabulary = index_folder(folder), Vocabulary(np.array(LABEL_IDS), ("",) * len(LABEL_IDS))
+    num_columns = 4 if name == RATINGS_FILE else 3
+    path = write_ratings_csv(folder / name, [("none", 3, 30, 1), (videos[0].id, 3, 30, 1)], num_columns)
+    assert GroundTruth.find(folder, catalog, vocabulary).is_known
+    write_ratings_csv(path, [("none", 3, 30, 1)], num_columns)
+    with pytest.raises(Yt8mError, match=rf"{name}: rates none of the 6 videos in {folder}; expected"):
+        GroundTruth.find(folder, catalog, vocabulary)

@@ -88,6 +88,12 @@ def evaluate(
     if truth.is_dir() and not dense:
         load_catalog(truth)
     score = map_at_k(submission, load_truth(truth, dense, classes), k, classes)
+    num_listed, num_videos = score.little_overlap or (1, 1)
+    if not num_listed:
+        raise Yt8mError(
+            f"{submission}: lists none of the {counted(num_videos, 'video')} of {truth}; expected a truth of the videos "
+            "that were predicted."
+        )
     repeated, contradictory = score.num_repeated_ratings, score.num_contradictory_ratings
     if as_json:
         print_json(asdict(score) | {"num_classes": score.num_classes})
@@ -99,6 +105,11 @@ def evaluate(
         )
         if repeated or contradictory:
             out.print(f"truth: {repeated:,} repeated ratings, {contradictory:,} contradictory ones")
+    if score.little_overlap is not None:
+        err.print(
+            f"warning: {submission} lists only {num_listed:,} of the {counted(num_videos, 'video')} of {truth}, so the "
+            "others count as missed."
+        )
     if per_class is not None:
         write_class_scores(per_class, score, classes)
         err.print(f"{per_class}: AP of each class")

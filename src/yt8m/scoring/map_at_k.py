@@ -37,6 +37,8 @@ class Score:
         num_contradictory_ratings: See `Truth.num_contradictory`.
         is_dense: See `Truth.is_dense`.
         k: Length that the lists were cut to.
+        little_overlap: If the submission lists less than half of the truth's videos: how many it lists, and how many there
+            are; None otherwise.
     """
 
     mean_average_precision: float
@@ -49,6 +51,7 @@ class Score:
     num_contradictory_ratings: int
     is_dense: bool
     k: int
+    little_overlap: tuple[int, int] | None
 
     @property
     def num_classes(self) -> int:
@@ -96,10 +99,12 @@ def map_at_k(
     precisions = dict.fromkeys(num_positives, 0.0)
     num_listed = dict.fromkeys(num_positives, 0)
     named: set[int] = set()
+    overlap = _Overlap(truth.video_ids())
     for label_id, segments in _checked_classes(submission, vocabulary):
         if label_id in named:
             raise Yt8mError(f"Class {label_id} occurs twice in the submission; expected one list per class.")
         named.add(label_id)
+        overlap.add(segments)
         if label_id in num_positives:
             precisions[label_id] = average_precision(_hits(segments[:k], truth, label_id), num_positives[label_id])
             num_listed[label_id] = min(len(segments), k)
@@ -114,7 +119,31 @@ def map_at_k(
         num_contradictory_ratings=truth.num_contradictory,
         is_dense=truth.is_dense,
         k=k,
+        little_overlap=overlap.little,
     )
+
+
+class _Overlap:
+    """Videos of the truth that a submission lists, counted until they are half of them.
+
+    Args:
+        video_ids: The truth's videos.
+    """
+
+    def __init__(self, video_ids: set[bytes]) -> None:
+        self._num_videos = len(video_ids)
+        self._unseen = video_ids
+
+    @property
+    def little(self) -> tuple[int, int] | None:
+        """The number of videos listed and of all, if that is less than half."""
+        num_listed = self._num_videos - len(self._unseen)
+        return (num_listed, self._num_videos) if 2 * num_listed < self._num_videos else None
+
+    def add(self, segments: Sequence[bytes]) -> None:
+        """Count the videos of a class's list."""
+        if self.little is not None:
+            self._unseen = self._unseen.difference(segment.rpartition(b":")[0] for segment in segments)
 
 
 def map_from_probabilities(

@@ -139,6 +139,10 @@ class Truth:
             raise Yt8mError("The truth contains no positive rating, so there is nothing to score.")
         return {label_id: count for label_id, count in counts.items() if count}
 
+    def video_ids(self) -> set[bytes]:
+        """The videos with a rating."""
+        return {segment.rpartition(b":")[0] for of_label in self.ratings.values() for segment in of_label}
+
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
@@ -166,10 +170,15 @@ class GroundTruth:
             ratings = Truth.from_catalog(catalog, vocabulary)
         if (folder / POSITIVES_FILE).is_file():
             positives = Truth.from_csv(folder / POSITIVES_FILE, dense=True)
-        for truth in (ratings, positives):
+        for name, truth in ((RATINGS_FILE, ratings), (POSITIVES_FILE, positives)):
             if truth is not None:
                 # Raises the errors of an unusable truth before anything is predicted.
                 truth.num_positives(vocabulary)
+                if truth.video_ids().isdisjoint(catalog.ids.tolist()):
+                    raise Yt8mError(
+                        f"{folder / name}: rates none of the {counted(len(catalog), 'video')} in {catalog.folder}; expected "
+                        "the ground truth of these videos."
+                    )
         return cls(ratings, positives)
 
     @property
