@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import pkgutil
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,9 +15,19 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+import yt8m
 from tests.support.yaml_bomb import YAML_BOMB
 from yt8m.errors import UsageError
-from yt8m.settings import Settings, did_you_mean, parse_yaml, read_yaml, to_yaml, validated
+from yt8m.settings import (
+    Settings,
+    did_you_mean,
+    dump_yaml,
+    overridden,
+    parse_yaml,
+    read_yaml,
+    to_yaml,
+    validated,
+)
 
 
 class Round(Settings):
@@ -236,3 +250,86 @@ def test_settings_are_immutable() -> None:
 )
 def test_did_you_mean_suggests_the_nearest_word(word: str, known: list[str], answer: str) -> None:
     assert did_you_mean(word, known) == answer
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("020", 20),
+        ("-007", -7),
+        ("089", 89),
+        ("0o20", 16),
+        ("0x1F", 31),
+        ("0b101", 5),
+        ("100_000", 100_000),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("1_0.5", 10.5),
+        ("-.5e-3", -0.0005),
+        ("2E4", 20_000.0),
+        ("+.inf", math.inf),
+        ("1.0.0", "1.0.0"),
+        ("0o9", "0o9"),
+        ("12e", "12e"),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize("text", ["020", "08", "0o17", "0x1F", "1:30", "2e4", "1_000", "yes", "~", ".inf", "1.5", "a"])
+def test_words_are_written_such_that_any_reader_reads_words(text: str) -> None:
+    written = dump_yaml({text: text})
+    assert parse_yaml(written) == {text: text}
+    assert yaml.safe_load(written) == {text: text}
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_must_be_finite(value: str) -> None:
+    assert re.fullmatch("'scale': expected a finite number, found (inf|-inf|nan)", problem_of(f"scale: {value}"))
+
+
+def all_settings(kind: type[Settings] = Settings) -> Iterator[type[Settings]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from all_settings(inner)
+
+
+def test_every_whole_number_has_an_upper_bound() -> None:
+    """A number that no machine could handle is refused as a setting, before anything is allocated."""
+    for module in pkgutil.walk_packages(yt8m.__path__, "yt8m."):
+        if module.name != "yt8m.__main__":
+            importlib.import_module(module.name)
+    found = 0
+    for kind in all_settings():
+        if not kind.__module__.startswith("yt8m.") or kind.__module__.startswith("yt8m.import_2019"):
+            continue
+        for name, field in kind.model_fields.items():
+            if int in (field.annotation, *typing.get_args(field.annotation)):
+                found += 1
+                is_free = (kind.__name__, name) in {
+                    ("StageRecord", "num_segments"),
+                    ("ModelDescription", "format_version"),
+                }
+                is_free |= (kind.__name__, name) == ("StoreIndex", "format_version") or name == "shifts"
+                assert is_free or any(hasattr(bound, "le") for bound in field.metadata), (kind, name)
+    assert found > 30
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_keys_with_dots() -> None:
+    values = {"models": {"v1": {"steps": 1}, "v1.0": {"steps": 2}, "v1.0.b": {"steps": 3}, "x": 0}}
+    found = overridden(
+        values, ["models.v1.0.steps=20", "models.v1.steps=10", "models.v1.0.b.steps=30", "models.v2.0=5", "new.a.b=1"]
+    )
+    expected = {"v1": {"steps": 10}, "v1.0": {"steps": 20}, "v1.0.b": {"steps": 30}, "x": 0, "v2": {"0": 5}}
+    assert found == {"models": expected, "new": {"a": {"b": 1}}}
+    assert values["models"]["v1.0"] == {"steps": 2}
+    with pytest.raises(UsageError, match=r"'models\.v1\.0\.steps' has no keys of its own"):
+        overridden(values, ["models.v1.0.steps.deep=1"])

@@ -23,15 +23,24 @@ from yt8m.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values immutable, and types never guessed from strings."""
+    """Base of all settings: unknown keys are refused, values immutable, numbers finite, and types never guessed."""
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """New names of keys that had another one in earlier versions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 S = TypeVar("S", bound=Settings)
+
+MAX_SIZE = 2**20
+"""Most of anything that is allocated: channels, frames, examples of a batch."""
+MAX_STEPS = 10**9
+"""Most steps of anything."""
+MAX_SEED = 2**63 - 1
+"""Highest seed, which generators take as a signed integer of 64 bits."""
 
 
 _MOST_NODES = 100_000
@@ -39,7 +48,9 @@ _MOST_NODES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, in which `2e-4` is a number (YAML 1.1 needs `2.0e-4`) and repeated keys are errors.
+    """Safe YAML with the numbers of YAML 1.2, and in which repeated keys are errors.
+
+    In YAML 1.1, `2e-4` is a word, `020` is 16, and `1:30` is 90.
 
     The number of values is limited, so that nested repetitions (`*name`) cannot expand to billions.
     """
@@ -74,9 +85,30 @@ def _num_nodes(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_DIGITS = list("-+0123456789")
+_INT_PATTERN = re.compile(r"^[-+]?(\d[\d_]*|0o[0-7]+|0x[\da-fA-F]+|0b[01]+)$")
+_FLOAT_PATTERN = re.compile(
+    r"^([-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that are numbers in YAML 1.1 or for `_Loader`."""
+
+
+for _tag, _pattern, _first in ((_INT, _INT_PATTERN, _DIGITS), (_FLOAT, _FLOAT_PATTERN, [*_DIGITS, "."])):
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+_Loader.add_constructor(_INT, lambda _, node: _whole_number(str(node.value)))
+
+
+def _whole_number(text: str) -> int:
+    return int(text.replace("_", ""), 0 if re.match(r"[-+]?0[oxb]", text) else 10)
 
 
 def parse_yaml(text: str) -> Any:
@@ -131,7 +163,12 @@ def validated(kind: type[S], values: Any, source: str) -> S:
 
 def to_yaml(settings: Settings) -> str:
     """Write settings as YAML, with every default spelled out."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(settings.model_dump(mode="json"))
+
+
+def dump_yaml(values: Any) -> str:
+    """Write plain values as YAML, such that `parse_yaml` and any reader of YAML 1.1 read the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def fingerprint(values: Any) -> str:
@@ -271,17 +308,23 @@ def _set(values: dict[str, Any], override: str) -> None:
     match = re.fullmatch(r"([^=\s]+)=(.*)", override, re.DOTALL)
     if not match:
         raise UsageError(f"--set {override}: expected path=value, such as base_models.dbof.training.steps=100.")
-    *parents, last = match[1].split(".")
     try:
         value = parse_yaml(match[2])
     except yaml.YAMLError:
         raise UsageError(f"--set {override}: the value is not valid YAML.") from None
-    place = values
-    for depth, key in enumerate(parents, start=1):
+    place, path, rest = values, match[1], match[1]
+    while (key := _first_key(place, rest)) != rest:
+        rest = rest[len(key) + 1 :]
         inner = place.get(key, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {override}: {'.'.join(parents[:depth])!r} has no keys of its own.")
+            raise UsageError(f"--set {override}: {path.removesuffix(f'.{rest}')!r} has no keys of its own.")
         # YAML's `*name` repeats one object: without a copy, all its places would change.
         place[key] = dict(inner)
         place = place[key]
-    place[last] = value
+    place[rest] = value
+
+
+def _first_key(values: dict[str, Any], path: str) -> str:
+    """The first key of a path: the longest of the keys that there are, which may contain dots, or up to the first dot."""
+    known = [key for key in map(str, values) if f"{path}.".startswith(f"{key}.")]
+    return max(known, key=len, default=path.partition(".")[0])

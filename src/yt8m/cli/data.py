@@ -187,7 +187,7 @@ def splice(
     ] = 1200,
     segments: Annotated[int, typer.Option(min=1, help="Rated videos for fine-tuning.")] = 480,
     test: Annotated[int, typer.Option(min=1, help="Test videos.")] = 160,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
 ) -> None:
     """Create a frame-level dataset with exact ground truth by joining video-level features.
 

@@ -188,7 +188,7 @@ def find_lr(
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Output folder.")] = Path("build/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the data.")] = 0,
 ) -> None:
     """Run the whole pipeline in a few minutes on generated data.
 

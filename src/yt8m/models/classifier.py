@@ -28,7 +28,7 @@ from yt8m.models.layers.gating import squeeze_excite
 from yt8m.models.layers.input import Frames, as_batch
 from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts
 from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.settings import Settings
+from yt8m.settings import MAX_SIZE, Settings
 
 Kind = Literal["video", "agnostic", "aware"]
 """Kind of a classifier: of videos, or of segments, context-agnostic or context-aware."""
@@ -57,9 +57,9 @@ class ContextAgnosticClassifierConfig(VideoClassifierConfig):
 class FusionConfig(Settings):
     """The layers of a context-aware classifier that join the two encoders."""
 
-    output_size: int = Field(2048, ge=1)
+    output_size: int = Field(2048, ge=1, le=MAX_SIZE)
     """Size of the joint vector."""
-    se_reduction: int = Field(4, ge=0)
+    se_reduction: int = Field(4, ge=0, le=MAX_SIZE)
     """Reduction of its SE gate; 0 for no gate."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout of the two encoders' outputs."""

@@ -18,24 +18,24 @@ from yt8m.models.layers.dropout import Dropout
 from yt8m.models.layers.gating import squeeze_excite
 from yt8m.models.layers.input import FRAME_SIZE, InputValues
 from yt8m.models.layers.pooling import gated_max_mean_pool
-from yt8m.settings import Settings
+from yt8m.settings import MAX_SIZE, Settings
 
 
 class DBoFConfig(Settings):
     """Gated DBoF; the defaults are the paper's `dbof-3`."""
 
     type: Literal["dbof"] = "dbof"
-    hidden_size: int = Field(4096, ge=1)
+    hidden_size: int = Field(4096, ge=1, le=MAX_SIZE)
     """H, channels of a frame before pooling."""
-    output_size: int = Field(2048, ge=1)
+    output_size: int = Field(2048, ge=1, le=MAX_SIZE)
     """Size of the encoded video."""
-    frame_se_reduction: int = Field(8, ge=0)
+    frame_se_reduction: int = Field(8, ge=0, le=MAX_SIZE)
     """Reduction of the SE gate over a frame's channels; 0 for no gate."""
-    video_se_reduction: int = Field(4, ge=0)
+    video_se_reduction: int = Field(4, ge=0, le=MAX_SIZE)
     """Reduction of the SE gate over the encoded video; 0 for no gate."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout of the pooled channels."""
-    max_frames: int = Field(150, ge=1)
+    max_frames: int = Field(150, ge=1, le=MAX_SIZE)
     """Frames sampled from a longer video (L_max)."""
     input_batch_norm: bool = False
     """Whether to normalize each input feature over the batch's frames, which the paper does not."""

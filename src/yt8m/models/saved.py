@@ -29,7 +29,7 @@ from yt8m.models.classifier import (
     VideoClassifier,
     VideoClassifierConfig,
 )
-from yt8m.settings import Settings, read_yaml, to_yaml, validated
+from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
 from yt8m.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -53,7 +53,7 @@ class ModelDescription(Settings):
     """Version of yt8m that wrote the folder."""
     kind: Kind
     """Kind of the classifier."""
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=MAX_SIZE)
     """Columns of the model's output."""
     vocabulary: str
     """Digest of the vocabulary that the columns follow (`Vocabulary.digest`)."""

@@ -27,7 +27,7 @@ from yt8m.files import end_of_links
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.models.classifier import Kind
 from yt8m.prediction.segments import Segments
-from yt8m.settings import Settings, read_yaml, validated
+from yt8m.settings import MAX_SIZE, Settings, read_yaml, validated
 
 FORMAT_VERSION = 2
 SEGMENTS_PER_BLOCK = 8192
@@ -59,9 +59,9 @@ class StoreIndex(Settings):
     """Digest of the catalog."""
     shards: str = ""
     """Folder of the shards, as an absolute path; it does not decide whether predictions can be resumed."""
-    num_segments: int = Field(ge=1)
+    num_segments: int = Field(ge=1, le=2**40)
     """S."""
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=MAX_SIZE)
     """C."""
     shifts: list[int] = Field(default=[0])
     """Test-time shifts in seconds, whose probabilities are averaged."""
@@ -69,7 +69,7 @@ class StoreIndex(Settings):
     """Precision of the matrix products."""
     device: str = "cpu"
     """Type of device; results of other types are rounded differently."""
-    segments_per_block: int = Field(default=SEGMENTS_PER_BLOCK, ge=1)
+    segments_per_block: int = Field(default=SEGMENTS_PER_BLOCK, ge=1, le=2**40)
     """Segments of a block."""
 
     @classmethod

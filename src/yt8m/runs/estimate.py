@@ -6,7 +6,6 @@ and needs less. Time is measured: a few steps on this machine, on random bytes.
 """
 
 import itertools
-import os
 import statistics
 import time
 import weakref
@@ -24,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yt8m.dataset.batches import SegmentBatch, VideoBatch, join_features
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
-from yt8m.dataset.read_ahead import BATCHES_AHEAD
 from yt8m.errors import UsageError
 from yt8m.models.classifier import Classifier, ContextAwareClassifier
+from yt8m.runs.memory import memory_of, read_ahead_bytes, require_memory_of_network
 from yt8m.runs.recipe import Recipe
 from yt8m.runs.stages import Stage, fresh_base, training_stages
 from yt8m.runtime.machine import MachineConfig, make_fabric
@@ -279,7 +278,7 @@ def estimate(
         make_timer: Makes what times the steps.
 
     Raises:
-        UsageError: The recipe trains no such stage, or the machine lacks the device.
+        UsageError: The recipe trains no such stage, or the machine lacks the device, or the memory for a network.
     """
     all_stages = training_stages(recipe)
     stages = [stage for stage in all_stages if only in (None, stage.path, stage.kind)]
@@ -300,10 +299,10 @@ def estimate(
             network = fresh_network(stage, num_classes)
         key = repr((network, stage.kind, examples, stage.num_frames, training.gradient_accumulation))
         if key not in known:
+            require_memory_of_network(stage, num_classes, fabric.device)
             counts = arithmetic(stage, examples, num_classes, fabric.device)
             known[key] = (*counts, timer.seconds(stage, examples, counts[2]))
         parameters, trained, flops, memory, seconds = known[key]
-        slots = machine.num_workers * BATCHES_AHEAD + 2 if machine.num_workers else 1
         costs.append(
             Cost(
                 stage=stage.path,
@@ -314,22 +313,12 @@ def estimate(
                 micro_batches=training.gradient_accumulation,
                 flops=flops,
                 memory=memory,
-                read_ahead=slots * examples * stage.num_frames * (RGB_ROW + AUDIO_ROW),
+                read_ahead=read_ahead_bytes(machine, examples, stage.num_frames),
                 step_seconds=seconds,
                 steps=training.steps,
             )
         )
-    return Estimate(costs, _device_name(fabric, machine), processes, _memory_of(fabric.device))
-
-
-def _memory_of(device: torch.device) -> int | None:
-    """Bytes of memory of a device, free or not; None where unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return Estimate(costs, _device_name(fabric, machine), processes, memory_of(fabric.device))
 
 
 def _device_name(fabric: Fabric, machine: MachineConfig) -> str:

@@ -20,7 +20,7 @@ from yt8m.models.layers.mixture import MixtureConfig
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.ensemble import MergeConfig, model_weights
 from yt8m.runtime.machine import MachineConfig
-from yt8m.settings import Settings, did_you_mean, overridden, read_yaml, validated
+from yt8m.settings import MAX_SEED, MAX_SIZE, Settings, did_you_mean, overridden, read_yaml, validated
 from yt8m.training.loop import TrainingConfig
 from yt8m.training.metrics_log import LogConfig
 from yt8m.training.tasks import SegmentLossConfig
@@ -39,20 +39,20 @@ class BaseModelConfig(Settings):
 
     classifier: VideoClassifierConfig
     """The network."""
-    frames_per_video: int | None = Field(default=None, ge=1)
+    frames_per_video: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     """Frames sampled at each visit of a video in training; the encoder's `max_frames` by default."""
     clip_probability: float = Field(default=0.0, ge=0, le=1)
     """Probability that a visit sees consecutive frames instead of frames sampled from the whole video; 0 in the paper."""
     training: TrainingConfig
     """Optimization and evaluation."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     """Seed of weights, order and sampling; the recipe's by default."""
 
 
 class _SegmentModelConfig(Settings):
     """Settings of both kinds of segment model."""
 
-    fold: int = Field(ge=0)
+    fold: int = Field(ge=0, le=MAX_SIZE)
     """The fold of `segment/train` that is held out to select the best checkpoint."""
     training: TrainingConfig
     """Optimization and evaluation."""
@@ -60,7 +60,7 @@ class _SegmentModelConfig(Settings):
     """Weights of the terms of the loss."""
     margin_frames: int = Field(default=3, ge=0, le=1000)
     """Frames of context on either side of a segment."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     """Seed of weights, order and dropout; the recipe's by default."""
 
 
@@ -127,9 +127,9 @@ class Recipe(Settings):
 
     description: str = ""
     """Purpose of the recipe."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of every model without one of its own."""
-    folds: int = Field(default=8, ge=2)
+    folds: int = Field(default=8, ge=2, le=MAX_SIZE)
     """Folds of the rated videos, by shard."""
     base_models: dict[ModelName, BaseModelConfig] = Field(default_factory=dict)
     """Video classifiers to pre-train."""

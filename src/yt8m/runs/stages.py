@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
@@ -27,7 +26,7 @@ from yt8m.models.classifier import (
 from yt8m.models.saved import CONFIG_NAME, read_description
 from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, SegmentModelConfig
-from yt8m.settings import Settings, did_you_mean, fingerprint, read_yaml, validated
+from yt8m.settings import Settings, did_you_mean, dump_yaml, fingerprint, read_yaml, validated
 from yt8m.shards.records import SEGMENT_SECONDS
 
 StageKind = Literal["pretrain", "finetune", "predict"]
@@ -43,6 +42,8 @@ NOT_DECISIVE = frozenset(["log_every", "checkpoint_every"])
 
 class StageRecord(Settings):
     """The record of a stage in its folder, `stage.yaml`."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     fingerprint: str
     """Of settings and inputs."""
@@ -275,7 +276,7 @@ class RunStage(Stage):
         places = {"data": str(self.context.data.resolve()), "time": now, "settings": self.settings}
         values = record.model_copy(update=places).model_dump(exclude_none=True)
         with written_atomically(self.folder / STAGE_FILE) as temporary:
-            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            temporary.write_text(dump_yaml(values), encoding="utf-8")
 
 
 def base_fingerprint(context: RunContext, name: str) -> str:

@@ -10,6 +10,7 @@ from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import load_model
 from yt8m.runs.context import RunContext
+from yt8m.runs.memory import require_memory
 from yt8m.runs.recipe import BaseModelConfig
 from yt8m.runs.stages import RunStage, StageKind
 from yt8m.settings import did_you_mean
@@ -33,9 +34,11 @@ def build(stage: RunStage) -> tuple[Classifier, Task]:
     """Build a stage's network, as it is before its first step, and its task.
 
     Raises:
-        UsageError: A base model is not trained with the recipe's settings, or the data cannot train the model.
+        UsageError: A base model is not trained with the recipe's settings, the data cannot train the model, or
+            the machine lacks the memory.
     """
     context, config = stage.context, stage.config
+    require_memory(stage, len(context.vocabulary), context.fabric.device, context.fabric.world_size)
     torch.manual_seed(stage.seed)
     fold = {} if isinstance(config, BaseModelConfig) else {"fold": config.fold}
     provenance = {"name": stage.name, "seed": stage.seed} | fold | {"stage": stage.fingerprint}

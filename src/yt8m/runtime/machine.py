@@ -20,9 +20,9 @@ class MachineConfig(Settings):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device; `auto` uses a GPU if there is one."""
-    devices: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=1024)
     """Devices per node."""
-    num_nodes: int = Field(default=1, ge=1)
+    num_nodes: int = Field(default=1, ge=1, le=2**16)
     """Number of nodes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Data type of matrix products. Weights and losses are always float32. With `32-true`, GPUs may still multiply in
@@ -30,7 +30,7 @@ class MachineConfig(Settings):
     float32_matmul_precision: Literal["highest", "high", "medium"] = "high"
     """Precision of float32 matrix products on a GPU, as in `torch.set_float32_matmul_precision`: `high` computes them in
     TF32 on NVIDIA GPUs since Ampere, `highest` in float32. CPUs always compute in float32."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Worker processes that read batches ahead; 0 reads them between the steps. Batches do not depend on it."""
     compile: bool | None = None
     """Whether to compile the network with torch.compile (this takes a minute and a C++ compiler) and, on one GPU, to

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-from yt8m.settings import Settings
+from yt8m.settings import MAX_STEPS, Settings
 
 
 class AveragingConfig(Settings):
@@ -25,9 +25,9 @@ class AveragingConfig(Settings):
     """EMA: weight of the previous average at each step; less at the start, (1 + n) / (10 + n) after n steps."""
     start: float = Field(default=0.75, ge=0, lt=1)
     """SWA: fraction of the steps after which averaging starts; until then the trained weights are evaluated."""
-    every: int = Field(default=100, ge=1)
+    every: int = Field(default=100, ge=1, le=MAX_STEPS)
     """SWA: steps between the weights that enter the mean."""
-    norm_batches: int = Field(default=50, ge=1)
+    norm_batches: int = Field(default=50, ge=1, le=MAX_STEPS)
     """SWA: training batches to recompute batch-norm statistics from before each evaluation."""
 
 

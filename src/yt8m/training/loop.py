@@ -24,6 +24,7 @@ from yt8m.files import clear_leftovers
 from yt8m.models.layers.distributed import split_over_processes
 from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.stopping import StopRequest, StopRequested
+from yt8m.settings import MAX_STEPS
 from yt8m.training.averaging import AveragingConfig, WeightAverage
 from yt8m.training.checkpoint import CheckpointWriter, TrainingState
 from yt8m.training.metrics_log import METRICS_FILE, MetricsLog, WandbRun
@@ -44,15 +45,15 @@ class TrainingConfig(OptimizationConfig):
 
     averaging: AveragingConfig = AveragingConfig()
     """Weight averaging (EMA, SWA) of the model that is evaluated and saved."""
-    evaluate_every: int = Field(default=1000, gt=0)
+    evaluate_every: int = Field(default=1000, gt=0, le=MAX_STEPS)
     """Steps between evaluations on the held-out data; the last step is always evaluated."""
-    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0, le=MAX_STEPS)
     """Steps between checkpoints."""
-    log_every: int = Field(default=20, gt=0)
+    log_every: int = Field(default=20, gt=0, le=MAX_STEPS)
     """Steps between lines of the training log."""
     monitor: Literal["loss", "auc", "map"] = "auc"
     """Metric on the held-out data that selects the best model."""
-    patience: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0, le=MAX_STEPS)
     """Early stopping: the run ends after this many evaluations without improvement. Default: no early stopping."""
 
 

@@ -24,7 +24,7 @@ from yt8m.files import write_csv
 from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.plotting import BLUE, GRAY, ORANGE, hide_frame, save_figure
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
-from yt8m.settings import Settings
+from yt8m.settings import MAX_STEPS, Settings
 from yt8m.training.loop import Task, TrainingConfig, training_batches
 from yt8m.training.optimization import make_optimizer, set_learning_rates
 from yt8m.training.step import step_seed, train_step
@@ -40,7 +40,7 @@ that the lag covers the same range of learning rates for any number of steps."""
 class LRSweepConfig(Settings):
     """Learning rates of a sweep."""
 
-    steps: int = Field(default=200, ge=10)
+    steps: int = Field(default=200, ge=10, le=MAX_STEPS)
     """Number of steps, each at a higher learning rate than the one before."""
     lowest: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """Learning rate of the first step."""

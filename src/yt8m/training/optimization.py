@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-from yt8m.settings import Settings
+from yt8m.settings import MAX_SIZE, MAX_STEPS, Settings
 
 
 class OptimizationConfig(Settings):
@@ -20,11 +20,11 @@ class OptimizationConfig(Settings):
         "slow_rate_factor": "encoder_lr_factor",
     }
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=MAX_STEPS)
     """Number of optimizer steps."""
-    batch_size: int = Field(default=128, gt=0)
+    batch_size: int = Field(default=128, gt=0, le=MAX_SIZE)
     """Videos or segments per step, over all processes."""
-    gradient_accumulation: int = Field(default=1, gt=0)
+    gradient_accumulation: int = Field(default=1, gt=0, le=MAX_SIZE)
     """Micro-batches that a process splits its slice of a batch into, to need less memory; their gradients are summed.
     Batch norm computes its statistics per micro-batch."""
     peak_lr: float = Field(gt=0)

@@ -74,7 +74,7 @@ def _mixture_terms(expert_logits: Tensor, gate_logits: Tensor) -> tuple[Tensor, 
 class MixtureConfig(Settings):
     """The mixture of experts at the end of every classifier."""
 
-    num_experts: int = Field(4, ge=1)
+    num_experts: int = Field(4, ge=1, le=2**10)
     """Experts per class, without the one that always predicts zero."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout before the experts, and another one before the gate."""
