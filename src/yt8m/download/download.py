@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from yt8m.download.partial import Counter, Part, StoppableThreads, hash_file, part_path, publish, write_complete
+from yt8m.download.partial import (
+    Counter,
+    Part,
+    StoppableThreads,
+    hash_file,
+    part_path,
+    publish,
+    write_complete,
+)
 from yt8m.download.plan import PARTITIONS, Fraction, Server, Shard, read_plan, select
 from yt8m.download.transfer import Network, PermanentError, RetryPolicy
 from yt8m.errors import UsageError, Yt8mError

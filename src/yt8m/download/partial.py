@@ -147,6 +147,10 @@ class Part:
         """Whether the part is complete: whether this is its MD5."""
         return self._digest.hexdigest() == md5 and self.part.exists()
 
+    def mismatch(self, md5: str) -> str:
+        """What is wrong with a complete download that does not match."""
+        return f"its MD5 was not the plan's ({md5})"
+
     def clear(self) -> None:
         """Discard the part."""
         self._threads.check()

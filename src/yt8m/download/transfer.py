@@ -206,10 +206,11 @@ class Network:
             else:
                 if part.matches(md5):
                     return
+                mismatch = part.mismatch(md5)
                 part.clear()
                 largest, num_downloads = 0, num_downloads + 1
                 if num_downloads == MAX_DOWNLOADS:
-                    raise PermanentError(f"its MD5 was not the plan's ({md5}), {num_downloads} times in a row")
+                    raise PermanentError(f"{mismatch}, {num_downloads} times in a row")
 
     def _receive(self, url: str, part: Part) -> None:
         """Request the rest of a shard once; return when the server has sent all that it announced."""

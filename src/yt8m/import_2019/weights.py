@@ -1,4 +1,4 @@
-"""Weights of the 2019 implementation: read safely, checked, and converted to a state dict of this package."""
+"""Weights of the 2019 implementation: checked, and converted to a state dict of this package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,31 +11,6 @@ from yt8m.import_2019.source import SourceModel
 from yt8m.models.classifier import Classifier
 from yt8m.models.layers.batch_norm import EPS, MaskedBatchNorm
 from yt8m.models.nextvlad import ModalityVLAD
-from yt8m.models.torch_file import TorchFileError, read_torch_file
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name from a pickle, without unpickling anything else.
-
-    Raises:
-        Yt8mError: The file is damaged, or contains anything but tensors by name.
-    """
-    try:
-        found = read_torch_file(path)
-    except TorchFileError as error:
-        raise Yt8mError(f"{path}: {str(error).removeprefix('it ')}.") from None
-    if not isinstance(found, dict):
-        raise Yt8mError(f"{path}: contains a {type(found).__name__}, expected a state dict: tensors by name.")
-    for name, tensor in found.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise Yt8mError(
-                f"{path}: contains a {type(tensor).__name__} under {str(name)[:60]!r}, expected a state dict: tensors by "
-                "name."
-            )
-        # A view can repeat one number a billion times: all values that are copied later must be in the file.
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise Yt8mError(f"{path}: {name} is not stored as a contiguous CPU tensor, as in a state dict.")
-    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from yt8m.errors import Yt8mError
 from yt8m.files import file_checksum, written_atomically
-from yt8m.models.torch_file import TorchFileError, read_torch_file
+from yt8m.torch_files import TorchFileError, read_torch_file
 from yt8m.training.averaging import WeightAverage
 
 CHECKSUM_KEY = "has_checksum"

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from yt8m.errors import Yt8mError
 
 
 class TorchFileError(Exception):
@@ -45,6 +48,30 @@ def read_torch_file(path: Path, device: torch.device | str = "cpu") -> Any:
         raise TorchFileError(
             f"it is damaged, or was not written by torch.save ({problem or type(error).__name__})"
         ) from None
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a pickle, without unpickling anything else.
+
+    Raises:
+        Yt8mError: The file is damaged, or contains anything but tensors by name.
+    """
+    try:
+        found = read_torch_file(path)
+    except TorchFileError as error:
+        raise Yt8mError(f"{path}: {str(error).removeprefix('it ')}.") from None
+    if not isinstance(found, dict):
+        raise Yt8mError(f"{path}: contains a {type(found).__name__}, expected a state dict: tensors by name.")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise Yt8mError(
+                f"{path}: contains a {type(tensor).__name__} under {str(name)[:60]!r}, expected a state dict: tensors by "
+                "name."
+            )
+        # A view can repeat one number a billion times: all values that are copied later must be in the file.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise Yt8mError(f"{path}: {name} is not stored as a contiguous CPU tensor, as in a state dict.")
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 def _check_sizes(path: Path) -> None:
