@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yt8m.cli import data, models, prediction, results, search, training
+from yt8m.cli import data, extraction, models, prediction, results, search, training
 from yt8m.errors import Yt8mError
 from yt8m.runtime.environment import prepare_environment
 
@@ -28,7 +28,13 @@ app = typer.Typer(
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Search": {"search": search.search, "locate": prediction.locate},
-    "Data": {"download": data.download, "index": data.index, "describe": data.describe, "splice": data.splice},
+    "Data": {
+        "download": data.download,
+        "index": data.index,
+        "describe": data.describe,
+        "splice": data.splice,
+        "weights": extraction.weights,
+    },
     "Training": {
         "recipes": training.recipes,
         "run": training.run,

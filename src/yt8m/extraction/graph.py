@@ -135,7 +135,7 @@ def read_matrix(content: bytes, source: str, shape: tuple[int, int]) -> NDArray[
     Args:
         content: Its bytes.
         source: The file, for messages.
-        shape: Expected rows and columns.
+        shape: Expected rows and columns; with one column, a row is as good.
 
     Returns:
         float32 (rows, columns).
@@ -149,6 +149,8 @@ def read_matrix(content: bytes, source: str, shape: tuple[int, int]) -> NDArray[
     except DecodeError:
         raise Yt8mError(f"{source}: is damaged, or is no matrix of MediaPipe (it is no MatrixData).") from None
     found = (message.rows, message.cols)
+    if shape[1] == 1 and found == shape[::-1]:
+        found = shape
     if found != shape or len(message.values) != shape[0] * shape[1]:
         raise Yt8mError(
             f"{source}: is damaged, or is another matrix (it has {found[0]:,} rows, {found[1]:,} columns and "
