@@ -27,6 +27,15 @@ class Interrupted(Yt8mError):  # noqa: N818 - requested, no error
     """EX_TEMPFAIL of sysexits.h: not done, try again."""
 
 
+class Stopped(BaseException):
+    """The process received a signal to stop where there is no state to save; see `yt8m.runtime.signals`.
+
+    No `Yt8mError`, so that nothing on the way to the top mistakes it for a failure and goes on.
+    """
+
+    exit_code = Interrupted.exit_code
+
+
 class ShardError(Yt8mError):
     """A shard that cannot be read in the expected format.
 

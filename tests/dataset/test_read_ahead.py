@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.support.batches import assert_same_batch
+from tests.support.processes import run_python, wait_for_the_end
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset import read_ahead
 from yt8m.dataset.batches import Batches, FrameSampling, SegmentBatches, VideoBatches
@@ -24,8 +30,6 @@ from yt8m.dataset.labels import rated_segments
 from yt8m.dataset.read_ahead import on_device, step_loader
 from yt8m.errors import ShardError, Yt8mError
 from yt8m.vocabulary import Vocabulary
-
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # warns on machines with few cores
 
 VOCABULARY = Vocabulary(np.arange(20), ("",) * 20)
 
@@ -161,15 +165,118 @@ def test_errors_of_a_worker_are_raised_in_the_main_process(reader: FrameReader) 
         list(step_loader(stream_of("videos", reader), 0, 9, 1))
 
 
-def test_the_death_of_a_worker_is_an_error(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_of_a_worker_keep_their_traceback(
+    reader: FrameReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = stream_of("videos", reader)
+    monkeypatch.setattr(stream, "rows", None)
+    with pytest.raises(TypeError, match="not subscriptable") as raised:
+        list(step_loader(stream, 0, 9, 2))
+    assert "in batch" in raised.value.__notes__[0]
+    assert multiprocessing.active_children() == []
 
-    def die(*_: object, **__: object) -> NamedTuple:
-        os._exit(9)
 
-    monkeypatch.setattr(stream, "batch", die)
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        list(step_loader(stream, 0, 9, 1))
+def dying(reader: FrameReader, monkeypatch: pytest.MonkeyPatch, die: Callable[[], object]) -> str:
+    """The error when the worker of the third batch dies."""
+    stream = stream_of("videos", reader)
+    read = stream.batch
+
+    def batch(step: int, *arguments: Any) -> NamedTuple:
+        if step == 2:
+            faulthandler.disable()  # pytest's, which would print a traceback
+            die()
+        return read(step, *arguments)
+
+    monkeypatch.setattr(stream, "batch", batch)
+    seen = []
+    with pytest.raises(Yt8mError) as raised:
+        seen.extend(step_loader(stream, 0, 9, 1))
+    assert multiprocessing.active_children() == []
+    return str(raised.value)
+
+
+def test_the_death_of_a_worker_is_one_sentence(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die_of(number: signal.Signals) -> str:
+        return dying(reader, monkeypatch, lambda: os.kill(os.getpid(), number))
+
+    assert die_of(signal.SIGKILL) == (
+        "A process that reads batches was killed (SIGKILL), probably because the memory ran out; set machine.num_workers "
+        "lower, or give it more memory."
+    )
+    assert die_of(signal.SIGBUS).startswith(
+        "A process that reads batches was killed (SIGBUS), because a shard could not"
+    )
+    assert die_of(signal.SIGABRT).startswith("A process that reads batches was killed (SIGABRT), which nothing")
+    ended = dying(reader, monkeypatch, lambda: os._exit(9))
+    assert ended.startswith("A process that reads batches ended with status 9; run again")
+
+
+def test_a_bus_error_names_the_shards_that_have_changed(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, names = reader.catalog.folder, [shard.name for shard in reader.catalog.shards]
+
+    def die() -> None:
+        os.truncate(folder / names[1], 100)
+        (folder / names[3]).unlink()
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    assert dying(reader, monkeypatch, die) == (
+        f"{folder / names[1]} and 1 more: has changed in size since it was indexed, and reading it killed a process that "
+        f"reads batches (SIGBUS); restore it, or run `yt8m index {folder}`."
+    )
+
+
+def test_closing_ends_the_workers(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if they read for ever."""
+    stream = stream_of("videos", reader)
+    read = stream.batch
+
+    def batch(step: int, *arguments: Any) -> NamedTuple:
+        if step > 2:
+            time.sleep(1000)
+        return read(step, *arguments)
+
+    monkeypatch.setattr(stream, "batch", batch)
+    loader = step_loader(stream, 0, 20, 2)
+    next(loader)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
+ENDING = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from yt8m.dataset.indexing import index_folder
+from yt8m.dataset.frames import FrameReader
+from yt8m.dataset.batches import FrameSampling, VideoBatches
+from yt8m.dataset.read_ahead import step_loader
+from yt8m.vocabulary import Vocabulary
+class Slow(VideoBatches):
+    def batch(self, step, *arguments):
+        if step > 2 and sys.argv[2] != "killed":
+            time.sleep(1000)
+        return super().batch(step, *arguments)
+reader = FrameReader(index_folder(Path(sys.argv[1])))
+loader = step_loader(Slow(reader, Vocabulary(np.arange(20), ("",) * 20), FrameSampling(20), 8, 0), 0, 9, 2)
+next(loader)
+print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+match sys.argv[2]:
+    case "error":
+        raise ValueError
+    case "exit":
+        sys.exit(7)
+    case "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("error", 1), ("exit", 7), ("killed", -signal.SIGKILL)])
+def test_no_worker_survives_the_training_process(reader: FrameReader, how: str, status: int) -> None:
+    ended = run_python("-c", ENDING, reader.catalog.folder, how)
+    pids = [int(pid) for pid in ended.out.split()]
+    assert (ended.status, len(pids)) == (status, 2), ended.err
+    wait_for_the_end(pids)
 
 
 def test_an_error_of_shared_memory_is_explained(reader: FrameReader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,6 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     assert checkpoint_step(tmp_path) == 4
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with few cores
 def test_worker_processes_ignore_signals(tiny_dataset: Path, tmp_path: Path) -> None:
     """A terminal sends signals to workers too; only the training process handles them."""
     model, task = video_case(tiny_dataset)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,3 +72,25 @@ def torchrun(script: Path, *arguments: object) -> Outcome:
     script.write_text(IN_SMALL_BATCHES)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return run_python(*launcher, script, *arguments)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Wait until a condition holds, and fail if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not after {seconds} s"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for_the_end(pids: Iterable[int]) -> None:
+    """Wait until none of these processes runs any more."""
+    for pid in pids:
+        wait_until(lambda pid=pid: not is_running(pid), f"process {pid} ends")  # type: ignore[misc]

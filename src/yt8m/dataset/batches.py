@@ -134,6 +134,7 @@ class Batches(Dataset[NamedTuple]):
     """A stream of batches, indexed by step.
 
     Args:
+        reader: Frames and catalog.
         vocabulary: The segment classes.
         num_items: Items in an epoch.
         batch_size: Items in a global batch.
@@ -144,11 +145,20 @@ class Batches(Dataset[NamedTuple]):
         UsageError: The batch size is no multiple of the number of processes.
     """
 
-    def __init__(self, vocabulary: Vocabulary, num_items: int, batch_size: int, seed: int, share: ProcessSlice) -> None:
+    def __init__(
+        self,
+        reader: FrameReader,
+        vocabulary: Vocabulary,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        share: ProcessSlice,
+    ) -> None:
         if batch_size % share.world_size:
             raise UsageError(
                 f"batch_size {batch_size} cannot be divided among {share.world_size} processes; use a multiple."
             )
+        self.reader = reader
         self.vocabulary = vocabulary
         self.num_items = num_items
         self.batch_size = batch_size
@@ -248,8 +258,7 @@ class VideoBatches(Batches):
                 f"{reader.catalog.folder}: none of its {len(reader.catalog)} videos has a label of the segment vocabulary; "
                 "is this the vocabulary of this dataset?"
             )
-        super().__init__(vocabulary, len(self.rows), batch_size, seed, share)
-        self.reader = reader
+        super().__init__(reader, vocabulary, len(self.rows), batch_size, seed, share)
         self.choice = choice
 
     @property
@@ -287,8 +296,7 @@ class SegmentBatches(Batches):
         seed: int,
         share: ProcessSlice = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(vocabulary, len(ratings), batch_size, seed, share)
-        self.reader = reader
+        super().__init__(reader, vocabulary, len(ratings), batch_size, seed, share)
         self.ratings = ratings
         self.margin = margin
 

@@ -1,26 +1,30 @@
 """Batches read ahead by worker processes, through a ring of shared memory that is allocated once.
 
 A batch of videos is some 22 MB. New memory costs more than reading the frames into it, since each page is cleared and
-mapped, in the worker and again in the training process. So the workers write into slots of a ring, and the queue passes
+mapped, in the worker and again in the training process. So the workers write into slots of a ring, and pipes pass
 only their places. The batch of a step is in slot `step % slots`; there are two more slots than batches under way, for the
 batch in use and the one before it.
 """
 
+import atexit
 import math
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, multiprocessing
 
 from yt8m.dataset.batches import Batches
 from yt8m.errors import Yt8mError
+from yt8m.runtime.signals import STOP_SIGNALS, ignore_signals, signals_blocked
 
 BATCHES_AHEAD = 2
 """Batches that each worker reads ahead."""
@@ -39,7 +43,7 @@ class _Place(NamedTuple):
 class _Delivery(NamedTuple):
     """A message from a worker: the kind of batch, its slot, and the places of its tensors."""
 
-    kind: type[NamedTuple]
+    kind: Callable[..., NamedTuple]
     slot: int
     places: list[_Place]
 
@@ -60,35 +64,114 @@ class _Slot:
         return self._memory[start : self._used].view(kind).reshape(shape)
 
 
-class _SharedBatches(Dataset[_Delivery | Yt8mError]):
-    """The dataset of a worker, which reads the batch of a step into its slot.
+class _Worker:
+    """A process that reads the batches of the steps it is sent, each into its slot of the ring.
 
-    A `Yt8mError` is returned like a batch, since DataLoader would turn a raised one into a traceback.
+    It ends when its pipe is closed, which the kernel does when the training process dies in any way.
+
+    Args:
+        batches: What to read.
+        ring: Shared memory, uint8 (slots, bytes).
+        earlier: The workers that were started before.
     """
 
-    def __init__(self, batches: Batches, ring: Tensor) -> None:
-        self.batches = batches
-        self.ring = ring
+    def __init__(self, batches: Batches, ring: Tensor, earlier: Sequence["_Worker"]) -> None:
+        self._batches = batches
+        self._pipe, of_worker = multiprocessing.Pipe()
+        # A forked process inherits the ends of pipes that only this process should hold.
+        is_forked = multiprocessing.get_start_method() == "fork"
+        inherited = [self._pipe, *(worker._pipe for worker in earlier)] if is_forked else []
+        self._process = multiprocessing.Process(target=_serve, args=(batches, ring, of_worker, inherited), daemon=True)
+        with of_worker:
+            self._process.start()
 
-    def __getitem__(self, step: int) -> _Delivery | Yt8mError:
-        slot = step % len(self.ring)
-        memory = self.ring[slot]
+    def request(self, step: int) -> None:
+        """Ask for the batch of a step; `receive` tells if the worker has died."""
+        with suppress(OSError):
+            self._pipe.send(step)
+
+    def receive(self) -> _Delivery:
+        """Wait for the next batch.
+
+        Raises:
+            Yt8mError: The process has died.
+            Exception: Reading failed; the exception of the worker.
+        """
         try:
-            batch = self.batches.batch(step, _Slot(memory.numpy()))
-        except Yt8mError as error:
-            return error
-        start = memory.data_ptr()
-        places = [_Place(tensor.data_ptr() - start, tuple(tensor.shape), tensor.dtype) for tensor in batch]
-        return _Delivery(type(batch), slot, places)
+            received: _Delivery | Exception = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise Yt8mError(_death(self._batches, self._process.exitcode or 0)) from None
+        if isinstance(received, Exception):
+            raise received
+        return received
+
+    def kill(self) -> None:
+        """End the process, whatever it does; it has nothing to save."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(batches: Batches, ring: Tensor, pipe: Connection, inherited: Sequence[Connection]) -> None:
+    """Run a worker."""
+    ignore_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for other in inherited:
+        other.close()
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):
+        while True:
+            step = pipe.recv()
+            try:
+                answer: _Delivery | Exception = _deliver(batches, ring, step)
+            except Exception as error:
+                if not isinstance(error, Yt8mError):
+                    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = error
+            pipe.send(answer)
+
+
+def _deliver(batches: Batches, ring: Tensor, step: int) -> _Delivery:
+    """Read the batch of a step into its slot."""
+    slot = step % len(ring)
+    memory = ring[slot]
+    batch = batches.batch(step, _Slot(memory.numpy()))
+    start = memory.data_ptr()
+    places = [_Place(tensor.data_ptr() - start, tuple(tensor.shape), tensor.dtype) for tensor in batch]
+    return _Delivery(type(batch), slot, places)
+
+
+@contextmanager
+def _started(batches: Batches, ring: Tensor, count: int) -> Iterator[list[_Worker]]:
+    """Worker processes, which are killed at the end of the block, or of this process where it never gets there."""
+    workers: list[_Worker] = []
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    # Called before multiprocessing waits for its processes at exit.
+    atexit.register(kill)
+    try:
+        # No signal separates a process from its entry in the list.
+        with signals_blocked():
+            for _ in range(count):
+                workers.append(_Worker(batches, ring, workers))
+        yield workers
+    finally:
+        kill()
+        atexit.unregister(kill)
 
 
 def step_loader(
     batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool = False
-) -> Iterator[NamedTuple]:
+) -> Generator[NamedTuple]:
     """Iterate over the batches of the steps [start, stop), read ahead by worker processes if any.
 
     With workers, the tensors of a batch are valid until the next batch but one is requested; `on_device` takes care of
-    copies that are still under way then.
+    copies that are still under way then. Close the generator where it may not be exhausted (`contextlib.closing`): that
+    ends the workers.
 
     Args:
         batches: A dataset indexed by step.
@@ -98,39 +181,58 @@ def step_loader(
         pin_memory: Whether to page-lock the memory of batches, for faster transfer to a GPU.
 
     Raises:
-        Yt8mError: There is too little shared memory.
+        Yt8mError: There is too little shared memory, or a worker was killed.
     """
     if not num_workers:
         return (_pinned(batches[step]) if pin_memory else batches[step] for step in range(start, stop))
     return _delivered(batches, start, stop, num_workers, pin_memory)
 
 
-def _delivered(batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool) -> Iterator[NamedTuple]:
+def _delivered(batches: Batches, start: int, stop: int, num_workers: int, pin_memory: bool) -> Generator[NamedTuple]:
     if start >= stop:
         return
-    ring = _ring(batches, num_workers * BATCHES_AHEAD + 2)
-    loader = DataLoader(
-        _SharedBatches(batches, ring),
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=num_workers,
-        prefetch_factor=BATCHES_AHEAD,
-        collate_fn=_unchanged,
-        worker_init_fn=_ignore_signals,
-    )
-    deliveries = iter(loader)  # starts the workers, before the memory is page-locked
-    with _page_locked(ring) if pin_memory else nullcontext():
-        for delivery in deliveries:
-            if isinstance(delivery, Yt8mError):
-                raise delivery
-            memory = ring[delivery.slot]
-            yield delivery.kind(*(_tensor_at(memory, place) for place in delivery.places))
+    ahead = num_workers * BATCHES_AHEAD
+    ring = _ring(batches, ahead + 2)
+    # The workers start before the memory is page-locked.
+    with _started(batches, ring, num_workers) as workers, _page_locked(ring) if pin_memory else nullcontext():
+        for step in range(start, min(start + ahead, stop)):
+            workers[step % num_workers].request(step)
+        for step in range(start, stop):
+            worker = workers[step % num_workers]
+            kind, slot, places = worker.receive()
+            if step + ahead < stop:
+                worker.request(step + ahead)
+            yield kind(*(_tensor_at(ring[slot], place) for place in places))
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which reach all processes of a terminal or a job: the training process handles them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _death(batches: Batches, status: int) -> str:
+    """What ended a worker, from its exit status, which is negative for a signal."""
+    if status >= 0:
+        return f"A process that reads batches ended with status {status}; run again, or set machine.num_workers=0."
+    name = signal.Signals(-status).name
+    if name == "SIGBUS":
+        catalog = batches.reader.catalog
+        changed = [shard.name for shard in catalog.shards if _size(catalog.folder / shard.name) != shard.num_bytes]
+        if changed:
+            more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+            return (
+                f"{catalog.folder / changed[0]}{more}: has changed in size since it was indexed, and reading it killed a "
+                f"process that reads batches ({name}); restore it, or run `yt8m index {catalog.folder}`."
+            )
+    reasons = {
+        "SIGKILL": "probably because the memory ran out; set machine.num_workers lower, or give it more memory",
+        "SIGBUS": "because a shard could not be read, or /dev/shm is full; check the disks",
+    }
+    reason = reasons.get(name, "which nothing in it explains; run again, or set machine.num_workers=0")
+    return f"A process that reads batches was killed ({name}), {reason}."
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _ring(batches: Batches, num_slots: int) -> Tensor:
@@ -147,11 +249,6 @@ def _ring(batches: Batches, num_slots: int) -> Tensor:
             "machine.num_workers lower."
         ) from None
     return ring
-
-
-def _unchanged(delivery: Any) -> Any:
-    """Replaces the conversion to tensors, which DataLoader does by default."""
-    return delivery
 
 
 def _tensor_at(memory: Tensor, place: _Place) -> Tensor:

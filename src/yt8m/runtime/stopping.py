@@ -1,18 +1,17 @@
-"""Graceful stop: SIGTERM (preemption) and Ctrl-C end a run after the current step, with a checkpoint.
+"""Graceful stop of a loop that has a state to save: a signal ends it after the current step, with a checkpoint.
 
 A signal to any process stops all of them at the same step: at every step the processes sum their flags with an
 asynchronous all-reduce, whose result the next step reads, so that no step waits for it.
 """
 
 import signal
-import threading
-from types import FrameType
-from typing import Any, Self
+from contextlib import ExitStack
+from typing import Self
 
 import torch
 from lightning_fabric import Fabric
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from yt8m.runtime.signals import handled
 
 
 class StopRequested(Exception):  # noqa: N818 - control flow, no error
@@ -20,8 +19,9 @@ class StopRequested(Exception):  # noqa: N818 - control flow, no error
 
 
 class StopRequest:
-    """Handles SIGTERM and Ctrl-C while it is entered; a second Ctrl-C raises KeyboardInterrupt at once.
+    """Handles signals to stop (see `signals`) while it is entered; a second Ctrl-C raises KeyboardInterrupt at once.
 
+    A signal that arrives too late to be seen by `requested` is raised again when the block ends, for the handler before.
     All processes must call `requested` and `check` equally often and in the same order.
 
     Args:
@@ -29,30 +29,30 @@ class StopRequest:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self._received = False
-        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._received: signal.Signals | None = None
+        self._handlers = ExitStack()
         self._sum = torch.zeros(1)
         self._work: torch.distributed.Work | None = None
         # A group of its own: the default group of GPUs cannot reduce tensors in CPU memory.
         self._group = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
 
     def __enter__(self) -> Self:
-        # Python allows signal handlers in the main thread only; other threads run without.
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._handlers.enter_context(handled(self._handle))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-        if self._group is not None and kind is None:
-            self._reduced()
-            torch.distributed.destroy_process_group(self._group)
+        with self._handlers:
+            if self._group is not None and kind is None:
+                if self._reduced():
+                    self._received = self._received or signal.SIGTERM
+                torch.distributed.destroy_process_group(self._group)
+        if self._received is not None and kind is None:
+            signal.raise_signal(self._received)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
+    def _handle(self, number: signal.Signals) -> None:
+        if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = True
+        self._received = number
 
     def _reduced(self) -> bool:
         """Whether any process had received a signal when the last all-reduce started."""
@@ -65,10 +65,10 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether to stop now; the same on every process."""
         if self._group is None:
-            return self._received
+            return self._received is not None
         if self._reduced():
             return True
-        self._sum.fill_(self._received)
+        self._sum.fill_(self._received is not None)
         self._work = torch.distributed.all_reduce(self._sum, group=self._group, async_op=True)
         return False
 

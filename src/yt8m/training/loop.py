@@ -6,7 +6,7 @@ run that is killed and resumed ends with the same weights.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
@@ -247,6 +247,11 @@ class Trainer:
         loader = step_loader(self.batches, progress.step, config.steps, self.machine.num_workers, pins)
         # A compiled network is compiled for one number of frames.
         batches = on_device(loader, device, self.batches.max_frames if self.compiles else None)
+        with closing(loader):
+            self._take_steps(batches, stop)
+
+    def _take_steps(self, batches: Iterator[NamedTuple], stop: StopRequest) -> None:
+        config, progress, device = self.config, self.state.progress, self.fabric.device
         self.wrapped.train()
         step = make_step(self.fabric, self.wrapped, self.optimizer, self.task.loss, config, self.seed, self.machine)
         clock = _Clock(progress.seconds, progress.step, config.batch_size, device)

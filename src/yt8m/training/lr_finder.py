@@ -7,6 +7,7 @@ the loss falls fastest, not where it is lowest: slightly above that, it rises ag
 import copy
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -169,7 +170,8 @@ def lr_sweep(
             seeds = [step_seed(seed, number, index) for index in range(config.gradient_accumulation)]
             yield float(train_step(fabric, wrapped, optimizer, task.loss, config, next(moved), seeds)[0])
 
-    return smooth_losses(sweep, losses())
+    with closing(loader):
+        return smooth_losses(sweep, losses())
 
 
 def write_lr_curve(path: Path, curve: LRCurve) -> None:
