@@ -5,14 +5,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Annotated
 
 import typer
 
 from yt8m.cli import data, extraction, models, prediction, results, search, training
-from yt8m.errors import Yt8mError
-from yt8m.runtime.environment import prepare_environment
+from yt8m.errors import Stopped, Yt8mError
+from yt8m.runtime.environment import is_first_process, prepare_environment
+from yt8m.runtime.signals import stopped_by_signals
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
@@ -50,6 +51,9 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 }
 """The commands, by the panel that the help shows them in."""
 
+ENDED_BY_DEFAULT = frozenset(["describe", "estimate", "locate", "check", "evaluate"])
+"""Commands that a signal ends as it ends any program: they have nothing to continue. Any other one exits with 75."""
+
 for _panel, _commands in GROUPS.items():
     for _name, _function in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_function)
@@ -65,11 +69,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in ENDED_BY_DEFAULT:
+        resources: ExitStack = context.obj
+        resources.enter_context(stopped_by_signals())
 
 
 @contextmanager
@@ -79,6 +86,9 @@ def _errors_as_sentences() -> Iterator[None]:
         yield
     except Yt8mError as error:
         _exit(str(error), error.exit_code)
+    except Stopped as stopped:
+        # A signal usually reaches all processes of a run.
+        _exit(str(stopped) if is_first_process() else "", stopped.exit_code)
     except SystemExit as left:
         # Typer ends an interrupted command with this status and without a message.
         if left.code != INTERRUPTED:
@@ -99,7 +109,8 @@ def _errors_as_sentences() -> Iterator[None]:
 
 
 def _exit(sentence: str, status: int) -> None:
-    print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that long paths are not wrapped
+    if sentence:
+        print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that long paths are not wrapped
     sys.exit(status)
 
 
@@ -107,8 +118,9 @@ def main() -> None:
     """Entry point of the `yt8m` command."""
     prepare_environment()
     warnings.filterwarnings("ignore", module="lightning_fabric|torch")
-    with _errors_as_sentences():
-        app()
+    # Signal handlers stay until the last message is printed.
+    with ExitStack() as resources, _errors_as_sentences():
+        app(obj=resources)
 
 
 if __name__ == "__main__":

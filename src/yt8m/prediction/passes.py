@@ -29,12 +29,14 @@ class ProcessGroup:
         size: Number of processes.
         barrier: Waits for all processes.
         stop_requested: Whether to stop now. All processes must call it equally often, and get the same result.
+        done: Called by all processes after the pass; from then on there is nothing to save.
     """
 
     rank: int = 0
     size: int = 1
     barrier: Callable[[], None] = lambda: None
     stop_requested: Callable[[], bool] = lambda: False
+    done: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -131,4 +133,5 @@ def store_predictions(work: PredictionPass, folder: Path, index: StoreIndex) -> 
         ) from None
     writer.close()
     processes.barrier()
+    processes.done()
     return None if processes.rank else writer.finish()

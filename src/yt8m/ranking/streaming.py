@@ -76,9 +76,11 @@ def rank_streaming(
         # Needed only if the process is killed, or the disk fills up, while the ranking is written.
         with suppress(Yt8mError):
             partial.save()
+        processes.done()
         return partial.rankers
     partial.save()
     processes.barrier()
+    processes.done()
     if processes.rank:
         return None
     partial.load_of_others()

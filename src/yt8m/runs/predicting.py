@@ -79,7 +79,7 @@ def shared_pass(
 ) -> PredictionPass:
     """A pass that Fabric's processes share and that a signal stops; the first process reports progress."""
     progress = terminal_progress if fabric.is_global_zero else no_progress
-    processes = ProcessGroup(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested)
+    processes = ProcessGroup(fabric.global_rank, fabric.world_size, fabric.barrier, stop.requested, stop.close)
     return PredictionPass(reader, segments, models, shifts, processes, progress)
 
 

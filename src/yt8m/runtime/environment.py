@@ -1,11 +1,11 @@
-"""Environment variables that the numerical libraries read when they are loaded: set them before torch is imported."""
+"""Environment variables: those that the numerical libraries read when they are loaded, and the rank of this process."""
 
 import os
 from pathlib import Path
 
 
 def prepare_environment(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
-    """Set the variables below; values that the user has set stay.
+    """Set the variables below, before torch is imported; values that the user has set stay.
 
     `OMP_WAIT_POLICY=PASSIVE`: threads sleep between operations. By default they spin, and a step takes three times as
     long when another process uses the core (benchmarks/results/training.md).
@@ -19,3 +19,9 @@ def prepare_environment(cpu_info: Path = Path("/proc/cpuinfo")) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if cpu_info.is_file() and "GenuineIntel" in cpu_info.read_text(encoding="utf-8", errors="replace"):
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first, as `torchrun`, `srun` or Fabric number them."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)

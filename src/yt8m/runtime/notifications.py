@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yt8m.errors import Interrupted, Yt8mError
+from yt8m.errors import Interrupted, Stopped, Yt8mError
 from yt8m.runtime.console import format_duration
+from yt8m.runtime.environment import is_first_process
 
 VARIABLE = "YT8M_NOTIFY"
 """Environment variable: apprise URLs, separated by white space; an empty value turns notifications off."""
@@ -29,8 +30,6 @@ TIMEOUT_SECONDS = 20.0
 """Timeout for sending to all destinations together."""
 MAX_CHARACTERS = 1000
 """Longer texts are truncated; services refuse messages above their own limits."""
-
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 @dataclass
@@ -59,7 +58,7 @@ def notify_when_done(title: str) -> Iterator[Notification]:
     Only the first process of a run sends it. Problems with destinations are printed on standard error, at the start if
     they can be detected then, and never raised.
     """
-    destinations = _usable_destinations() if all(os.environ.get(rank, "0") == "0" for rank in _RANKS) else []
+    destinations = _usable_destinations() if is_first_process() else []
     notification = Notification()
     started = time.monotonic()
 
@@ -78,8 +77,10 @@ def notify_when_done(title: str) -> Iterator[Notification]:
         send("stopped", "warning", "Interrupted; the same command resumes from the last checkpoint.")
         raise
     except BaseException as error:
-        outcome, kind = ("stopped", "warning") if isinstance(error, Interrupted) else ("failed", "failure")
-        send(outcome, kind, str(error) if isinstance(error, Yt8mError) else f"{type(error).__name__}: {error}")
+        outcome, kind = ("stopped", "warning") if isinstance(error, Interrupted | Stopped) else ("failed", "failure")
+        send(
+            outcome, kind, str(error) if isinstance(error, Yt8mError | Stopped) else f"{type(error).__name__}: {error}"
+        )
         raise
     send("finished", "success", notification.result)
 

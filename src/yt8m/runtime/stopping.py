@@ -21,7 +21,7 @@ class StopRequested(Exception):  # noqa: N818 - control flow, no error
 class StopRequest:
     """Handles signals to stop (see `signals`) while it is entered; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    A signal that arrives too late to be seen by `requested` is raised again when the block ends, for the handler before.
+    A signal that arrives too late to be seen by `requested` is raised again at the end, for the handler before.
     All processes must call `requested` and `check` equally often and in the same order.
 
     Args:
@@ -41,13 +41,21 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        self._handlers.close()
+
+    def close(self) -> None:
+        """End the handling before the block does, on all processes: there is nothing left to save."""
         with self._handlers:
-            if self._group is not None and kind is None:
+            if self._group is not None:
                 if self._reduced():
                     self._received = self._received or signal.SIGTERM
                 torch.distributed.destroy_process_group(self._group)
-        if self._received is not None and kind is None:
-            signal.raise_signal(self._received)
+                self._group = None
+        if self._received is not None:
+            number, self._received = self._received, None
+            signal.raise_signal(number)
 
     def _handle(self, number: signal.Signals) -> None:
         if self._received is not None and number == signal.SIGINT:

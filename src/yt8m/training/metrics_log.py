@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from pydantic import model_validator
 
-from yt8m.errors import Interrupted, UsageError
+from yt8m.errors import Interrupted, Stopped, UsageError
 from yt8m.files import write_csv
 from yt8m.settings import Settings
 
@@ -164,7 +164,7 @@ class MetricsLog:
         """
         if self._board:
             self._board.finalize("success")
-        if isinstance(error, Interrupted | KeyboardInterrupt):
+        if isinstance(error, Interrupted | Stopped | KeyboardInterrupt):
             self._call_wandb(lambda run: run.mark_preempting())
         self._call_wandb(lambda run: run.finish(exit_code=0 if error is None else getattr(error, "exit_code", 1)))
         self._wandb = None
