@@ -51,7 +51,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 }
 """The commands, by the panel that the help shows them in."""
 
-ENDED_BY_DEFAULT = frozenset(["describe", "estimate", "locate", "check", "evaluate"])
+ENDED_BY_DEFAULT = frozenset(["search", "locate", "describe", "recipes", "estimate", "check", "evaluate"])
 """Commands that a signal ends as it ends any program: they have nothing to continue. Any other one exits with 75."""
 
 for _panel, _commands in GROUPS.items():

@@ -23,6 +23,7 @@ from yt8m.ranking.streaming import remove_partial_rankings
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.locks import locked
 from yt8m.runtime.machine import MachineConfig, make_fabric
+from yt8m.runtime.processes import lost_processes_named
 from yt8m.runtime.progress import no_progress, terminal_progress
 from yt8m.runtime.stopping import StopRequest
 from yt8m.settings import fingerprint
@@ -128,7 +129,11 @@ def predict_folders(
     if outputs.store is not None and not outputs.overwrite:
         _refuse_to_replace(outputs.store, index)
     # One process holds the locks for all.
-    with outputs.locked() if fabric.is_global_zero else nullcontext(), StopRequest(fabric) as stop:
+    with (
+        lost_processes_named(fabric),
+        outputs.locked() if fabric.is_global_zero else nullcontext(),
+        StopRequest(fabric) as stop,
+    ):
         work = shared_pass(fabric, stop, reader, segments, models, shifts)
         if merger is not None and output is not None:
             try:
@@ -154,9 +159,9 @@ def predict_folders(
                 remove_partial_rankings(folder)
         elif outputs.store is not None:
             store_predictions(work, outputs.store, index)
-    if outputs.store is not None and fabric.is_global_zero:
-        classes.save(outputs.store)
-    fabric.barrier()
+        if outputs.store is not None and fabric.is_global_zero:
+            classes.save(outputs.store)
+        fabric.barrier()
     return list(models) if fabric.is_global_zero else None
 
 

@@ -13,6 +13,7 @@ from yt8m.runs.recipe import RECIPE_FILE, Recipe
 from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, StageKind, training_stages
 from yt8m.runs.training import train
 from yt8m.runtime.locks import locked
+from yt8m.runtime.processes import lost_processes_named
 from yt8m.settings import did_you_mean, to_yaml
 
 
@@ -52,6 +53,10 @@ class Run:
             Yt8mError: Another process runs in the output folder.
             Interrupted: The run received a signal to stop and saved its state.
         """
+        with lost_processes_named(self.context.fabric):
+            return self._run(only)
+
+    def _run(self, only: str | None) -> RunScores | None:
         stages = self.stages
         chosen = [stage for stage in stages if only in (None, stage.path, stage.kind)]
         if not chosen:

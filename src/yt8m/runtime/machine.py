@@ -5,10 +5,14 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 
 from yt8m.errors import UsageError
+from yt8m.runtime.processes import adopt_srun_tasks, end_with_launcher, launched_world_size, start_processes
 from yt8m.settings import Settings
 
 
@@ -59,27 +63,25 @@ class MachineConfig(Settings):
         Raises:
             UsageError: Several processes run already or are configured.
         """
-        if _launched_world_size() > 1 or self.devices * self.num_nodes > 1:
+        if launched_world_size() > 1 or self.devices * self.num_nodes > 1:
             raise UsageError(
                 f"{command} runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
             )
 
 
-def _launched_world_size() -> int:
-    """Number of processes that `torchrun` or the user launched together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-
-
 def make_fabric(config: MachineConfig) -> Fabric:
     """Launch Fabric on the configured devices.
 
-    Where processes were launched already, by `torchrun` or by hand (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT are set), each of them gets one device, and `devices` has no effect.
+    Where processes were launched already, by `torchrun`, by `srun` or by hand (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
+    and MASTER_PORT are set), each of them gets one device, and `devices` has no effect. Other variables of SLURM have no
+    effect: a script of `sbatch` that does not use `srun` runs as configured.
 
     Raises:
-        UsageError: The machine has no such devices.
+        UsageError: The machine has no such devices, or `srun` started more processes on some nodes than on others.
     """
-    world_size = _launched_world_size()
+    end_with_launcher()
+    adopt_srun_tasks()
+    world_size = launched_world_size()
     launched = world_size > 1
     devices = config.devices
     if launched:
@@ -93,10 +95,20 @@ def make_fabric(config: MachineConfig) -> Fabric:
             # Batch norm synchronizes its statistics itself: no buffers to broadcast.
             strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if distributed else "auto",
             precision=config.precision,
+            plugins=_environment(),
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"machine: {' '.join(str(error).split())}") from None
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if distributed and isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
+        start_processes(environment, devices, config.num_nodes)
     fabric.launch()
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision(config.float32_matmul_precision)
     return fabric
+
+
+def _environment() -> ClusterEnvironment | None:
+    """What Fabric would take for tasks of `srun` are plain processes here; None lets it choose."""
+    in_slurm = any(name.startswith("SLURM_") for name in os.environ)
+    return LightningEnvironment() if in_slurm and not TorchElasticEnvironment.detect() else None
