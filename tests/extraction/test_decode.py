@@ -10,7 +10,8 @@ import pytest
 from av.stream import Disposition
 
 from tests.support.videos import Sound, heard_hz, picture, second_of, tone_hz, turn, write_video
-from yt8m.extraction.decode import Frames, Odd, UnreadableVideoError, decode, resize_bilinear
+from yt8m.extraction.decode import Frames, Odd, UnreadableVideoError, decode
+from yt8m.extraction.resize import resize_bilinear
 
 SIZE = 64
 

@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "index": data.index,
         "describe": data.describe,
         "splice": data.splice,
+        "extract": extraction.extract,
         "weights": extraction.weights,
     },
     "Training": {

@@ -22,10 +22,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from yt8m.errors import Yt8mError
-
-SAMPLE_RATE = 16_000
-WINDOW_SAMPLES = 15_600
-"""Samples of a window: 96 spectra of 400 samples, 160 apart (docs/method.md, "Features of own videos")."""
+from yt8m.extraction.log_mel import SAMPLE_RATE, WINDOW_SAMPLES
+from yt8m.extraction.resize import resize_bilinear
 
 CHUNK = 8
 """Frames or windows to yield at a time."""
@@ -265,32 +263,6 @@ def _upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     """The pixels, uint8 (height, width, 3), turned as players turn them."""
     pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     return np.rot90(pixels, round(frame.rotation / 90) % 4)
-
-
-def resize_bilinear(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Resize as TensorFlow 1's `ResizeBilinear` does: no aligned corners, no half-pixel centers, no antialiasing.
-
-    Args:
-        image: uint8 (height, width, 3).
-        size: New height and width.
-
-    Returns:
-        float32 (size, size, 3), values 0 to 255.
-    """
-    top, bottom, y = _neighbors(image.shape[0], size)
-    left, right, x = _neighbors(image.shape[1], size)
-    x, y = x[:, None], y[:, None, None]
-    rows = image[top], image[bottom]
-    upper, lower = (row[:, left] + (row[:, right].astype(np.float32) - row[:, left]) * x for row in rows)
-    result: NDArray[np.float32] = upper + (lower - upper) * y
-    return result
-
-
-def _neighbors(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each new position: the old ones on either side, and the weight of the second."""
-    position = np.arange(new, dtype=np.float32) * (np.float32(old) / np.float32(new))
-    first = position.astype(np.int64)
-    return first, np.minimum(first + 1, old - 1), position - first.astype(np.float32)
 
 
 class _Sound:

@@ -40,11 +40,17 @@ videos")."""
 class Extractor(Protocol):
     """Networks that turn prepared frames and sound into features."""
 
-    name: str
-    digest: str
-    """Of all weights."""
-    frame_size: int
-    """Width and height of its frames."""
+    @property
+    def name(self) -> str:
+        """Name of the networks."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of all weights."""
+
+    @property
+    def frame_size(self) -> int:
+        """Width and height of its frames."""
 
     def rgb(self, frames: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Features of frames float32 (n, size, size, 3), values 0 to 255: uint8 (n, 1024)."""
@@ -190,8 +196,8 @@ class _Extraction:
 
     def _extract_group(self, paths: Sequence[Path], task: ProgressTask, done: int) -> None:
         """Extract a group of videos, and write its shard."""
-        number = 1 + max((int(video.shard[-13:-9]) for video in self._videos if video.is_extracted), default=-1)
-        shard = self._out / f"videos{number:04d}.tfrecord"
+        number = 1 + max((_number(video.shard) for video in self._videos if video.is_extracted), default=-1)
+        shard = self._out / f"{_SHARD_PREFIX}{number:04d}.tfrecord"
         in_shards = {video.video_id: video for video in reversed(self._videos) if video.is_extracted}
         rows: list[Video] = []
         for position, video in enumerate(self._features_of(paths, in_shards)):
@@ -297,6 +303,14 @@ class _Extraction:
 
     def _feature_file(self, name: str) -> Path:
         return self._work / f"{name}.npz"
+
+
+_SHARD_PREFIX = "videos"
+
+
+def _number(shard: str) -> int:
+    """The number in a shard's name."""
+    return int(shard.removeprefix(_SHARD_PREFIX).split(".")[0])
 
 
 _NEW = "?"
