@@ -4,6 +4,7 @@ The command line shows a `Yt8mError` without a traceback and exits with its `exi
 is a bug and keeps its traceback.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +62,20 @@ class ShardError(Yt8mError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the keyword arguments when a data loader's worker process pickles the error."""
         return partial(ShardError, record=self.record, offset=self.offset), (self.path, self.message)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line, for parentheses in a message; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+"""Control characters, which terminals obey; line and paragraph separators; changes of direction; no characters."""
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text from a file, for a terminal or XML: each character that is no text becomes U+FFFD, except those kept."""
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else "\ufffd", text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ and shards name a class by its id in the vocabulary of 3,862 labels.
 
 import csv
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from yt8m.errors import UsageError
+from yt8m.errors import UsageError, printable, reason_of
 from yt8m.files import write_csv
 
 FILE_NAME = "segment_vocabulary.csv"
+
+MAX_LABEL_ID = 999_999
+"""Highest id of a class; the dataset has 3,862 labels."""
 
 OFFICIAL_DIGEST = "783376a6a3b8fc23"
 """`Vocabulary.digest` of the `segment_vocabulary.csv` of the 2019 challenge."""
@@ -48,31 +52,35 @@ class Vocabulary:
             path: The file, or the folder of a dataset or model that contains it.
 
         Raises:
-            UsageError: The file is missing, empty, without these columns, or repeats an id.
+            UsageError: The file is missing, empty, without these columns, or an id is invalid or repeated.
         """
         path = Path(path)
         if path.is_dir():
             path = path / FILE_NAME
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file))
         except FileNotFoundError:
             raise UsageError(
                 f"{path}: there is no such file; it lists the segment classes, one per row (columns Index, Name)."
             ) from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}: cannot be read as a CSV file ({error}).") from None
+            raise UsageError(f"{path}: cannot be read as a CSV file ({reason_of(error)}).") from None
         if not rows or "Index" not in rows[0] or "Name" not in rows[0]:
             raise UsageError(f"{path}: expected a header with the columns Index and Name, and one row per class.")
         label_ids: list[int] = []
         for line, row in enumerate(rows, start=2):
             if not (row["Index"] or "").isdecimal():
                 raise UsageError(f"{path}, line {line}: expected a whole number as Index, found {row['Index']!r}.")
+            if len(row["Index"]) > len(str(MAX_LABEL_ID)) or int(row["Index"]) > MAX_LABEL_ID:
+                raise UsageError(
+                    f"{path}, line {line}: expected an Index of at most {MAX_LABEL_ID:,}, found {row['Index']:.30}."
+                )
             label_ids.append(int(row["Index"]))
         if len(set(label_ids)) != len(label_ids):
-            repeated = next(i for i in label_ids if label_ids.count(i) > 1)
+            repeated = Counter(label_ids).most_common(1)[0][0]
             raise UsageError(f"{path}: the class {repeated} occurs more than once.")
-        return cls(np.array(label_ids, np.int64), tuple(row["Name"] or "" for row in rows))
+        return cls(np.array(label_ids, np.int64), tuple(printable(row["Name"] or "") for row in rows))
 
     def save(self, folder: Path) -> None:
         """Write `segment_vocabulary.csv` into a folder.

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.support.command import refused, succeeds
+from tests.support.command import yt8m as command
 from tests.support.predictions import record_batches, use_small_blocks
 from tests.support.processes import torchrun
 from tests.support.tiny_run import FinishedRun
@@ -381,3 +383,28 @@ def test_locate_shows_the_videos_of_a_shard(finished_run: FinishedRun, tiny_data
     assert shown.out.count("on screen: ") == 4
     assert shown.err.startswith(f"{shard}, record 4, byte ")
     assert len(shown.err.splitlines()) == 1
+
+
+def test_locate_explains_ids_that_begin_with_a_dash(models: list[object], places: list[object]) -> None:
+    outcome = command("locate", "-abc", *models, *places)
+    assert outcome.status == 2
+    shown = " ".join(outcome.err.replace("│", " ").split())
+    assert (
+        "No such option: -a; an argument that begins with a dash, such as the id of a video, goes after `--`." in shown
+    )
+    assert "there is no video '-abc' among its" in refused(2, "locate", *places, "--", "-abc", *models)
+
+
+def test_locate_reports_weights_that_are_no_numbers(
+    tmp_path: Path, finished_run: FinishedRun, tiny_dataset: Path, places: list[object]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished_run.model("finetune/bare"), folder)
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors")
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
+    sentence = refused(1, "locate", video, folder, *places, "--accelerator", "cpu")
+    assert sentence.startswith(f"{video}: the model 'bare' predicts values that are no numbers (NaN)")

@@ -184,3 +184,16 @@ def test_an_interrupt_ends_the_command_and_the_next_run_completes(server: Hostil
     assert err == "yt8m: Stopped by SIGINT; the same command continues with what is not finished.\n"
     server.state.always.clear()
     fetch(server, data)
+
+
+@pytest.mark.usefixtures("short_delays")
+def test_a_password_is_sent_and_never_printed(server: HostileServer, data: Path) -> None:
+    url = server.url.replace("http://", "http://user:SECRET@")
+    done = succeeds("download", data, PARTITION, "--server", url, "--no-index")
+    assert "SECRET" not in done.out + done.err
+    failed = command("download", data, "2/frame/test", "--server", url, "--no-index")
+    assert failed.err.startswith(
+        f"yt8m: {server.url}/2/download_plans/frame_test.json: the plan of 2/frame/test could not "
+    )
+    assert "SECRET" not in failed.out + failed.err
+    assert {request.authorization for request in server.state.requests} == {"Basic dXNlcjpTRUNSRVQ="}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.downloads import ALPHABET
-from yt8m.download.plan import Fraction, Shard, local_name, official_server, read_plan, select
+from yt8m.download.plan import Fraction, Shard, local_name, official_server, other_server, read_plan, select
 from yt8m.errors import UsageError, Yt8mError
 
 
@@ -174,3 +174,28 @@ def test_urls_of_the_official_server() -> None:
         "https://storage.googleapis.com/eu.data.yt8m.org/3/frame/test/trainaa.tfrecord"
     )
     assert f"{server.vocabularies}/2/vocabulary.csv" == "https://research.google.com/youtube8m/csv/2/vocabulary.csv"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:SECRET@",
+        "http://user:SECRET@host:99999999",
+        "ftp://user:SECRET@host",
+        "user:SECRET@host",
+        "https://host/path?token=SECRET",
+        "https://user:SE/SECRET@host/a?b",
+        "https://user:x@SECRET@host/?b",
+    ],
+)
+def test_an_invalid_address_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(UsageError, match=r"--server .*: expected an address such as") as raised:
+        other_server(url)
+    assert "SECRET" not in str(raised.value)
+
+
+def test_a_password_is_in_no_address_of_a_server() -> None:
+    server = other_server("https://user:p%40ss:SECRET@host:8000/path/")
+    assert "SECRET" not in repr(server)
+    assert server.plan_url("3/frame/test") == "https://host:8000/path/3/download_plans/frame_test.json"
+    assert server.authorization == "Basic dXNlcjpwQHNzOlNFQ1JFVA=="  # user:p@ss:SECRET

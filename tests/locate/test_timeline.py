@@ -228,3 +228,15 @@ def test_no_color_does_not_change_pictures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NO_COLOR", "1")
     write_svg(tmp_path / "found.svg", [timeline], "title")
     assert (tmp_path / "found.svg").read_bytes() == (tmp_path / "expected.svg").read_bytes()
+
+
+def test_control_characters_are_not_printed_and_the_svg_stays_well_formed(tmp_path: Path) -> None:
+    timeline = make_timeline(58, ("\x1b[31mred\x07 <&>\x9b", [0.9] * 12))
+    timeline = replace(timeline, video_id="a\x1b]0;t\x07")
+    shown = printed(timeline)
+    assert shown.startswith("a\ufffd]0;t\ufffd, 0:58\n")
+    assert "\ufffd[31mred\ufffd <&>\ufffd" in shown
+    write_svg(tmp_path / "t.svg", [timeline], "title \x1b\x00 & <b>")
+    texts = "".join(ET.parse(tmp_path / "t.svg").getroot().itertext())
+    assert "\ufffd[31mred\ufffd\u00a0<&>\ufffd" in texts
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", (tmp_path / "t.svg").read_text(encoding="utf-8"))

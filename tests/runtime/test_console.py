@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yt8m.runtime.console import format_duration, wide
+from yt8m.runtime.console import err, format_duration, out, wide
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ def test_durations_are_formatted_with_two_units(seconds: float, expected: str) -
 
 def test_a_wide_table_is_not_wrapped_on_a_narrow_terminal() -> None:
     assert wide(1000).width == 1000
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    out.print("a\x1b[31mb\x9b2J\nc")
+    err.print("shard\x1b]0;title\x07.tfrecord: damaged")
+    shown = capsys.readouterr()
+    assert shown.out == "a\ufffd[31mb\ufffd2J\nc\n"
+    assert shown.err == "shard\ufffd]0;title\ufffd.tfrecord: damaged\n"

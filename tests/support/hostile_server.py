@@ -55,6 +55,7 @@ class Request:
     path: str
     range: str | None
     if_range: str | None
+    authorization: str | None = None
 
 
 @dataclass
@@ -135,7 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(content, fault)
 
     def _record_request(self) -> None:
-        request = Request(self.command, self.path, self.headers.get("Range"), self.headers.get("If-Range"))
+        request = Request(
+            self.command,
+            self.path,
+            self.headers.get("Range"),
+            self.headers.get("If-Range"),
+            self.headers.get("Authorization"),
+        )
         with self.state.lock:
             self.state.requests.append(request)
 

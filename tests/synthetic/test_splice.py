@@ -17,11 +17,13 @@ from tests.support.processes import run_python
 from tests.support.progress import RecordedProgress
 from tests.support.rows import labels_of, ratings_of
 from tests.support.spliced import CLASSES, dequantized, distinct_sources, owners
+from tests.support.video_level import encode_video_level
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.layout import dataset_parts
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.shards.writer import frame_record
 from yt8m.synthetic.splice import (
     Sizes,
     Sources,
@@ -428,3 +430,19 @@ def test_real_sources_make_a_dataset_of_the_segment_vocabulary(shared_data: Path
     _, positives = read_csv(tmp_path / "data" / "segment" / "test_positives.csv")
     assert positives
     assert {label for _, label, _ in positives} <= set(classes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sources_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, value: float) -> None:
+    rgb, audio = np.ones(1024, np.float32), np.ones(128, np.float32)
+    broken = audio.copy()
+    broken[5] = value
+    path, reports = tmp_path / "a.tfrecord", list[str]()
+    records = [encode_video_level("ab", rgb, broken, [1]), encode_video_level("cd", rgb, audio, [2])]
+    path.write_bytes(b"".join(map(frame_record, records)))
+    sources = read_sources(tmp_path, report=reports.append)
+    assert [labels.tolist() for labels in sources.labels] == [[2]]
+    assert reports == [f"{tmp_path}: skipped 1 video with features that are not finite (NaN or infinity)"]
+    path.write_bytes(frame_record(records[0]))
+    with pytest.raises(UsageError, match=r"contain no videos but 1 video with features that are not finite"):
+        read_sources(tmp_path)

@@ -199,7 +199,7 @@ def splice(
     yt8m splice build/spliced --sources data/video_level/validate --vocabulary data/segment_vocabulary.csv
     ```
     """
-    from yt8m.runtime.console import out
+    from yt8m.runtime.console import err, out
     from yt8m.runtime.progress import terminal_progress
     from yt8m.synthetic.invented import invented_sources, invented_vocabulary
     from yt8m.synthetic.splice import Sizes, read_sources, write_dataset
@@ -216,7 +216,7 @@ def splice(
         if vocabulary is None:
             raise UsageError("--sources DIR needs --vocabulary, the segment_vocabulary.csv of that dataset.")
         classes = Vocabulary.load(vocabulary)
-        means = read_sources(Path(sources), terminal_progress)
+        means = read_sources(Path(sources), terminal_progress, err.print)
     write_dataset(out_folder, means, classes, sizes, seed, terminal_progress)
     out.print(f"{out_folder}: {total:,} videos spliced from {len(means):,} sources, {len(classes):,} classes")
 

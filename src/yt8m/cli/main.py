@@ -6,12 +6,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from yt8m.cli import data, extraction, models, prediction, results, search, training
-from yt8m.errors import Stopped, Yt8mError
+from yt8m.errors import Stopped, Yt8mError, printable
 from yt8m.runtime.environment import is_first_process, prepare_environment
 from yt8m.runtime.signals import stopped_by_signals
 
@@ -26,6 +27,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class _Command(TyperCommand):
+    """A command whose errors of unknown options say how to pass an argument that begins with a dash."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Recent versions of typer contain click, so its exceptions have no one name to import.
+            option = str(getattr(error, "option_name", "--"))
+            if not option.startswith("--"):
+                hint = "an argument that begins with a dash, such as the id of a video, goes after `--`"
+                vars(error)["message"] = f"{getattr(error, 'message', '')}; {hint}."
+            raise
+
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Search": {"search": search.search, "locate": prediction.locate},
@@ -57,7 +74,7 @@ ENDED_BY_DEFAULT = frozenset(["search", "locate", "describe", "recipes", "estima
 
 for _panel, _commands in GROUPS.items():
     for _name, _function in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_function)
+        app.command(_name, cls=_Command, rich_help_panel=_panel)(_function)
 
 
 def _version(wanted: bool) -> None:
@@ -111,7 +128,8 @@ def _errors_as_sentences() -> Iterator[None]:
 
 def _exit(sentence: str, status: int) -> None:
     if sentence:
-        print(f"yt8m: {sentence}", file=sys.stderr)  # noqa: T201 - plain, so that long paths are not wrapped
+        # Plain, so that long paths are not wrapped.
+        print(f"yt8m: {printable(sentence, chr(10))}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
 
 

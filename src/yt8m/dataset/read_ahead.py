@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, multiprocessing
 
 from yt8m.dataset.batches import Batches
-from yt8m.errors import Yt8mError
+from yt8m.errors import Yt8mError, reason_of
 from yt8m.runtime.signals import STOP_SIGNALS, ignore_signals, signals_blocked
 
 BATCHES_AHEAD = 2
@@ -245,7 +245,7 @@ def _ring(batches: Batches, num_slots: int) -> Tensor:
     except RuntimeError as error:
         raise Yt8mError(
             f"There is too little shared memory for {num_slots} batches of {size[1] / 2**20:,.0f} MiB "
-            f"({' '.join(str(error).split())}); give the container more (docker run --shm-size), or set "
+            f"({reason_of(error)}); give the container more (docker run --shm-size), or set "
             "machine.num_workers lower."
         ) from None
     return ring

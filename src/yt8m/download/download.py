@@ -200,7 +200,7 @@ def download(
     if data.exists() and not data.is_dir():
         raise UsageError(f"{data}: is a file; expected a dataset folder, or the name of a new one.")
     threads = StoppableThreads(connections)
-    network = Network(server.shards, threads, policy or RetryPolicy(), pause)
+    network = Network(server.shards, threads, policy or RetryPolicy(), pause, server.authorization)
     with ExitStack() as stack:
         stack.enter_context(_disk_errors_as_sentences(data))
         stack.callback(network.close)

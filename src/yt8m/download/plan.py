@@ -7,11 +7,12 @@ import hashlib
 import json
 import re
 import string
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import read_names
@@ -60,6 +61,8 @@ class Server:
     plans: str
     shards: str
     vocabularies: str
+    authorization: str | None = field(default=None, repr=False)
+    """The header of this name, which contains a password."""
 
     def plan_url(self, partition: str) -> str:
         """Address of the plan of a partition."""
@@ -93,7 +96,7 @@ def other_server(url: str) -> Server:
     """A server with the official layout, such as a local mirror.
 
     Args:
-        url: Prefix of 2/download_plans/frame_train.json, 2/frame/train/NAME, csv/2/vocabulary.csv, and so on.
+        url: Prefix, with a name and a password if the server asks for them, of 2/download_plans/frame_train.json, 2/frame/train/NAME, csv/2/vocabulary.csv, and so on.
 
     Raises:
         UsageError: It is no http or https address.
@@ -105,8 +108,20 @@ def other_server(url: str) -> Server:
     except ValueError:
         is_address = False
     if not is_address or parts.query or parts.fragment:
-        raise UsageError(f"--server {url}: expected an address such as https://host/path.")
-    return Server(base, base, f"{base}/csv")
+        raise UsageError(f"--server {_without_secrets(url)}: expected an address such as https://host/path.")
+    login, separator, host = parts.netloc.rpartition("@")
+    if not separator:
+        return Server(base, base, f"{base}/csv")
+    # The secret travels in a header, so that no address in a message contains it.
+    base = urlunsplit(parts._replace(netloc=host))
+    name, _, password = login.partition(":")
+    credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return Server(base, base, f"{base}/csv", f"Basic {credentials}")
+
+
+def _without_secrets(url: str) -> str:
+    """An address, valid or not, without what may be a password or a token."""
+    return re.sub(r"[?#].*", "", re.sub(r"(//|^).*@", r"\1***@", url))
 
 
 def local_name(plan_name: str) -> str:

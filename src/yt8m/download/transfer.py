@@ -18,6 +18,7 @@ import urllib3
 from urllib3 import exceptions as http_errors
 
 from yt8m.download.partial import Part, StoppableThreads
+from yt8m.errors import reason_of
 from yt8m.runtime.console import format_bytes
 
 MAX_SHARD_BYTES = 16 * 2**30
@@ -126,6 +127,7 @@ class Network:
         threads: The threads that fetch: one connection each.
         policy: Timeouts and retries.
         pause: Waits for a number of seconds between attempts; by default until the threads stop, at most.
+        authorization: The header of this name; not sent to other hosts that the server redirects to.
     """
 
     def __init__(
@@ -134,7 +136,9 @@ class Network:
         threads: StoppableThreads,
         policy: RetryPolicy,
         pause: Callable[[float], object] | None = None,
+        authorization: str | None = None,
     ) -> None:
+        self._headers = {} if authorization is None else {"Authorization": authorization}
         self._threads = threads
         self._policy = policy
         self._pause = threads.stopping.wait if pause is None else pause
@@ -241,7 +245,9 @@ class Network:
             total=None, connect=0, read=0, status=0, other=0, redirect=5, respect_retry_after_header=False
         )
         with _network_errors(self._policy):
-            response = self._pool.request(method, url, headers=headers, preload_content=False, retries=redirects)
+            response = self._pool.request(
+                method, url, headers=self._headers | (headers or {}), preload_content=False, retries=redirects
+            )
         history = response.retries.history if response.retries is not None else ()
         is_downgraded = url.startswith("https:") and any(
             (hop.redirect_location or "").lower().startswith("http:") for hop in history
@@ -272,7 +278,7 @@ def _network_errors(policy: RetryPolicy) -> Iterator[None]:
         elif isinstance(cause, http_errors.ProtocolError):
             reason = "the connection broke off"
         else:
-            reason = str(cause)
+            reason = reason_of(cause)
         raise _TransientError(reason) from error
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_shard
-from yt8m.errors import UsageError
+from yt8m.errors import UsageError, Yt8mError
 from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.locate.timeline import THRESHOLD, Timeline
 from yt8m.prediction.predict import NO_SHIFT, predict
@@ -127,11 +127,18 @@ def segment_probabilities(
 
     Raises:
         ShardError: The shard is missing or has changed.
+        Yt8mError: A model predicts NaN.
     """
     starts = np.arange(0, reader.num_frames(row), SEGMENT_SECONDS, dtype=np.int32)
     segments = Segments(reader.catalog.video_ids, np.full(len(starts), row, np.int32), starts)
     one_batch = [slice(0, len(starts))]
     [predictions] = predict(reader, segments, ensemble.models, one_batch, ensemble.shifts)
+    for name, codes in predictions.codes.items():
+        if not codes.all():  # a code of 0 stands for no probability
+            raise Yt8mError(
+                f"{reader.catalog.id_of(row)}: the model {name!r} predicts values that are no numbers (NaN); its weights are "
+                "damaged, so train or import it again."
+            )
     return starts, ensemble.merger(predictions.codes)
 
 

@@ -19,6 +19,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
+from yt8m.errors import printable
 from yt8m.files import written_atomically
 from yt8m.shards.records import SEGMENT_SECONDS
 
@@ -94,7 +95,7 @@ class Timeline:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines in the characters of the output's encoding."""
-        video_id, *names = (_encodable(text, options.encoding) for text in (self.video_id, *self.names))
+        video_id, *names = (_encodable(printable(text), options.encoding) for text in (self.video_id, *self.names))
         own_characters = "".join(map(chr, _TO_ASCII))
         for line in self._lines(video_id, names, options.max_width):
             if _encodable(own_characters, options.encoding) != own_characters:
@@ -270,6 +271,8 @@ def write_svg(path: Path, timelines: Sequence[Timeline], title: str, columns: in
         if number:
             console.print()
         console.print(timeline)
-    drawn = console.export_svg(title=title, theme=_THEME, code_format=_SVG, font_aspect_ratio=0.602, unique_id="yt8m")
+    drawn = console.export_svg(
+        title=printable(title), theme=_THEME, code_format=_SVG, font_aspect_ratio=0.602, unique_id="yt8m"
+    )
     with written_atomically(path) as temporary:
         temporary.write_text(drawn, encoding="utf-8")

@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from yt8m import __version__
-from yt8m.errors import UsageError, Yt8mError
+from yt8m.errors import UsageError, Yt8mError, reason_of
 from yt8m.files import written_atomically
 from yt8m.models.classifier import (
     Classifier,
@@ -153,7 +153,7 @@ def load_model(
     try:
         tensors = safetensors.torch.load_file(path, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
-        raise Yt8mError(f"{path}: cannot be read as a safetensors file ({error}).") from None
+        raise Yt8mError(f"{path}: cannot be read as a safetensors file ({reason_of(error)}).") from None
     check_tensors(tensors, model.state_dict(), path)
     model.load_state_dict(tensors, assign=True)
     return model.eval()

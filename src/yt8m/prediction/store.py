@@ -22,7 +22,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 
-from yt8m.errors import UsageError, Yt8mError
+from yt8m.errors import UsageError, Yt8mError, reason_of
 from yt8m.files import end_of_links
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.models.classifier import Kind
@@ -190,7 +190,7 @@ def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memma
     try:
         array = open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise Yt8mError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+        raise Yt8mError(f"{path}: cannot be read ({reason_of(error)}).") from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise Yt8mError(f"{path}: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}.")
     return array

@@ -1,17 +1,30 @@
 """The terminal: results on standard output, messages and progress on standard error, both through rich."""
 
+from typing import Any
+
 from rich.console import Console
 
-out = Console(markup=False, highlight=False, soft_wrap=True)
+from yt8m.errors import printable
+
+
+class _Terminal(Console):
+    """A console that does not pass on the control characters of names and messages."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        kept = (printable(each, "\n\t") if isinstance(each, str) else each for each in objects)
+        super().print(*kept, **options)
+
+
+out = _Terminal(markup=False, highlight=False, soft_wrap=True)
 """Results: standard output."""
 
-err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+err = _Terminal(stderr=True, markup=False, highlight=False, soft_wrap=True)
 """Messages and progress: standard error."""
 
 
 def wide(columns: int) -> Console:
     """Standard output for a table of this many columns of text, even on a narrower terminal."""
-    return out if out.width >= columns else Console(markup=False, highlight=False, soft_wrap=True, width=columns)
+    return out if out.width >= columns else _Terminal(markup=False, highlight=False, soft_wrap=True, width=columns)
 
 
 def format_duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from yt8m.errors import printable
 from yt8m.runtime.plotting import BLUE, GRAY, ORANGE, hide_frame, save_figure
 from yt8m.scoring.scores import ScoreRow
 from yt8m.shards.records import SEGMENT_SECONDS
@@ -69,7 +70,7 @@ def plot_timeline(
         axes.stairs(probabilities[:, index], edges, color=BLUE, linewidth=1.6, label=label)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([0, 1], ["0", "1"], fontsize=7)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        axes.set_ylabel(printable(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
         hide_frame(axes)
     panels[-1].set_xlabel("seconds")
     panels[-1].set_xlim(edges[0], edges[-1])

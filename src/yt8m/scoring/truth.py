@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.indexing import load_or_index
-from yt8m.errors import UsageError, Yt8mError, counted
+from yt8m.errors import UsageError, Yt8mError, counted, reason_of
 from yt8m.shards.records import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
@@ -233,7 +233,7 @@ def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[bytes, int
     except OSError as error:
         raise UsageError(f"{path}: cannot be read as a CSV file ({error.strerror}).") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Yt8mError(f"{path}: is not a CSV file in UTF-8 ({error}).") from None
+        raise Yt8mError(f"{path}: is not a CSV file in UTF-8 ({reason_of(error)}).") from None
     if is_empty:
         raise Yt8mError(f"{path}: contains no rows below its header; expected one rated segment per row.")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from yt8m.errors import UsageError, Yt8mError, counted
+from yt8m.errors import UsageError, Yt8mError, counted, reason_of
 
 MAX_LINE_BYTES = 2**25
 """Bytes of a line, its end included: 100,000 segments of 335 bytes."""
@@ -115,8 +115,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def _damaged(path: Path, error: Exception) -> Yt8mError:
-    reason = " ".join(str(error).split())
-    return Yt8mError(f"{path}: is a damaged, incomplete or encrypted archive ({reason}); make it again.")
+    return Yt8mError(f"{path}: is a damaged, incomplete or encrypted archive ({reason_of(error)}); make it again.")
 
 
 class _Gzip:

@@ -9,7 +9,7 @@ sources; only its id depends on its number in the whole dataset.
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from yt8m.dataset.frames import NUM_FEATURES
 from yt8m.dataset.layout import find_shards
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
-from yt8m.errors import UsageError
+from yt8m.errors import UsageError, counted
 from yt8m.files import write_csv, writing_error
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
@@ -339,23 +339,34 @@ def _write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     write_csv(path, ("Index", "Name"), zip(vocabulary.label_ids.tolist(), vocabulary.names, strict=True))
 
 
-def read_sources(folder: Path, progress: ProgressFactory = no_progress) -> Sources:
-    """Read video-level shards as sources to splice.
+def read_sources(
+    folder: Path, progress: ProgressFactory = no_progress, report: Callable[[str], None] = lambda _: None
+) -> Sources:
+    """Read video-level shards as sources to splice; those with a feature that is not finite are skipped.
 
     Args:
         folder: The folder of shards.
         progress: Reports shards read.
+        report: Receives a sentence on the videos skipped, if any.
 
     Raises:
-        UsageError: The folder is missing or contains no shards.
+        UsageError: The folder is missing or contains no shards, or none of its videos can be used.
         ShardError: A shard is damaged or not video-level.
     """
     means: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
+    num_skipped = 0
     for shard in track(find_shards(folder), "sources", progress):
         for record in read_video_level_shard(shard):
-            means.append(np.concatenate([record.mean_rgb, record.mean_audio]))
+            mean = np.concatenate([record.mean_rgb, record.mean_audio])
+            if not np.isfinite(mean).all():
+                num_skipped += 1
+                continue
+            means.append(mean)
             labels.append(np.asarray(record.labels, np.int64))
+    skipped = f"{counted(num_skipped, 'video')} with features that are not finite (NaN or infinity)"
     if not means:
-        raise UsageError(f"{folder}: its shards contain no videos.")
+        raise UsageError(f"{folder}: its shards contain no videos{f' but {skipped}' if num_skipped else ''}.")
+    if num_skipped:
+        report(f"{folder}: skipped {skipped}")
     return Sources(np.stack(means), tuple(labels))
