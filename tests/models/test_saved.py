@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from tests.support.damage import flipped_bits, zeroed_sectors
 from tests.support.hostile_pickle import HostilePickle
 from tests.support.rankings import make_vocabulary
 from tests.support.tiny_models import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
@@ -45,6 +51,14 @@ def folder(tmp_path: Path) -> Path:
 def edit_config(folder: Path, **changes: object) -> None:
     values = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**values, **changes}))
+
+
+def remove_checksums(folder: Path) -> None:
+    """Make `config.yaml` as earlier versions wrote it."""
+    path = folder / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(("weights_checksum", "config_checksum"))))
+    assert len(path.read_text().splitlines()) == len(lines) - 2
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -84,6 +98,7 @@ def test_folders_without_newer_settings_load_with_their_defaults(folder: Path) -
     expected = logits(load_model(folder))
     values = yaml.safe_load((folder / "config.yaml").read_text())
     del values["config"]["encoder"]["input"], values["config"]["mixture"]["average"]
+    del values["config_checksum"]
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     assert torch.equal(logits(load_model(folder)), expected)
 
@@ -98,6 +113,8 @@ def test_the_config_file_contains_kind_settings_and_provenance(folder: Path) -> 
         "vocabulary",
         "config",
         "provenance",
+        "weights_checksum",
+        "config_checksum",
     ]
     assert (values["kind"], values["num_classes"], values["vocabulary"]) == ("agnostic", 5, "abc")
     assert values["config"]["margin_frames"] == 2
@@ -172,6 +189,7 @@ def test_unknown_kinds_keys_and_formats_are_rejected(folder: Path) -> None:
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
+    remove_checksums(folder)
     path = folder / "model.safetensors"
     tensors = safetensors.torch.load_file(path)
     tensors["mixture.gates.bias"] = tensors.pop("mixture.gate.bias")
@@ -188,6 +206,8 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
 def test_weights_of_another_network_are_rejected(folder: Path) -> None:
     save_model(folder.parent / "other", video_classifier(DBOF), vocabulary_digest="abc")
     (folder / "model.safetensors").write_bytes((folder.parent / "other" / "model.safetensors").read_bytes())
+    assert "was damaged or replaced (its checksum is not that in config.yaml)" in loading_error(folder, Yt8mError)
+    remove_checksums(folder)
     message = loading_error(folder, Yt8mError)
     assert "missing encoder.rgb.centroids" in message
     assert " more; unknown encoder.frame_" in message
@@ -197,9 +217,79 @@ def test_a_pickle_or_a_truncated_file_is_rejected_and_never_executed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    remove_checksums(folder)
     path = folder / "model.safetensors"
     complete = path.read_bytes()
     for content in (pickle.dumps(HostilePickle()), complete[: len(complete) // 2], b""):
         path.write_bytes(content)
         assert "cannot be read as a safetensors file" in loading_error(folder, Yt8mError)
     assert not (tmp_path / "ran").exists()
+
+
+# --- Damage ----------------------------------------------------------------------------------------------------------
+
+
+def undetected(folder: Path, places: Iterable[str]) -> list[str]:
+    """Places of damage with which the model can still be loaded."""
+    found = []
+    for place in places:
+        with suppress(Yt8mError):
+            load_model(folder)
+            found.append(place)
+    return found
+
+
+def test_every_flipped_bit_of_the_weights_is_found(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    assert undetected(folder, flipped_bits(weights, 100)) == []
+    assert len(list(zeroed_sectors(weights, 500))) > 10
+    assert undetected(folder, zeroed_sectors(weights, 500)) == []
+    load_model(folder)
+
+
+def test_flipped_bits_of_the_config_change_no_value(folder: Path) -> None:
+    """Only bits of spaces and of quotation marks, and those that make a comment of a checksum's line, can pass."""
+    path, expected = folder / "config.yaml", read_description(folder)
+    unchecked = {"config_checksum": None}
+    found = []
+    for place in flipped_bits(path, 60):
+        with suppress(Yt8mError):
+            load_model(folder)
+            found.append(place)
+            assert read_description(folder).model_copy(update=unchecked) == expected.model_copy(update=unchecked)
+    assert len(found) < 6
+    assert undetected(folder, zeroed_sectors(path)) == []
+
+
+def test_a_change_of_the_config_by_hand_is_refused_until_its_checksum_is_removed(folder: Path) -> None:
+    edit_config(folder, provenance={"name": "other"})
+    assert loading_error(folder, Yt8mError) == (
+        f"{folder / 'config.yaml'}: has changed since it was written (its checksum is wrong); restore it from a copy, or "
+        "delete the line 'config_checksum' if you changed it yourself."
+    )
+    edit_config(folder, provenance={"name": "other"}, config_checksum=None)
+    load_model(folder)
+
+
+def test_folders_of_earlier_versions_load_without_checksums(folder: Path) -> None:
+    expected = logits(load_model(folder))
+    remove_checksums(folder)
+    assert torch.equal(logits(load_model(folder)), expected)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=5,
+        ),
+        max_size=4,
+    )
+)
+@example(provenance={"name": "\x85", "loss": float("nan"), "lr": 1e-05})
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_checksum_of_a_config_survives_yaml(tmp_path: Path, provenance: dict[str, Any]) -> None:
+    save_model(tmp_path / "any", MODELS["video"](), vocabulary_digest="abc", provenance=provenance)
+    load_model(tmp_path / "any")

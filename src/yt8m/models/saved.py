@@ -1,14 +1,17 @@
 """Model folders: `config.yaml` describes a network and its origin, `model.safetensors` contains its weights.
 
 The two files suffice to rebuild the model; `segment_vocabulary.csv` lists the ids and names of its classes, where they are
-known. Loading neither imports training code nor unpickles anything.
+known. Loading neither imports training code nor unpickles anything. `config.yaml` has checksums of the weights and of its
+own values, which are verified whenever the model is loaded.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import safetensors
 import safetensors.torch
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from yt8m import __version__
 from yt8m.errors import UsageError, Yt8mError, reason_of
-from yt8m.files import written_atomically
+from yt8m.files import file_checksum, written_atomically
 from yt8m.models.classifier import (
     Classifier,
     ClassifierConfig,
@@ -29,7 +32,7 @@ from yt8m.models.classifier import (
     VideoClassifier,
     VideoClassifierConfig,
 )
-from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
+from yt8m.settings import MAX_SIZE, Settings, parse_yaml, read_yaml, to_yaml, validated
 from yt8m.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -61,6 +64,10 @@ class ModelDescription(Settings):
     """Settings of the classifier, by its kind."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     """Origin of the weights: name, step, metrics, seed."""
+    weights_checksum: str | None = None
+    """CRC32C of `model.safetensors`; None in folders of earlier versions."""
+    config_checksum: str | None = None
+    """CRC32C of the values above; None in folders of earlier versions."""
 
 
 def save_model(
@@ -83,6 +90,9 @@ def save_model(
     Raises:
         Yt8mError: The folder cannot be written, or the disk is full.
     """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Written by Python, since safetensors does not report a full disk as an OSError.
+    weights = safetensors.torch.save(tensors, {"format": "pt"})
     description = ModelDescription(
         format_version=FORMAT_VERSION,
         yt8m_version=__version__,
@@ -91,12 +101,14 @@ def save_model(
         vocabulary=vocabulary_digest,
         config=model.config.model_dump(mode="json"),
         provenance=dict(provenance or {}),
+        weights_checksum=_shown_checksum(google_crc32c.value(weights)),
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Of the values as they are read: YAML does not preserve every control character.
+    checksum = _config_checksum(parse_yaml(to_yaml(description)))
+    description = description.model_copy(update={"config_checksum": checksum})
     with written_atomically(folder) as unfinished:
         unfinished.mkdir()
-        # Written by Python, since safetensors does not report a full disk as an OSError.
-        _write(unfinished / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt"}))
+        _write(unfinished / WEIGHTS_NAME, weights)
         _write(unfinished / CONFIG_NAME, to_yaml(description).encode())
         if classes is not None:
             classes.save(unfinished)
@@ -108,6 +120,11 @@ def read_description(folder: Path) -> ModelDescription:
     Raises:
         UsageError: The folder does not exist, is not a model folder, or its `config.yaml` is not valid.
     """
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelDescription, dict[str, Any]]:
+    """Read the description in a model folder, and the values of its file."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such model folder.")
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -121,7 +138,7 @@ def read_description(folder: Path) -> ModelDescription:
             f"{path}: has format {written}, written by yt8m {values.get('yt8m_version')}; this version reads formats up "
             f"to {FORMAT_VERSION}: use a newer yt8m."
         )
-    return validated(ModelDescription, values, str(path))
+    return validated(ModelDescription, values, str(path)), values
 
 
 def load_model(
@@ -136,10 +153,10 @@ def load_model(
 
     Raises:
         UsageError: There is no such model folder, its `config.yaml` is not valid, or the model has another vocabulary.
-        Yt8mError: The weights cannot be read, or do not fit the network.
+        Yt8mError: A file is damaged, or the weights do not fit the network.
     """
     folder = Path(folder)
-    description = read_description(folder)
+    description, values = _read_config(folder)
     if vocabulary_digest is not None and description.vocabulary != vocabulary_digest:
         raise UsageError(
             f"{folder}: the model's {description.num_classes} classes are of another vocabulary (digest "
@@ -150,6 +167,7 @@ def load_model(
     with torch.device("meta"):
         model: Classifier = model_type(config, description.num_classes)
     path = folder / WEIGHTS_NAME
+    _verify(description, values, folder)
     try:
         tensors = safetensors.torch.load_file(path, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
@@ -157,6 +175,35 @@ def load_model(
     check_tensors(tensors, model.state_dict(), path)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def _verify(description: ModelDescription, values: Mapping[str, Any], folder: Path) -> None:
+    """Compare both files of a model folder with their checksums, where there are any.
+
+    Raises:
+        Yt8mError: A file was damaged or replaced.
+    """
+    if description.config_checksum not in (None, _config_checksum(values)):
+        raise Yt8mError(
+            f"{folder / CONFIG_NAME}: has changed since it was written (its checksum is wrong); restore it from a copy, or "
+            "delete the line 'config_checksum' if you changed it yourself."
+        )
+    path = folder / WEIGHTS_NAME
+    if description.weights_checksum not in (None, _shown_checksum(file_checksum(path))):
+        raise Yt8mError(
+            f"{path}: was damaged or replaced (its checksum is not that in {CONFIG_NAME}); restore the model folder from a "
+            "copy, or train the model again (in a run, after deleting the folder of its stage)."
+        )
+
+
+def _config_checksum(values: Mapping[str, Any]) -> str:
+    covered = {name: value for name, value in values.items() if name != "config_checksum"}
+    return _shown_checksum(google_crc32c.value(json.dumps(covered, sort_keys=True, default=str).encode()))
+
+
+def _shown_checksum(checksum: int) -> str:
+    # Digits alone could be a number in YAML.
+    return f"crc32c:{checksum:08x}"
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
