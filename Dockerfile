@@ -1,4 +1,4 @@
-# yt8m for NVIDIA GPUs: Python 3.11, torch's CUDA build, every version pinned, an unprivileged user.
+# yt8m for NVIDIA GPUs: Python 3.11, torch's CUDA build, every version of Python packages pinned, an unprivileged user.
 #
 #     docker build --tag yt8m .
 #
@@ -24,6 +24,13 @@ LABEL org.opencontainers.image.title="yt8m" \
 ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
+
+# torch.compile, the default on GPUs: Triton needs a C compiler; on the CPU, PyTorch needs g++. Debian keeps only the newest
+# version of a package, so a pinned one would disappear.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc g++ libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --uid 1000 --no-create-home --home-dir /tmp yt8m \
     && mkdir /data /out \

@@ -65,6 +65,72 @@ def test_invalid_machine_settings_are_refused(values: dict[str, Any]) -> None:
         validated(MachineConfig, values, "machine")
 
 
+# --- Compilers -------------------------------------------------------------------------------------------------------
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder of programs: there is no compiler in it."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def add_program(folder: Path, name: str) -> None:
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
+def test_gpus_compile_by_default_if_there_is_a_c_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MachineConfig()
+    assert not machine.compiles(CUDA)
+    note = machine.uncompiled_note(CUDA)
+    assert note is not None
+    assert note.startswith(
+        "This machine has no C compiler (gcc or clang), so training steps are not compiled and take "
+    )
+    add_program(tools, "g++")  # is of no use to Triton
+    assert not machine.compiles(CUDA)
+    add_program(tools, "clang")
+    assert (machine.compiles(CUDA), machine.uncompiled_note(CUDA)) == (True, None)
+    monkeypatch.setenv("CC", "absent")
+    assert "no C compiler (absent)" in str(machine.uncompiled_note(CUDA))
+    monkeypatch.setenv("CC", str(tools / "clang"))
+    assert machine.compiles(CUDA)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tools / "no"))
+    assert "no C compiler with Python's headers (Python.h)" in str(machine.uncompiled_note(CUDA))
+
+
+def test_what_is_not_compiled_needs_no_compiler(tools: Path) -> None:
+    assert (MachineConfig().compiles(CPU), MachineConfig().uncompiled_note(CPU)) == (False, None)
+    machine = MachineConfig(compile=False)
+    assert (machine.compiles(CUDA), machine.uncompiled_note(CUDA)) == (False, None)
+    assert MachineConfig(compile=True).compiles(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("device", "needed"), [(CUDA, "C compiler (gcc or clang)"), (CPU, "C++ compiler (g++)")])
+def test_compiling_that_is_asked_for_needs_a_compiler(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device, needed: str
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    machine = MachineConfig(compile=True)
+    for question in (machine.compiles, machine.uncompiled_note):
+        with pytest.raises(UsageError) as raised:
+            question(device)
+        assert str(raised.value) == (
+            f"machine.compile: true needs a {needed}, and this machine has none; install one, or remove the setting."
+        )
+    add_program(tools, "gcc")
+    add_program(tools, "g++")
+    assert machine.compiles(device)
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+
 def run_distributed(launcher: str, data: Path, folder: Path, stop: int | None = None) -> None:
     """Run `tiny_tasks.distributed` as two processes.
 

@@ -41,6 +41,7 @@ class RunContext:
         self.recipe, self.data, self.out = recipe, data, out
         self.vocabulary = Vocabulary.load(data)
         self.fabric: Fabric = make_fabric(recipe.machine)
+        self._reported: set[str] = set()
         self._catalogs: dict[str, Catalog] = {}
         self._trained_model_digests: dict[str, str] = {}
 
@@ -53,6 +54,12 @@ class RunContext:
         """Print a message on standard error, once for all processes."""
         if self.fabric.is_global_zero:
             err.print(message)
+
+    def report_once(self, message: str) -> None:
+        """Print a message as `report` does, unless it was printed before."""
+        if message not in self._reported:
+            self._reported.add(message)
+            self.report(message)
 
     def catalog(self, part: str) -> Catalog:
         """Catalog of a part of the dataset ("video/train", ...), indexed first where that has not been done.

@@ -28,7 +28,7 @@ from yt8m.models.classifier import Classifier, ContextAwareClassifier
 from yt8m.runs.memory import memory_of, read_ahead_bytes, require_memory_of_network
 from yt8m.runs.recipe import Recipe
 from yt8m.runs.stages import Stage, fresh_base, training_stages
-from yt8m.runtime.machine import MachineConfig, make_fabric
+from yt8m.runtime.machine import MachineConfig, make_fabric, missing_compiler
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.settings import did_you_mean
 from yt8m.training.losses import segment_loss, video_loss
@@ -327,4 +327,6 @@ def _device_name(fabric: Fabric, machine: MachineConfig) -> str:
         name = torch.cuda.get_device_name(fabric.device)
     else:
         name = f"{torch.get_num_threads()} threads of this CPU"
-    return f"{name}, {machine.precision}{', compiled' if machine.compiles(fabric.device) else ''}"
+    compiled = ", compiled" if machine.compiles(fabric.device) else ""
+    lacks = f", not compiled for lack of a {missing_compiler(fabric.device)}"
+    return f"{name}, {machine.precision}{lacks if machine.uncompiled_note(fabric.device) else compiled}"

@@ -81,10 +81,12 @@ def train(stage: RunStage) -> None:
     """Train a stage's model into its folder, or resume where a previous run was stopped; all processes call this.
 
     Raises:
-        UsageError: See `build`.
+        UsageError: See `build`; or `machine.compile` is set, but there is no compiler.
         Interrupted: The processes received a signal to stop; a checkpoint was written.
     """
     context, training = stage.context, stage.config.training
+    if note := context.recipe.machine.uncompiled_note(context.fabric.device):
+        context.report_once(note)
     model, task = build(stage)
     if context.fabric.is_global_zero:
         stage.begin()

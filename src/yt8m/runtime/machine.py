@@ -1,6 +1,10 @@
 """Devices, precision and processes of a run, through Lightning Fabric."""
 
 import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -38,14 +42,37 @@ class MachineConfig(Settings):
     """Worker processes that read batches ahead; 0 reads them between the steps. Batches do not depend on it."""
     compile: bool | None = None
     """Whether to compile the network with torch.compile (this takes a minute and a C++ compiler) and, on one GPU, to
-    record the training step as a CUDA graph. Default: only on GPUs."""
+    record the training step as a CUDA graph. Default: only on GPUs, if there is a C compiler."""
     sync_batch_norm: bool = True
     """Whether batch norm uses the statistics of the global batch, which gives the result of one process, or those of
     each process's slice, which saves two small all-reduces per layer. Has no effect on one process."""
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether to compile the network on this device."""
-        return device.type == "cuda" if self.compile is None else self.compile
+        """Whether to compile the network on this device.
+
+        Raises:
+            UsageError: `compile` is set, but there is no compiler.
+        """
+        wanted = compiles_by_default(device) if self.compile is None else self.compile
+        missing = missing_compiler(device) if wanted else None
+        if missing and self.compile:
+            raise UsageError(
+                f"machine.compile: true needs a {missing}, and this machine has none; install one, or remove the setting."
+            )
+        return wanted and not missing
+
+    def uncompiled_note(self, device: torch.device) -> str | None:
+        """What to tell the user where the default is to compile, but there is no compiler.
+
+        Raises:
+            UsageError: See `compiles`.
+        """
+        if self.compiles(device) or self.compile is not None or not compiles_by_default(device):
+            return None
+        return (
+            f"This machine has no {missing_compiler(device)}, so training steps are not compiled and take several times as "
+            "long (on an H100 15 to 36 ms instead of 1.4 to 3.8 ms); install one, or set machine.compile=false."
+        )
 
     @property
     def matmul_dtype(self) -> torch.dtype:
@@ -67,6 +94,31 @@ class MachineConfig(Settings):
             raise UsageError(
                 f"{command} runs as one process; start it alone, with --set machine.devices=1 and --set machine.num_nodes=1."
             )
+
+
+def compiles_by_default(device: torch.device) -> bool:
+    """Whether networks are compiled on this device unless `machine.compile` says otherwise."""
+    return device.type == "cuda"
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile needs on a device and this machine lacks, as a noun; None if nothing is missing.
+
+    Triton, which compiles for GPUs, needs a C compiler; for CPUs, PyTorch needs a C++ compiler. Both compile modules that
+    include Python's headers.
+    """
+    if device.type == "cuda":
+        noun, variable, names = "C compiler", "CC", ["gcc", "clang"]
+    elif device.type == "cpu":
+        noun, variable, names = "C++ compiler", "CXX", ["clang++" if sys.platform == "darwin" else "g++"]
+    else:
+        return None
+    names = [os.environ[variable]] if variable in os.environ else names
+    if not any(shutil.which(name) for name in names):
+        return f"{noun} ({' or '.join(names)})"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return f"{noun} with Python's headers (Python.h)"
+    return None
 
 
 def make_fabric(config: MachineConfig) -> Fabric:
