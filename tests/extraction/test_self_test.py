@@ -23,7 +23,7 @@ def pairs(tmp_path: Path, random_networks: Networks) -> Path:
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (8, 10, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((320, 240), Image.Resampling.BILINEAR)
-    picture.save(tmp_path / IMAGE_NAME, quality=95)
+    picture.save(tmp_path / IMAGE_NAME, quality=95, subsampling=0)
     picture = Image.open(tmp_path / IMAGE_NAME)
     with torch.inference_mode():
         image = torch.from_numpy(resize_bilinear(np.asarray(picture)))
