@@ -75,12 +75,19 @@ def test_features_are_whitened_activations_in_bytes(random_networks: Networks) -
     assert len(np.unique(features)) > 20
 
 
-def test_a_frame_does_not_depend_on_its_batch(random_networks: Networks) -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 299, 299, 3), np.uint8))
-    with torch.inference_mode():
-        together = random_networks.frames(images)
-        alone = torch.cat([random_networks.frames(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5 * float(alone.mean()))
+def test_features_do_not_depend_on_the_batch(random_networks: Networks) -> None:
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (9, 299, 299, 3), np.uint8))
+    together = random_networks.rgb_features(images)
+    np.testing.assert_array_equal(random_networks.rgb_features(images[3:4]), together[3:4])
+    np.testing.assert_array_equal(random_networks.rgb_features(images[6:]), together[6:])
+    spectrograms = torch.from_numpy(generator.normal(0, 2, (11, 96, 64)).astype(np.float32))
+    sizes = []
+    with random_networks.audio.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+        together = random_networks.audio_features(spectrograms)
+    assert sizes == [8, 8], "the size of a batch decides how sums are rounded"
+    np.testing.assert_array_equal(random_networks.audio_features(spectrograms[10:]), together[10:])
+    np.testing.assert_array_equal(random_networks.audio_features(spectrograms[2:7]), together[2:7])
 
 
 def test_missing_files_are_named_with_the_command_and_the_size(tmp_path: Path, weights_copy: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,6 +34,9 @@ VARIABLE = "YT8M_WEIGHTS"
 
 DIGESTS_NAME = "SHA256SUMS"
 """File with the recorded SHA-256 of each weight file."""
+
+CPU_CHUNK, DEVICE_CHUNK = 8, 64
+"""Frames, or seconds of audio, that a network processes at a time, on a CPU and on other devices."""
 
 _GOOGLE = "https://storage.googleapis.com"
 _GRAPH_NAME = "classify_image_graph_def.pb"
@@ -258,7 +262,7 @@ class Networks:
             images: float32 or uint8 (B, 299, 299, 3), as `resize_bilinear` makes them, on the device of `frames`.
 
         Returns:
-            uint8 (B, 1024).
+            uint8 (B, 1024). A frame's features do not depend on its batch.
         """
         return self._features(self.frames, self.frames_pca, images)
 
@@ -269,13 +273,20 @@ class Networks:
             spectrograms: float32 (B, 96, 64), as `log_mel` makes them, on the device of `audio`.
 
         Returns:
-            uint8 (B, 128).
+            uint8 (B, 128). A second's features do not depend on its batch.
         """
         return self._features(self.audio, self.audio_pca, spectrograms)
 
     @torch.inference_mode()
     def _features(self, network: torch.nn.Module, pca: PCA, batch: Tensor) -> NDArray[Any]:
-        return quantize(pca(network(batch).float().cpu().numpy()))
+        """Features of a batch, in chunks of one size: the rounding of a sum depends on the size of its batch."""
+        size = CPU_CHUNK if batch.device.type == "cpu" else DEVICE_CHUNK
+        features = []
+        for begin in range(0, len(batch), size):
+            rows = batch[begin : begin + size]
+            padded = torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])
+            features.append(quantize(pca(network(padded).float().cpu().numpy()))[: len(rows)])
+        return np.concatenate(features)
 
 
 def weights_folder() -> Path:
