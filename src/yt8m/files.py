@@ -198,6 +198,27 @@ def file_checksum(path: Path, num_bytes: int | None = None) -> int:
     return checksum
 
 
+def cache_folder(name: str, variable: str) -> Path:
+    """A folder of what can be made or fetched again: that which an environment variable names, or one in the user's cache.
+
+    Args:
+        name: Its name below `yt8m` in the user's cache (XDG Base Directory Specification).
+        variable: The environment variable.
+
+    Raises:
+        UsageError: The variable is not set, and there is no home folder to have a cache in.
+    """
+    if chosen := os.environ.get(variable):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # Relative paths are to be ignored.
+        base = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:
+        raise UsageError(f"{variable}: is not set, and there is no home folder; set it to a folder.") from None
+    return base / "yt8m" / name
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
     """Write a CSV file in UTF-8; the write is atomic (see `written_atomically`)."""
     with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -13,6 +13,7 @@ from yt8m.locate.moments import Moment, write_chapters, write_clips
 VIDEOS: dict[str, dict[str, Any]] = {
     "a.mp4": {"sound": Sound()},
     "a.mkv": {"codec": "libvpx-vp9", "sound": Sound("libopus", 48_000)},
+    "b-frames.mkv": {"sound": Sound("flac")},
     "a.ts": {"sound": Sound(), "rate": 25, "options": {"g": "50"}},
 }
 
@@ -22,7 +23,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
 def test_a_clip_contains_its_moment_from_the_key_frame_before(tmp_path: Path, name: str, start: int, end: int) -> None:
     video = write_video(tmp_path / name, 20, **({"options": {"g": "20"}} | VIDEOS[name]))
     (clip,) = write_clips(video, tmp_path / "clips", [Moment("Food & drink", start, end)])
-    assert clip == tmp_path / "clips" / f"a_{start:05d}-{end:05d}_Food-drink{video.suffix}"
+    assert clip == tmp_path / "clips" / f"{video.stem}_{start:05d}-{end:05d}_Food-drink{video.suffix}"
     results = list(decode(clip, 64))
     seconds = [second_of(frame) for result in results if isinstance(result, Frames) for frame in result.values]
     # There is a key frame every two seconds.

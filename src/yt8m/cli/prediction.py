@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from yt8m.cli.extraction import WeightsOption, load_extractor
 from yt8m.cli.options import (
     AcceleratorOption,
     JsonOption,
@@ -138,7 +139,7 @@ def merge(
 
 
 def locate(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The id of a video, or a shard.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, the id of a video, or a shard.")],
     models: ModelsArgument = None,
     run_folder: RunOption = None,
     shards: ShardsOption = None,
@@ -149,6 +150,17 @@ def locate(
     picture: Annotated[
         Path | None, typer.Option("--svg", help="Also write the timelines as an SVG of 80 columns.")
     ] = None,
+    chapters: Annotated[
+        Path | None,
+        typer.Option(
+            "--chapters",
+            help="Also write the moments as chapters: WebVTT (.vtt) or FFmpeg's metadata (.ffmetadata).",
+        ),
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option("--clips", help="Folder for clips of the moments, cut out of a video file.")
+    ] = None,
+    weights: WeightsOption = None,
     accelerator: AcceleratorOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -157,7 +169,10 @@ def locate(
     A row has the concept's name, a bar over the video's time, its highest probability, and the times at which it reaches
     --threshold. Several models are averaged. All segments are shown; a dashed axis marks those that are never rated.
 
+    The features of a video file are extracted first (see `yt8m extract`), and kept in the user's cache.
+
     ```sh
+    yt8m locate holiday.mp4 --run runs/a --clips moments
     yt8m locate SjJ3 --run runs/a
     yt8m locate SjJ3 runs/a/finetune/*/model --shards data/segment/test
     yt8m locate test0000.tfrecord --run runs/a
@@ -166,16 +181,26 @@ def locate(
     from yt8m.dataset.frames import FrameReader
     from yt8m.dataset.layout import is_shard_name
     from yt8m.locate.locate import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
+    from yt8m.locate.moments import moments_of, write_chapters, write_clips
     from yt8m.locate.timeline import write_svg
     from yt8m.runs.finished import ensemble_of_run, origin_of
     from yt8m.runtime.console import err, out
+    from yt8m.runtime.progress import terminal_progress
 
     _require_models_or_run("locate", models, run_folder)
     folders = (models or []) if run_folder is None else ensemble_of_run(run_folder).folders.values()
     origin = origin_of(folders, run_folder)
     classes = origin.find_classes(vocabulary)
-    is_shard = is_shard_name(Path(video).name) or (shards is None and Path(video).is_file())
-    if is_shard:
+    is_shard = is_shard_name(Path(video).name)
+    is_video_file = not is_shard and shards is None and Path(video).is_file()
+    if clips is not None and not is_video_file:
+        raise UsageError("--clips cuts moments out of a video file; give one instead of an id or a shard.")
+    if is_video_file:
+        extractor = load_extractor(accelerator, weights)
+        from yt8m.extraction.extract import extract_one
+
+        reader, rows = read_shard(extract_one(Path(video), extractor, terminal_progress)), [0]
+    elif is_shard:
         reader = read_shard(Path(video))
         print_problems(reader.catalog)
         rows = list(range(min(limit, len(reader.catalog))))
@@ -199,6 +224,11 @@ def locate(
         err.print(f"\n... and {counted(num_others, 'more video')}; --limit shows more")
     if picture is not None:
         write_svg(picture, shown, f"yt8m locate {Path(video).name}")
+    moments = [moment for timeline in shown for moment in moments_of(timeline)]
+    if chapters is not None:
+        write_chapters(chapters, moments)
+    for clip in [] if clips is None else write_clips(Path(video), clips, moments):
+        err.print(clip)
 
 
 def _require_models_or_run(command: str, models: Sequence[Path] | None, run_folder: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from yt8m.download.plan import PARTITIONS
 from yt8m.errors import ShardError, UsageError, Yt8mError, counted
-from yt8m.files import read_names
+from yt8m.files import cache_folder, read_names
 from yt8m.shards.contents import ShardFile
 
 LIST_NAME = "shards.txt"
@@ -178,14 +178,13 @@ def catalog_folders(folder: Path) -> list[Path]:
     A catalog is beside its shards, or in the user's cache where that cannot be written to. The environment variable
     YT8M_CATALOGS names another folder for all catalogs.
     """
-    chosen = os.environ.get(CATALOGS_VARIABLE)
     try:
-        cache = Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yt8m" / "catalogs")
-    except RuntimeError:  # no home folder
+        cache = cache_folder("catalogs", CATALOGS_VARIABLE)
+    except UsageError:
         return [folder]
     path = str(folder.resolve())
     elsewhere = cache / f"{Path(path).name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-    return [elsewhere, folder] if chosen else [folder, elsewhere]
+    return [elsewhere, folder] if os.environ.get(CATALOGS_VARIABLE) else [folder, elsewhere]
 
 
 def writable_catalog_folder(folder: Path) -> Path:

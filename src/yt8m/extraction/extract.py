@@ -22,7 +22,7 @@ from yt8m.errors import UsageError, Yt8mError
 from yt8m.extraction.decode import Frames, UnreadableVideoError
 from yt8m.extraction.decoder import DecoderProcess, Decoding
 from yt8m.extraction.videos import Video, find_videos, path_text, read_videos, video_id, write_videos
-from yt8m.files import clear_all_leftovers, written_atomically
+from yt8m.files import cache_folder, clear_all_leftovers, written_atomically
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
 from yt8m.settings import Settings, read_yaml, to_yaml, validated
@@ -30,6 +30,9 @@ from yt8m.shards.records import NUM_AUDIO
 from yt8m.shards.writer import ShardWriter, encode_video
 
 SETTINGS_FILE = "extraction.yaml"
+CACHE_VARIABLE = "YT8M_VIDEOS"
+"""Environment variable that names the folder of features of single videos."""
+
 WORK_FOLDER = "unfinished"
 
 MISSING_SOUND = 128
@@ -128,6 +131,24 @@ def extract(
         clear_all_leftovers(out)
         _require_settings(out, settings)
         return _Extraction(out, settings, extractor, num_decoders, progress, report).run(paths)
+
+
+def extract_one(path: Path, extractor: Extractor, progress: ProgressFactory = no_progress) -> Path:
+    """Extract the features of one video file into the user's cache, or find them there.
+
+    Returns:
+        The shard, which contains only this video.
+
+    Raises:
+        UsageError: There is no such file.
+        Yt8mError: It cannot be decoded.
+    """
+    folder = cache_folder("videos", CACHE_VARIABLE) / f"{extractor.name}-{extractor.digest[:16]}"
+    found = extract([path], folder, extractor, videos_per_shard=1, progress=progress)
+    video = next(video for video in found.videos if video.path == path_text(path.absolute()))
+    if not video.is_extracted:
+        raise Yt8mError(f"{path}: {video.note}.")
+    return folder / video.shard
 
 
 def _require_settings(out: Path, settings: ExtractionSettings) -> None:

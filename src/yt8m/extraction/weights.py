@@ -5,7 +5,6 @@ file beside them in the format of `sha256sum`, and compared whenever the file is
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from yt8m.extraction.inception import InceptionV3
 from yt8m.extraction.pca import PCA, quantize
 from yt8m.extraction.vggish import NUM_ACTIVATIONS as NUM_AUDIO_ACTIVATIONS
 from yt8m.extraction.vggish import VGGish
+from yt8m.files import cache_folder
 from yt8m.runtime.console import format_bytes
 from yt8m.shards.records import NUM_AUDIO, NUM_RGB
 from yt8m.torch_files import read_state_dict
@@ -295,16 +295,7 @@ def weights_folder() -> Path:
     Raises:
         UsageError: There is no home folder to have a cache in.
     """
-    named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # Relative paths are to be ignored (XDG Base Directory Specification).
-        base = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
-    except RuntimeError:
-        raise UsageError(f"{VARIABLE}: is not set, and there is no home folder; set it to a folder.") from None
-    return base / "yt8m" / "weights"
+    return cache_folder("weights", VARIABLE)
 
 
 def present(folder: Path) -> dict[str, Alternative]:

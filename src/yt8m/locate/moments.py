@@ -9,6 +9,7 @@ from typing import Any
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
+from yt8m.locate.timeline import Timeline
 
 CHAPTER_SUFFIXES = (".vtt", ".ffmetadata")
 """WebVTT chapters, and FFmpeg's metadata, which `ffmpeg -i VIDEO -i FILE -map_metadata 1 -codec copy` adds to a file."""
@@ -33,6 +34,12 @@ class Moment:
     name: str
     start: int
     end: int
+
+
+def moments_of(timeline: Timeline) -> list[Moment]:
+    """The moments of a timeline: each time span at which a concept is on screen, in the order of the concepts."""
+    spans = zip(timeline.names, timeline.spans(), strict=True)
+    return [Moment(name, start, end) for name, of_concept in spans for start, end in of_concept]
 
 
 def write_chapters(path: Path, moments: Sequence[Moment]) -> None:
@@ -117,21 +124,22 @@ def _copy(video: Path, clip: Path, moment: Moment) -> None:
             begin, end = moment.start + origin, moment.end + origin
             if moment.start > _SEEK_SECONDS:
                 source.seek(round((begin - _SEEK_SECONDS) * av.time_base))
-            packets: list[tuple[av.Packet[Any], int, int, Fraction]] = []
+            packets: list[Any] = []
             for packet in source.demux(chosen):
-                pts, dts, unit = packet.pts, packet.dts, packet.time_base
-                if pts is None or dts is None or unit is None:
+                if packet.pts is None:
                     continue
-                is_video = packet.stream.type == "video"
-                if is_video and packet.is_keyframe and pts * unit <= begin + _EARLY:
+                time, is_video = packet.pts * packet.time_base, packet.stream.type == "video"
+                if is_video and packet.is_keyframe and time <= begin + _EARLY:
                     packets.clear()
-                if pts * unit < end:
-                    packets.append((packet, pts, dts, unit))
-                elif is_video and dts * unit >= end:
+                if time < end:
+                    packets.append(packet)
+                elif is_video and (packet.dts is None or packet.dts * packet.time_base >= end):
                     break
-            first = min((dts * unit for _, _, dts, unit in packets), default=Fraction(0))
-            for packet, pts, dts, unit in packets:
-                packet.pts, packet.dts = pts - round(first / unit), dts - round(first / unit)
+            _complete_decoding_times(packets)
+            first = min((packet.dts * packet.time_base for packet in packets), default=Fraction(0))
+            for packet in packets:
+                shift = round(first / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
     except (av.FFmpegError, ValueError) as error:
@@ -139,3 +147,14 @@ def _copy(video: Path, clip: Path, moment: Moment) -> None:
         raise Yt8mError(
             f"{video}: the clip from {moment.start} s to {moment.end} s cannot be cut ({reason})."
         ) from None
+
+
+def _complete_decoding_times(packets: Sequence[Any]) -> None:
+    """Give packets their decoding times where a container leaves out the first ones (Matroska)."""
+    following: dict[int, int] = {}
+    for packet in reversed(packets):
+        if packet.dts is None:
+            packet.dts = min(
+                packet.pts, following.get(packet.stream.index, packet.pts + 1) - max(packet.duration or 0, 1)
+            )
+        following[packet.stream.index] = packet.dts
