@@ -18,8 +18,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from tests.support.tiny_tasks import CONFIG, LinearTask, digest, fit_linear, video_case
-from yt8m.errors import Interrupted
+from yt8m.errors import Interrupted, Stopped
 from yt8m.runtime.machine import MachineConfig
+from yt8m.runtime.signals import STOP_SIGNALS, stopped_by_signals
 from yt8m.runtime.stopping import StopRequest, StopRequested
 from yt8m.training.loop import CHECKPOINT_FILE, Trainer
 from yt8m.training.metrics_log import METRICS_FILE
@@ -29,14 +30,14 @@ def checkpoint_step(folder: Path) -> int:
     return torch.load(folder / CHECKPOINT_FILE, weights_only=True)["progress"]["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("step", [1, 2, 3, 6, 10])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     number: signal.Signals, step: int, tmp_path: Path
 ) -> None:
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
     _, expected = fit_linear(uninterrupted)
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
 
     def send_signal(started: int) -> None:
         if started == step:
@@ -47,7 +48,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert str(raised.value) == (f"{stopped}: stopped after step {step} of 10; the same command resumes from there.")
     assert raised.value.exit_code == 75
     assert checkpoint_step(stopped) == step
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     done: list[int] = []
     _, model = fit_linear(stopped, LinearTask(done.append))
     assert done == list(range(step + 1, 11))
@@ -99,8 +100,8 @@ def test_worker_processes_ignore_signals(tiny_dataset: Path, tmp_path: Path) -> 
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         # At the third batch, both workers have delivered a batch.
         for process in children.read_text().split() if children.is_file() and len(calls) > 2 else []:
-            os.kill(int(process), signal.SIGINT)
-            os.kill(int(process), signal.SIGTERM)
+            for number in STOP_SIGNALS:
+                os.kill(int(process), number)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return loss(*arguments)
@@ -133,6 +134,24 @@ def test_evaluation_checks_once_per_batch(tiny_dataset: Path) -> None:
 
     with pytest.raises(StopRequested):
         task.evaluate(fabric, model, stop)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_signal_after_the_last_check_is_not_lost(closes: bool) -> None:
+    seen = []
+
+    def work() -> None:
+        with stopped_by_signals(), StopRequest(Fabric(accelerator="cpu", devices=1)) as stop:
+            seen.append(stop.requested())
+            os.kill(os.getpid(), signal.SIGUSR1)
+            seen.append("handled")
+            if closes:
+                stop.close()
+                pytest.fail("the signal was lost")
+
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        work()
+    assert seen == [False, "handled"]
 
 
 def test_no_handlers_are_installed_in_another_thread(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from yt8m.cli import data, extraction, models, prediction, results, search, training
-from yt8m.errors import Stopped, Yt8mError, printable
+from yt8m.errors import Interrupted, Stopped, Yt8mError, printable
 from yt8m.runtime.environment import is_first_process, prepare_environment
 from yt8m.runtime.signals import stopped_by_signals
 
@@ -102,11 +102,11 @@ def _errors_as_sentences() -> Iterator[None]:
     """Turn errors that the user can fix into one sentence on standard error and an exit status; raise any others."""
     try:
         yield
+    except (Interrupted, Stopped) as stopped:
+        # All processes of a run stop together.
+        _exit(str(stopped) if is_first_process() else "", stopped.exit_code)
     except Yt8mError as error:
         _exit(str(error), error.exit_code)
-    except Stopped as stopped:
-        # A signal usually reaches all processes of a run.
-        _exit(str(stopped) if is_first_process() else "", stopped.exit_code)
     except SystemExit as left:
         # Typer ends an interrupted command with this status and without a message.
         if left.code != INTERRUPTED:

@@ -16,7 +16,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 
 from yt8m.errors import UsageError
-from yt8m.runtime.processes import adopt_srun_tasks, end_with_launcher, launched_world_size, start_processes
+from yt8m.runtime.processes import adopt_srun_tasks, end_with_launcher, launch, launched_world_size
 from yt8m.settings import Settings
 
 
@@ -151,10 +151,10 @@ def make_fabric(config: MachineConfig) -> Fabric:
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"machine: {' '.join(str(error).split())}") from None
-    environment = getattr(fabric.strategy, "cluster_environment", None)
-    if distributed and isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
-        start_processes(environment, devices, config.num_nodes)
-    fabric.launch()
+    if distributed:
+        launch(fabric, devices, config.num_nodes)
+    else:
+        fabric.launch()
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision(config.float32_matmul_precision)
     return fabric

@@ -32,7 +32,7 @@ SECONDS_TO_FINISH = 25.0
 """The same where the other one may have ended by itself, and this one may be writing; `torchrun` allows 30 seconds."""
 
 _LAUNCHER = "YT8M_LAUNCHER"
-"""Environment variable: id of the process that started this one with `start_processes`."""
+"""Environment variable: id of the process that started this one with `launch`."""
 
 
 class _Process(NamedTuple):
@@ -85,11 +85,23 @@ def adopt_srun_tasks() -> None:
         os.environ.setdefault(name, value)
 
 
-def start_processes(environment: LightningEnvironment, num_devices: int, num_nodes: int) -> None:
-    """Start this command once more for each further device of this node; they end with this process.
+def launch(fabric: Fabric, num_devices: int, num_nodes: int) -> None:
+    """Connect the processes of a run, and start those of this node first if that is left to Fabric.
 
-    Fabric would do the same, and kill all of them without a word when one fails.
+    Fabric would start them in the same way, but kill all of them without a word when one fails.
     """
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
+        with _watched_until_connected(_start_processes(environment, num_devices, num_nodes)):
+            fabric.launch()
+    else:
+        fabric.launch()
+
+
+def _start_processes(
+    environment: LightningEnvironment, num_devices: int, num_nodes: int
+) -> "list[subprocess.Popen[bytes]]":
+    """Start this command once more for each further device of this node; they end with this process."""
     os.environ |= {
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": str(environment.main_port),
@@ -105,6 +117,34 @@ def start_processes(environment: LightningEnvironment, num_devices: int, num_nod
         for rank in range(1, num_devices)
     ]
     atexit.register(_end, processes)
+    return processes
+
+
+@contextmanager
+def _watched_until_connected(processes: "Sequence[subprocess.Popen[bytes]]") -> Iterator[None]:
+    """End this process when one of those that it waits for inside the block has failed."""
+    connected = threading.Event()
+
+    def watch() -> None:
+        while not connected.wait(0.1):
+            for rank, process in enumerate(processes, start=1):
+                if status := process.poll():
+                    if status < 0:
+                        _print(f"Process {rank} of this node was killed ({signal.Signals(-status).name}) at its start.")
+                    _end(processes)
+                    os._exit(max(status, 1))
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        connected.set()
+        thread.join()
+
+
+def _print(sentence: str) -> None:
+    print(f"yt8m: {sentence}", file=sys.stderr, flush=True)  # noqa: T201 - like the errors of commands
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
@@ -119,7 +159,7 @@ def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 
 
 def end_with_launcher() -> None:
-    """End this process soon after the one that started it with `start_processes`, whatever it waits for then."""
+    """End this process soon after the one that started it with `launch`, whatever it waits for then."""
 
     def wait(launcher: int) -> None:
         select.select([launcher], [], [])
@@ -243,7 +283,7 @@ class _Watch:
         # After the end of a run its processes end one after the other.
         if not self._left.wait(self._seconds):
             if self.sentence:
-                print(f"yt8m: {self.sentence}", file=sys.stderr, flush=True)  # noqa: T201 - like the errors of commands
+                _print(self.sentence)
             os._exit(self.status)
 
     def _explain(self, rank: int, process: _Process) -> None:
