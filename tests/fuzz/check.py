@@ -1,23 +1,19 @@
 """Checks that every reader must pass for any record and any shard.
 
-A reader returns or raises `MalformedRecordError`, within limits of time and memory. What it returns equals what the
-protobuf parser finds in the same bytes. It rejects no valid record: `video_fault` and `video_level_fault` derive the
-validity of a record from its protobuf message.
-
-Protobuf parses all fields, the readers only those they need, so readers accept records that are damaged only in unread
-features. If protobuf rejects a record, it is parsed again with the numbers of unread fields changed to an unknown one
-(`hide`).
+A reader returns or raises `MalformedRecordError`, within limits of time and memory. It rejects what the protobuf parser
+rejects, and what it returns equals what protobuf finds in the same bytes. It rejects no valid record: `video_fault` and
+`video_level_fault` derive the validity of a record from its protobuf message.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,15 +30,14 @@ from yt8m.dataset.indexing import index_folder
 from yt8m.errors import Yt8mError
 from yt8m.shards import records
 from yt8m.shards.records import FrameLayout, VideoRecord
-from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
+from yt8m.shards.wire import MalformedRecordError, UnusableIdError, WrongDatasetError
 from yt8m.shards.writer import message_class
 
 SIZES = {"rgb": 1024, "audio": 128}
 INTEGERS = ("labels", "segment_labels", "segment_start_times", "segment_end_times")
-CONTEXT_READ = frozenset(["id", "video_id", "segment_scores", *INTEGERS])
 MEANS = {"mean_rgb": 1024, "mean_audio": 128}
-MEANS_READ = frozenset(["id", "video_id", "labels", *MEANS])
 WRONG = "another dataset"
+BAD_ID = "an id that no submission can hold"
 
 MAX_SECONDS = (0.1, 20e-6)
 """Time limit of a reader: per record, and per byte of it."""
@@ -88,19 +83,22 @@ def check_record(payload: bytes) -> Outcome:
     video = _run(records.read_video, payload)
     offsets = _run(records.frame_offsets, payload)
     video_level = _run(records.read_video_level, payload)
-    message = _parsed_as_documented(payload)
-    if message is not None and _is_within_limits(tree(payload)):
-        _agree("read_video", video, video_fault(message))
-        _agree("frame_offsets", offsets, lists_fault(message))
-        _agree("read_video_level", video_level, video_level_fault(message))
+    message, example = parsed(payload, "SequenceExample"), parsed(payload, "Example")
+    is_within_limits = _is_within_limits(tree(payload))
+    _agree("read_video", video, message, video_fault, is_within_limits)
+    # An Example has no feature lists: it is read without parsing them, unless it is to be found out what the record is.
+    level = example if example is not None and "mean_rgb" in example.features.feature else message
+    _agree("read_video_level", video_level, level, video_level_fault, is_within_limits)
+    if message is not None:
+        # Frames are located only in records that `read_video` accepts.
+        _agree("frame_offsets", offsets, message, lists_fault, is_within_limits)
     if video.found is not None:
-        _same_video(payload, video.found, read_message(payload, CONTEXT_READ, frozenset(SIZES)))
+        _same_video(payload, video.found, message)
         if offsets.found is None:
             raise DefectError("read_video accepts what frame_offsets refuses")
-    if offsets.found is not None:
-        _same_frames(payload, offsets.found, read_message(payload, None, frozenset(SIZES)))
+        _same_frames(payload, offsets.found, message)
     if video_level.found is not None:
-        _same_means(video_level.found, read_message(payload, MEANS_READ, None))
+        _same_means(video_level.found, example)
     results = (video, offsets, video_level)
     return Outcome(
         (
@@ -122,8 +120,8 @@ def video_fault(message: Any) -> str | None:
         return WRONG
     if context_fault := _id_fault(context) or _integers_fault(context, INTEGERS):
         return context_fault
-    if _kind_of(context, "segment_scores") not in (None, "float_list"):
-        return "scores that are no floats"
+    if _kind_of(context, "segment_scores") == "bytes_list":
+        return "scores that are no numbers"
     return lists_fault(message)
 
 
@@ -139,10 +137,11 @@ def lists_fault(message: Any) -> str | None:
 
 
 def video_level_fault(message: Any) -> str | None:
-    """Why an Example (a SequenceExample without lists) is no valid video-level record, or None."""
-    context, lists = message.context.feature, message.feature_lists.feature_list
-    if "mean_rgb" not in context and ("rgb" in lists or "audio_embedding" in lists):
-        return WRONG
+    """Why an Example, or a SequenceExample without mean_rgb, is no valid video-level record, or None."""
+    if not hasattr(message, "features"):
+        lists = message.feature_lists.feature_list
+        return WRONG if "rgb" in lists or "audio_embedding" in lists else "no means"
+    context = message.features.feature
     for name, size in MEANS.items():
         if name not in context or len(context[name].float_list.value) != size:
             return f"{name} of the wrong size"
@@ -157,14 +156,20 @@ def _id_fault(context: Any) -> str | None:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        return "an id that is no UTF-8"
-    return None if 1 <= len(raw) <= 64 and all(c.isprintable() and c != " " for c in text) else "an odd id"
+        return BAD_ID
+    is_allowed = 1 <= len(raw) <= 64 and all(c.isprintable() and c not in " ,:" for c in text)
+    return None if is_allowed else BAD_ID
 
 
 def _integers_fault(context: Any, names: Iterable[str]) -> str | None:
-    wrong = [name for name in names if _kind_of(context, name) not in (None, "int64_list")]
-    long = [name for name in names if name in context and len(context[name].int64_list.value) > 2**20]
-    return f"{wrong + long} are no list of whole numbers that is short enough" if wrong or long else None
+    for name in names:
+        kind = _kind_of(context, name)
+        if kind == "bytes_list":
+            return f"{name} that are no numbers"
+        values = [] if kind is None else getattr(context[name], kind).value
+        if len(values) > 2**20 or not all(math.isfinite(value) and value == int(value) for value in values):
+            return f"{name} that are no list of whole numbers that is short enough"
+    return None
 
 
 def _kind_of(context: Any, name: str) -> str | None:
@@ -180,88 +185,28 @@ def _is_within_limits(record: Field) -> bool:
 # --- Protobuf ---------------------------------------------------------------------------------------------------------
 
 
-def read_message(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> Any:
-    """A record as protobuf parses it, without damaged features that are not named; None hides a whole section.
-
-    Raises:
-        DefectError: A feature that is read is damaged.
-    """
-    message = _parsed_as_documented(payload)
-    if message is None:
-        message = _parsed_as_documented(hide(payload, context_names, list_names))
-    if message is None:
-        raise DefectError("a reader accepts what protobuf refuses")
-    return message
-
-
-def hide(payload: bytes, context_names: frozenset[str] | None, list_names: frozenset[str] | None) -> bytes:
-    """Change overridden fields and features that are not named to unknown fields."""
-    hidden = bytearray(payload)
-    for field in _unread(payload, tree(payload), {1: context_names, 2: list_names}):
-        # Field 15 with the same wire type; the length of the key is kept.
-        hidden[field.start] = hidden[field.start] & 0x80 | 8 * 15 + 2
-    return bytes(hidden)
-
-
-def _unread(payload: bytes, record: Field, names: dict[int, frozenset[str] | None]) -> Iterator[Field]:
-    for number, wanted in names.items():
-        sections = [field for field in record.children if field.is_message and field.number == number]
-        if wanted is None:
-            yield from sections
-            continue
-        # Invalid entries are kept, because readers look for the name in each entry.
-        sound = [entry for entry in _messages(sections, 1) if entry.children or entry.begin == entry.end]
-        entries = {_name(payload, entry): entry for entry in sound}
-        for entry in sound:
-            name = _name(payload, entry)
-            preferred = name == b"video_id" and b"id" in entries
-            if entry is not entries[name] or name not in {want.encode() for want in wanted} or preferred:
-                yield entry
-                continue
-            yield from [field for field in entry.children if _is_name(field)][:-1]
-            values = list(_messages([entry], 2))
-            for feature in [[value] for value in _messages(values, 1)] if number == 2 else [values]:
-                yield from _overridden(feature)
-
-
-def _messages(holders: Iterable[Field], number: int) -> Iterator[Field]:
-    return (field for holder in holders for field in holder.children if field.is_message and field.number == number)
-
-
-def _is_name(field: Field) -> bool:
-    return field.number == 1 and field.wire_type == 2
-
-
-def _name(payload: bytes, entry: Field) -> bytes:
-    return b"".join([payload[field.begin : field.end] for field in entry.children if _is_name(field)][-1:])
-
-
-def _overridden(parts: list[Field]) -> list[Field]:
-    """Lists of a Feature, possibly in parts, that are followed by a list of another kind and thereby overridden."""
-    lists = [field for part in parts for field in part.children if field.is_message]
-    runs = [list(run) for _, run in groupby(lists, key=lambda field: field.number)]
-    return [field for run in runs[:-1] for field in run]
-
-
-def _parsed_as_documented(payload: bytes) -> Any:
+def parsed(payload: bytes, name: str) -> Any:
     """A record as protobuf parses it, or None if protobuf rejects it.
 
-    By its documentation, a map is equivalent to repeated entries, whose unknown fields are skipped. The Python parser
-    drops entries with unknown fields instead, so these fields are removed before parsing.
+    A map is equivalent to repeated entries, whose unknown fields are skipped, and C++ reads it so. Python's parser drops
+    entries with unknown fields instead, so these fields are removed before parsing.
     """
-    message = _parsed(payload)
-    plainer = payload if message is None else _without_unknown_in_entries(payload, tree(payload))
-    return message if plainer == payload else _parsed(plainer)
+    message = parsed_by_python(payload, name)
+    plainer = payload if message is None else without_unknown_in_entries(payload)
+    return message if plainer == payload else parsed_by_python(plainer, name)
 
 
-def _parsed(payload: bytes) -> Any:
+def parsed_by_python(payload: bytes, name: str) -> Any:
+    """A record as the parser of Python's protobuf package parses it, or None if it rejects it."""
     try:
-        return message_class("SequenceExample").FromString(payload)
+        return message_class(name).FromString(payload)
     except DecodeError:
         return None
 
 
-def _without_unknown_in_entries(payload: bytes, record: Field) -> bytes:
+def without_unknown_in_entries(payload: bytes) -> bytes:
+    """A record without the unknown fields of entries of maps."""
+
     def raw(field: Field) -> bytes:
         return payload[field.start : field.end]
 
@@ -273,7 +218,8 @@ def _without_unknown_in_entries(payload: bytes, record: Field) -> bytes:
         return raw(entry) if len(known) == len(entry.children) else delimited(1, b"".join(map(raw, known)))
 
     # Fields without children, including unknown ones, are kept.
-    return b"".join(plainer_section(field) if field.children else raw(field) for field in record.children)
+    fields = tree(payload).children
+    return b"".join(plainer_section(field) if field.children else raw(field) for field in fields)
 
 
 # --- Readers ----------------------------------------------------------------------------------------------------------
@@ -320,11 +266,17 @@ def _run_once(reader: Callable[[bytes], Any], payload: bytes) -> _Result:
     return _Result(found, error, seconds, peak_bytes)
 
 
-def _agree(reader: str, result: _Result, fault: str | None) -> None:
-    """Check that a reader rejects a record if and only if it has a fault."""
-    if (result.error is None) != (fault is None):
-        outcome = "accepts it" if result.error is None else f"raises: {result.error.message}"
-        raise DefectError(f"the record has {fault or 'no fault'}, and {reader} {outcome}")
+def _agree(
+    reader: str, result: _Result, message: Any, fault_of: Callable[[Any], str | None], is_within_limits: bool
+) -> None:
+    """Check that a reader rejects a record if protobuf does or it has a fault, and, within the limits, only then."""
+    fault = "a form that protobuf rejects" if message is None else fault_of(message)
+    if result.error is None and fault is not None:
+        raise DefectError(f"the record has {fault}, and {reader} accepts it")
+    if message is None or not is_within_limits:
+        return
+    if result.error is not None and fault is None:
+        raise DefectError(f"the record has no fault, and {reader} raises: {result.error.message}")
     if isinstance(result.error, WrongDatasetError) != (fault == WRONG):
         raise DefectError(f"the record has {fault}, and {reader} takes it for {result.error}")
 
@@ -335,13 +287,12 @@ def _same(what: str, found: T, expected: T) -> None:
 
 
 def _same_video(payload: bytes, found: VideoRecord, message: Any) -> None:
-    _same("fault", None, video_fault(message))
     context = message.context.feature
     _same("id", found.id, _protobuf_id(context))
     for name in INTEGERS:
         _same(name, getattr(found, name), _protobuf_integers(context, name))
     # Compared as bytes, because NaN is not equal to itself.
-    scores = list(context["segment_scores"].float_list.value)
+    scores = _protobuf_scores(context)
     _same("segment_scores", np.array(found.segment_scores, float).tobytes(), np.array(scores, float).tobytes())
     for name, layout in (("rgb", found.rgb), ("audio", found.audio)):
         frames = protobuf_frames(message, name)
@@ -352,14 +303,12 @@ def _same_video(payload: bytes, found: VideoRecord, message: Any) -> None:
 
 
 def _same_frames(payload: bytes, found: tuple[Any, Any], message: Any) -> None:
-    _same("fault", None, lists_fault(message))
     for (name, size), offsets in zip(SIZES.items(), found, strict=True):
         _same(name, [payload[at : at + size] for at in offsets.tolist()], protobuf_frames(message, name))
 
 
 def _same_means(found: records.VideoLevelRecord, message: Any) -> None:
-    _same("fault", None, video_level_fault(message))
-    context = message.context.feature
+    context = message.features.feature
     _same("id", found.id, _protobuf_id(context))
     _same("labels", found.labels, _protobuf_integers(context, "labels"))
     for name in MEANS:
@@ -373,7 +322,12 @@ def _protobuf_id(context: Any) -> str:
 
 
 def _protobuf_integers(context: Any, name: str) -> tuple[int, ...]:
-    return tuple(context[name].int64_list.value)
+    return (*context[name].int64_list.value, *map(int, context[name].float_list.value))
+
+
+def _protobuf_scores(context: Any) -> list[float]:
+    scores = context["segment_scores"]
+    return [*scores.float_list.value, *map(float, scores.int64_list.value)]
 
 
 def _kinds(result: _Result, shapes: Callable[[Any], Iterable[str]]) -> list[str]:
@@ -460,6 +414,8 @@ def _check_written(shard: bytes, path: Path) -> str:
                 num_problems += 1
             else:
                 rows[number] = records.read_video(payload)
+        except UnusableIdError:
+            continue
         except MalformedRecordError as error:
             num_problems += 1
             other_dataset |= isinstance(error, WrongDatasetError) and not rows
@@ -488,7 +444,7 @@ def _check_written(shard: bytes, path: Path) -> str:
 
 
 def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
-    message = read_message(payload, CONTEXT_READ, frozenset(SIZES))
+    message = parsed(payload, "SequenceExample")
     context = message.context.feature
     rgb, audio = (protobuf_frames(message, name) for name in SIZES)
     # The longer list is truncated.
@@ -510,7 +466,7 @@ def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
 def plain_ratings(context: Any, num_frames: int) -> list[tuple[int, int, int]]:
     """The valid ratings (start, label, value): inside the video, at a multiple of 5, 0 or 1, not contradictory."""
     labels, starts, ends = (_protobuf_integers(context, name) for name in INTEGERS[1:])
-    scores = tuple(context["segment_scores"].float_list.value)
+    scores = _protobuf_scores(context)
     if not len(labels) == len(starts) == len(scores) or len(ends) not in (0, len(starts)):
         return []
     usable = {

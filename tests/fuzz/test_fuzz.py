@@ -15,9 +15,9 @@ import pytest
 from tests.fuzz.check import check_record
 from tests.fuzz.mutations import mutated_record
 from tests.fuzz.runner import CORPUS, fuzz, limited_time, replay
-from tests.support.wire import bytes_feature, delimited, entry, frame_list, packed_integers, record
+from tests.support.wire import bytes_feature, entry, frame_list, record
 from yt8m.dataset import frames, indexing
-from yt8m.shards import records, wire
+from yt8m.shards import ids, records, wire
 from yt8m.shards.wire import MalformedRecordError
 
 FILES = sorted(path for path in CORPUS.iterdir() if path.suffix in (".record", ".shard"))
@@ -66,10 +66,25 @@ def test_checker_and_reader_agree_at_the_limits() -> None:
         is_rejected = size in (0, 65)
         kinds = check_record(record(entry("id", bytes_feature(b"a" * size)), lists)).kinds
         assert kinds[0].startswith("read_video: rejected" if is_rejected else "read_video: accepted")
-    # Overridden entries and features that are not read may be damaged.
-    unread = delimited(1, delimited(1, b"\xff") + delimited(2, b"\xff")) + entry("labels", b"\xff\xff")
-    context = unread + entry("id", bytes_feature(b"a")) + entry("labels", packed_integers(5))
-    assert check_record(record(context, lists)).kinds[0] == "read_video: accepted, labels, no ratings"
+
+
+EXPECTED_DIFFERENCES = (
+    "only the reader rejects: ",
+    "Python protobuf rejects entries with unknown fields",
+    "Python protobuf reads other values in entries with unknown fields",
+    "TensorFlow's own parser ",
+)
+
+
+def test_every_difference_from_other_parsers_is_of_a_known_kind() -> None:
+    """None from protobuf in C++, and from TensorFlow's own parser only in forms that no writer produces."""
+    pytest.importorskip("tensorflow")
+    from tests.fuzz.differences import WRITTEN, count_differences
+
+    counts = count_differences(1500, 5)
+    assert counts["no difference"] > 750
+    assert [kind for kind in counts if not kind.startswith(("no difference", *EXPECTED_DIFFERENCES))] == []
+    assert [kind for kind in counts if kind.endswith(WRITTEN)] == []
 
 
 # --- Readers with defects ---------------------------------------------------------------------------------------------
@@ -117,10 +132,10 @@ def allocating(varint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def first_of_a_name(entries: Callable[..., Any]) -> Callable[..., Any]:
-    def broken(payload: bytes, parts: Any, names: Any) -> Any:
+    def broken(payload: bytes, parts: Any, names: Any, check: Any) -> Any:
         found: dict[bytes, Any] = {}
         for part in parts:
-            found = entries(payload, [part], names) | found
+            found = entries(payload, [part], names, check) | found
         return found
 
     return broken
@@ -170,8 +185,8 @@ def test_defects_of_readers_are_detected(case: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("target", "constant", "value"),
     [
-        (records, "MAX_ID_BYTES", 3),
-        (records, "MAX_ID_BYTES", 100),
+        (ids, "MAX_ID_BYTES", 3),
+        (ids, "MAX_ID_BYTES", 100),
         (wire, "MAX_KEY_BYTES", 10),
         (wire, "MAX_PARTS", 1),
     ],

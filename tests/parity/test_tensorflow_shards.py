@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support.rows import labels_of, ratings_of
 from tests.support.tensorflow import read_with_tensorflow, tf
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
+from yt8m.dataset.catalog import Oddity
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.shards.records import read_video_level_shard
@@ -73,6 +75,44 @@ def test_the_reader_reads_every_field_that_tensorflow_writes(tmp_path: Path) -> 
         ours = ratings_of(catalog, row)
         assert list(zip(ours.start_seconds, ours.label_ids, ours.values, strict=True)) == theirs
         np.testing.assert_array_equal(reader.read(row), video.frames)
+
+
+@pytest.mark.parametrize("between", [b"", b"\x7a\x03odd"], ids=["equally spaced", "not equally spaced"])
+def test_whole_numbers_of_the_other_type_are_read(between: bytes, tmp_path: Path) -> None:
+    """Scores as int64 and everything else as float, in records whose frames are found by stride and one by one."""
+
+    def whole(values: Any) -> Any:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    def floats(values: Any) -> Any:
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    context = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"abcd"])),
+        "labels": floats([3, 3861]),
+        "segment_labels": floats([7, 8, 9]),
+        "segment_start_times": floats([0, 5, 0]),
+        "segment_end_times": floats([5, 10, 5]),
+        "segment_scores": whole([0, 1, 2]),
+    }
+    message = tf.train.SequenceExample(context=tf.train.Features(feature=context))
+    (video,) = random_videos(1, num_frames=(8, 8))
+    for name, span in (("rgb", slice(0, 1024)), ("audio", slice(1024, 1152))):
+        for number, frame in enumerate(video.frames):
+            feature = message.feature_lists.feature_list[name].feature.add()
+            if number == 3:
+                feature.MergeFromString(between)  # An unknown field.
+            feature.bytes_list.value.append(frame[span].tobytes())
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(message.SerializeToString())
+    catalog = index_folder(tmp_path)
+    assert (catalog.rgb_stride[0], catalog.audio_stride[0]) == ((0, 0) if between else (1033, 137))
+    assert labels_of(catalog, 0).tolist() == [3, 3861]
+    ratings = ratings_of(catalog, 0)
+    columns = (ratings.start_seconds.tolist(), ratings.label_ids.tolist(), ratings.values.tolist())
+    assert list(zip(*columns, strict=True)) == [(0, 7, 0), (5, 8, 1)]
+    assert catalog.oddities == {Oddity.RATINGS_SCORE.value: 1}
+    np.testing.assert_array_equal(FrameReader(catalog).read(0), video.frames)
 
 
 def test_records_are_those_that_tensorflow_finds(tmp_path: Path) -> None:

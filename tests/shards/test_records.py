@@ -151,6 +151,73 @@ def test_the_last_kind_of_a_feature_is_used() -> None:
     assert read_video(payload).labels == (2,) == tuple(protobuf(payload).context.feature["labels"].int64_list.value)
 
 
+def raw_entry(name: bytes, value: bytes) -> bytes:
+    return delimited(1, delimited(1, name) + delimited(2, value))
+
+
+BROKEN_FEATURE = b"\xff\xff"
+PART_OF_A_FLOAT = delimited(2, delimited(1, b"abc"))
+BROKEN_NUMBER = delimited(3, delimited(1, b"\x80"))
+DAMAGED = {
+    "a name in the context": (raw_entry(b"\xff", b"") + ID, LISTS),
+    "an overridden name": (delimited(1, delimited(1, b"\xff") + delimited(1, b"url")) + ID, LISTS),
+    "a name of a list": (ID, LISTS + raw_entry(b"rgb\xc3", b"")),
+    "an unknown feature": (ID + entry("url", BROKEN_FEATURE), LISTS),
+    "an unknown float": (ID + entry("speed", PART_OF_A_FLOAT), LISTS),
+    "an unknown number": (ID + entry("views", BROKEN_NUMBER), LISTS),
+    "an overridden entry": (entry("labels", BROKEN_NUMBER) + entry("labels", packed_integers(5)) + ID, LISTS),
+    "an overridden kind": (ID + entry("labels", PART_OF_A_FLOAT + packed_integers(5)), LISTS),
+    "video_id beside id": (ID + entry("video_id", BROKEN_NUMBER), LISTS),
+    "mean_rgb beside frames": (ID + entry("mean_rgb", PART_OF_A_FLOAT), LISTS),
+    "an unknown list": (ID, LISTS + entry("motion", delimited(1, BROKEN_FEATURE))),
+    "audio_embedding beside rgb": (ID, LISTS + entry("audio_embedding", delimited(1, BROKEN_NUMBER))),
+    "an overridden list": (ID, entry("rgb", delimited(1, PART_OF_A_FLOAT)) + LISTS),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damage_outside_of_what_is_read_is_rejected_as_by_protobuf(case: str) -> None:
+    payload = record(*DAMAGED[case])
+    with pytest.raises(DecodeError):
+        protobuf(payload)
+    with pytest.raises(MalformedRecordError):
+        read_video(payload)
+
+
+def test_entries_with_unknown_fields_are_read_although_python_s_protobuf_drops_them() -> None:
+    """Protobuf in C++ reads them (tests/fuzz/differences.py)."""
+    odd = delimited(1, delimited(1, b"labels") + delimited(9, b"odd") + delimited(2, packed_integers(5)))
+    payload = record(ID + odd, LISTS)
+    assert "labels" not in protobuf(payload).context.feature
+    assert read_video(payload).labels == (5,)
+
+
+def test_groups_are_rejected_although_protobuf_reads_them() -> None:
+    payload = varint(8 * 9 + 3) + varint(8 * 9 + 4) + record(ID, LISTS)
+    assert protobuf(payload).context.feature["id"].bytes_list.value == [b"abcd"]
+    with pytest.raises(MalformedRecordError, match="wire type 3, which these records do not use"):
+        read_video(payload)
+
+
+def float_feature(*values: float) -> bytes:
+    return delimited(2, delimited(1, struct.pack(f"<{len(values)}f", *values)))
+
+
+def test_whole_numbers_are_read_as_integers_and_as_floats() -> None:
+    context = ID + entry("labels", float_feature(3, 3861)) + entry("segment_scores", packed_integers(0, 1, 2))
+    found = read_video(record(context + entry("segment_labels", float_feature(7, 8, -9)), LISTS))
+    assert (found.labels, found.segment_labels, found.segment_scores) == ((3, 3861), (7, 8, -9), (0.0, 1.0, 2.0))
+    assert all(isinstance(label, int) for label in (*found.labels, *found.segment_labels))
+    assert all(isinstance(score, float) for score in found.segment_scores)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.5, "1.5"), (float("nan"), "nan"), (float("-inf"), "-inf")])
+def test_other_floats_as_integers_are_rejected(value: float, shown: str) -> None:
+    payload = record(ID + entry("labels", float_feature(3, value, 0.5)), LISTS)
+    with pytest.raises(MalformedRecordError, match=f"labels contains {shown}, expected whole numbers"):
+        read_video(payload)
+
+
 def test_unequally_spaced_frames_have_stride_0() -> None:
     padding = delimited(15, b"between")
     frames = [delimited(1, bytes_feature(frame)) for frame in RGB]
@@ -186,8 +253,12 @@ MALFORMED = {
     "id not UTF-8": (entry("id", bytes_feature(b"\xff\xfe")), LISTS, "not UTF-8"),
     "empty id": (entry("id", bytes_feature(b"")), LISTS, "1 to 64 bytes"),
     "long id": (entry("id", bytes_feature(b"a" * 65)), LISTS, "1 to 64 bytes"),
-    "id with a space": (entry("id", bytes_feature(b"a b")), LISTS, "spaces"),
-    "id with a zero byte": (entry("id", bytes_feature(b"ab\0")), LISTS, "control characters"),
+    "id with a space": (entry("id", bytes_feature(b"a b")), LISTS, "white space"),
+    "id with a comma": (entry("id", bytes_feature(b"a,b")), LISTS, "a comma"),
+    "id with a colon": (entry("id", bytes_feature(b"a:5")), LISTS, "a colon"),
+    "id with a line break": (entry("id", bytes_feature(b"ab\n")), LISTS, "white space"),
+    "id with a no-break space": (entry("id", bytes_feature(b"a\xc2\xa0b")), LISTS, "white space"),
+    "id with a zero byte": (entry("id", bytes_feature(b"ab\0")), LISTS, "control character"),
     "labels of text": (
         ID + entry("labels", bytes_feature(b"x")),
         LISTS,
@@ -338,8 +409,7 @@ def assert_same_as_protobuf(payload: bytes, found: VideoRecord) -> None:
     try:
         message = protobuf(payload)
     except Exception:
-        # Protobuf also rejects names that are not UTF-8, which the reader skips.
-        return
+        raise AssertionError("the reader accepts what protobuf rejects") from None
     assert found.labels == tuple(message.context.feature["labels"].int64_list.value)
     assert found.segment_start_times == tuple(message.context.feature["segment_start_times"].int64_list.value)
     rgb, audio = frame_offsets(payload)

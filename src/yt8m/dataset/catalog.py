@@ -45,6 +45,7 @@ MAX_PROBLEMS = 200
 class Oddity(StrEnum):
     """Irregularities of records that are not damaged, and how each is handled."""
 
+    IDS_UNUSABLE = "videos with an id that a submission cannot hold (dropped)"
     IDS_REPEATED = "videos with an id that occurred before (dropped)"
     LENGTHS_DIFFER = "videos with more rgb than audio frames or the reverse (cut to the shorter)"
     NO_LABELS = "videos without labels (kept)"

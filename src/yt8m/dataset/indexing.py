@@ -33,7 +33,7 @@ from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.contents import ShardFile, ShardWindow
 from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
 from yt8m.shards.tfrecord import Record, framing_checksum, iterate_records
-from yt8m.shards.wire import MalformedRecordError, WrongDatasetError
+from yt8m.shards.wire import MalformedRecordError, UnusableIdError, WrongDatasetError
 
 NUM_LABELS = 3862
 """Labels of the YouTube-8M vocabulary."""
@@ -219,6 +219,9 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
     for record in _intact_records(file, verify, problems, framing) if file else ():
         try:
             video = read_video(record.payload)
+        except UnusableIdError as error:
+            problems.odd(Oddity.IDS_UNUSABLE, record, error.message.removesuffix("."))
+            continue
         except MalformedRecordError as error:
             place = record.offset + error.offset
             problem = ShardError(path, error.message, record=record.number, offset=place)
@@ -353,7 +356,9 @@ def _join(folder: Path, parts: list[_ShardRows], on_problem: OnProblem) -> Catal
     problems = [sentence for part in parts for sentence in part.problems][:MAX_PROBLEMS]
     ids = np.concatenate([part.ids for part in parts])
     if not len(ids):
-        reason = problems[0] if problems else "they contain no records."
+        unusable = counted(oddities[Oddity.IDS_UNUSABLE], "video") + " with ids that a submission cannot hold."
+        no_records = unusable if oddities else "they contain no records."
+        reason = problems[0] if problems else no_records
         raise ShardError(folder, f"no usable video in {counted(len(parts), 'shard')}: {reason}")
     rows = np.concatenate([part.rows for part in parts])
     labels = np.concatenate([part.labels for part in parts])

@@ -1,7 +1,6 @@
 """Segments to predict and rank, and the order in which ties are ranked."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.sampling import GOLDEN_GAMMA, splitmix64
 from yt8m.errors import Yt8mError
+from yt8m.shards.ids import id_fault
 from yt8m.shards.records import SEGMENT_SECONDS
-
-_VIDEO_ID = re.compile(r"[^\s,:\x00]+")
 
 
 def segment_hashes(
@@ -64,7 +62,7 @@ class Segments:
     """Segments to predict and rank.
 
     Args:
-        video_ids: Ids of videos: distinct, without whitespace, commas or colons.
+        video_ids: Ids of videos: distinct, and such as a submission can hold (see `id_fault`).
         rows: Position of each segment's video in `video_ids`, int32 (S,).
         start_seconds: Start of each segment, a multiple of 5, int32 (S,).
 
@@ -83,11 +81,8 @@ class Segments:
             raise ValueError(f"rows must be positions in the {len(self.video_ids)} video ids.")
         seen: set[str] = set()
         for video_id in self.video_ids:
-            if not _VIDEO_ID.fullmatch(video_id):
-                raise Yt8mError(
-                    f"The video id {video_id!r} is not allowed in a submission: expected at least one character, and no "
-                    "space, comma or colon."
-                )
+            if (fault := id_fault(video_id.encode())) is not None:
+                raise Yt8mError(f"The video id {video_id!r} is not allowed in a submission: it {fault}.")
             if video_id in seen:
                 raise Yt8mError(f"The video id {video_id!r} occurs twice among the videos to rank; remove one of them.")
             seen.add(video_id)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from yt8m.errors import ShardError
 from yt8m.shards.contents import ShardFile, ShardWindow
+from yt8m.shards.ids import MAX_ID_BYTES, id_fault
 from yt8m.shards.tfrecord import iterate_records
 from yt8m.shards.wire import (
     BYTES_LIST,
@@ -25,7 +26,10 @@ from yt8m.shards.wire import (
     MalformedRecordError,
     Payload,
     Span,
+    UnusableIdError,
     WrongDatasetError,
+    check_feature,
+    check_feature_list,
     delimited_header,
     iter_fields,
     only_bytes,
@@ -33,6 +37,7 @@ from yt8m.shards.wire import (
     parse_sections,
     read_floats,
     read_integers,
+    read_scores,
 )
 
 NUM_RGB = 1024
@@ -43,8 +48,6 @@ NUM_AUDIO = 128
 
 SEGMENT_SECONDS = 5
 """Length of a segment, in seconds, which is also its number of frames."""
-
-MAX_ID_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,8 @@ _SEGMENT_LABELS, _SEGMENT_STARTS = b"segment_labels", b"segment_start_times"
 _SEGMENT_ENDS, _SEGMENT_SCORES = b"segment_end_times", b"segment_scores"
 _RGB, _AUDIO, _AUDIOSET = b"rgb", b"audio", b"audio_embedding"
 _MEAN_RGB, _MEAN_AUDIO = b"mean_rgb", b"mean_audio"
-_CONTEXT_NAMES = frozenset(
-    [_ID, _OLD_ID, _LABELS, _SEGMENT_LABELS, _SEGMENT_STARTS, _SEGMENT_ENDS, _SEGMENT_SCORES, _MEAN_RGB, _MEAN_AUDIO]
-)
+_VIDEO_LEVEL_NAMES = frozenset([_ID, _OLD_ID, _LABELS, _MEAN_RGB, _MEAN_AUDIO])
+_CONTEXT_NAMES = _VIDEO_LEVEL_NAMES | {_SEGMENT_LABELS, _SEGMENT_STARTS, _SEGMENT_ENDS, _SEGMENT_SCORES}
 _LIST_NAMES = frozenset([_RGB, _AUDIO, _AUDIOSET])
 
 _AUDIOSET_FOUND = (
@@ -136,19 +138,23 @@ def read_video(payload: Payload) -> VideoRecord:
 
     Raises:
         WrongDatasetError: The record is AudioSet's or video-level.
+        UnusableIdError: Its id is one that a submission cannot hold.
         MalformedRecordError: It is damaged, or a feature is missing, empty or of the wrong size.
     """
     context_parts, list_parts = parse_sections(payload)
-    context = parse_map(payload, context_parts, _CONTEXT_NAMES)
-    lists = parse_map(payload, list_parts, _LIST_NAMES)
+    context = parse_map(payload, context_parts, _CONTEXT_NAMES, check_feature)
+    lists = parse_map(payload, list_parts, _LIST_NAMES, check_feature_list)
     _require_frames(context, lists)
+    for name in (_MEAN_RGB, _MEAN_AUDIO):
+        check_feature(payload, context.get(name, []))
+    check_feature_list(payload, lists.get(_AUDIOSET, []))
     return VideoRecord(
         id=_id(payload, context),
         labels=read_integers(payload, context, _LABELS),
         segment_labels=read_integers(payload, context, _SEGMENT_LABELS),
         segment_start_times=read_integers(payload, context, _SEGMENT_STARTS),
         segment_end_times=read_integers(payload, context, _SEGMENT_ENDS),
-        segment_scores=tuple(read_floats(payload, context, _SEGMENT_SCORES).tolist()),
+        segment_scores=read_scores(payload, context, _SEGMENT_SCORES),
         rgb=_layout(payload, lists, _RGB, NUM_RGB),
         audio=_layout(payload, lists, _AUDIO, NUM_AUDIO),
     )
@@ -164,7 +170,7 @@ def frame_offsets(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64
         MalformedRecordError: As `read_video`.
     """
     _, list_parts = parse_sections(payload)
-    lists = parse_map(payload, list_parts, _LIST_NAMES)
+    lists = parse_map(payload, list_parts, _LIST_NAMES, check_feature_list)
     return _walk_frames(payload, lists, _RGB, NUM_RGB), _walk_frames(payload, lists, _AUDIO, NUM_AUDIO)
 
 
@@ -173,12 +179,13 @@ def read_video_level(payload: Payload) -> VideoLevelRecord:
 
     Raises:
         WrongDatasetError: The record is frame-level.
+        UnusableIdError: Its id is one that a submission cannot hold.
         MalformedRecordError: It is damaged, or a feature is missing or of the wrong size.
     """
     context_parts, list_parts = parse_sections(payload)
-    context = parse_map(payload, context_parts, _CONTEXT_NAMES)
+    context = parse_map(payload, context_parts, _VIDEO_LEVEL_NAMES, check_feature)
     if _MEAN_RGB not in context:
-        lists = parse_map(payload, list_parts, _LIST_NAMES)
+        lists = parse_map(payload, list_parts, _LIST_NAMES, check_feature_list)
         if _RGB in lists:
             raise WrongDatasetError(_FRAME_LEVEL_FOUND, 0)
         if _AUDIOSET in lists:
@@ -228,20 +235,19 @@ def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes, size:
 
 def _id(payload: Payload, context: dict[bytes, list[Span]]) -> str:
     """The id of the video: `id`, or `video_id` in older releases."""
-    name = _ID if _ID in context else _OLD_ID
-    parts = context.get(name)
+    parts = context.get(_ID)
+    if parts is None:
+        parts = context.get(_OLD_ID)
+    else:
+        check_feature(payload, context.get(_OLD_ID, []))
     if not parts:
         raise MalformedRecordError("the record has no id.", 0)
     begin, end = only_bytes(payload, parts, "the id", parts[0][0])
     raw = bytes(payload[begin : min(end, begin + MAX_ID_BYTES + 1)])
-    try:
-        video_id = raw.decode() if len(raw) <= MAX_ID_BYTES else ""
-    except UnicodeDecodeError:
-        raise MalformedRecordError(f"the id {raw!r} is not UTF-8.", begin) from None
-    if not video_id.isprintable() or not video_id or " " in video_id:
-        message = f"the id {raw!r} is not one of 1 to {MAX_ID_BYTES} bytes without spaces and control characters."
-        raise MalformedRecordError(message, begin)
-    return video_id
+    fault = id_fault(raw)
+    if fault is not None:
+        raise UnusableIdError(f"the id {raw!r} {fault}, so a submission cannot hold it.", begin)
+    return raw.decode()
 
 
 def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> FrameLayout:

@@ -1,9 +1,11 @@
 """Protobuf's wire format, as far as `tf.train.Example` and `tf.train.SequenceExample` need it.
 
-Work and memory are in proportion to the record's size, whatever its bytes are.
+A record that protobuf refuses is refused, wherever it is damaged: features that nobody reads are checked as well. Of
+what protobuf accepts, only groups (a deprecated wire type), messages in too many parts and lists of too many numbers
+are refused. Work and memory are in proportion to the record's size, whatever its bytes are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,10 @@ class MalformedRecordError(Exception):
 
 class WrongDatasetError(MalformedRecordError):
     """An intact record of another dataset: AudioSet, or the other level of YouTube-8M."""
+
+
+class UnusableIdError(MalformedRecordError):
+    """A record with an id that a submission cannot hold."""
 
 
 # Wire types and field numbers of the messages (tensorflow/core/example/{example,feature}.proto).
@@ -158,13 +164,23 @@ def parse_sections(payload: Payload) -> tuple[list[Span], list[Span]]:
     return context, lists
 
 
-def parse_map(payload: Payload, parts: list[Span], names: frozenset[bytes]) -> dict[bytes, list[Span]]:
-    """Entries with the given names of a map of messages; the last of repeated names counts, as in protobuf."""
+Check = Callable[[Payload, list[Span]], None]
+"""Checks the parts of a message that is not read."""
+
+
+def parse_map(payload: Payload, parts: list[Span], names: frozenset[bytes], check: Check) -> dict[bytes, list[Span]]:
+    """Entries with the given names of a map of messages; the last of repeated names counts, as in protobuf.
+
+    The values of all other entries are only checked, by `check`.
+    """
     entries: dict[bytes, list[Span]] = {}
     for start, stop in parts:
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number == MAP_ENTRY and wire_type == LENGTH_DELIMITED:
                 name, value = _map_entry(payload, begin, end)
+                unread = entries.pop(name, None) if name in names else value
+                if unread is not None:
+                    check(payload, unread)
                 if name in names:
                     entries[name] = value
     return entries
@@ -176,9 +192,19 @@ def _map_entry(payload: Payload, start: int, stop: int) -> tuple[bytes, list[Spa
     for number, wire_type, begin, end in iter_fields(payload, start, stop):
         if wire_type == LENGTH_DELIMITED and number == MAP_KEY:
             name = bytes(payload[begin:end])
+            if not name.isascii() and not _is_utf8(name):
+                raise MalformedRecordError(f"the name {name[:40]!r} of a feature is not UTF-8.", begin)
         elif wire_type == LENGTH_DELIMITED and number == MAP_VALUE:
             _add_part(value, begin, end)
     return name, value
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def parse_feature(payload: Payload, parts: list[Span]) -> tuple[int, list[Span]]:
@@ -189,25 +215,82 @@ def parse_feature(payload: Payload, parts: list[Span]) -> tuple[int, list[Span]]
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if wire_type == LENGTH_DELIMITED and number in _KIND_NAMES:
                 if number != kind:
+                    _check_values(payload, kind, values)
                     kind, values = number, []
                 _add_part(values, begin, end)
     return kind, values
 
 
-def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, wanted: int) -> list[Span]:
-    """Parts of the list of a context feature; none where the feature is absent or empty."""
+def check_feature(payload: Payload, parts: list[Span]) -> None:
+    """Check a Feature that is not read.
+
+    Raises:
+        MalformedRecordError: It is damaged.
+    """
+    _check_values(payload, *parse_feature(payload, parts))
+
+
+def check_feature_list(payload: Payload, parts: list[Span]) -> None:
+    """Check a FeatureList that is not read.
+
+    Raises:
+        MalformedRecordError: It is damaged.
+    """
+    for start, stop in parts:
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number == FEATURE and wire_type == LENGTH_DELIMITED:
+                check_feature(payload, [(begin, end)])
+
+
+def _check_values(payload: Payload, kind: int, parts: list[Span]) -> None:
+    for start, stop in parts:
+        for number, wire_type, begin, end in iter_fields(payload, start, stop):
+            if number == VALUE and wire_type == LENGTH_DELIMITED:
+                if kind == INT64_LIST:
+                    _packed_varints(payload, begin, end)
+                elif kind == FLOAT_LIST and (end - begin) % 4:
+                    raise MalformedRecordError("a feature contains a part of a float.", begin)
+
+
+def _values_of(payload: Payload, context: dict[bytes, list[Span]], name: bytes, *wanted: int) -> tuple[int, list[Span]]:
+    """Kind and parts of the list of a context feature; the first kind and no parts where it is absent or empty."""
     parts = context.get(name, [])
     kind, values = parse_feature(payload, parts)
-    if kind not in (0, wanted):
-        message = f"the feature {name.decode()} contains {_KIND_NAMES[kind]}, expected {_KIND_NAMES[wanted]}."
+    if kind not in (0, *wanted):
+        message = f"the feature {name.decode()} contains {_KIND_NAMES[kind]}, expected {_KIND_NAMES[wanted[0]]}."
         raise MalformedRecordError(message, parts[0][0])
-    return values
+    return kind or wanted[0], values
 
 
 def read_integers(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> tuple[int, ...]:
-    """Values of an int64 feature; none where it is absent."""
+    """Values of a feature of whole numbers; none where it is absent. Floats are accepted if all are whole."""
+    kind, parts = _values_of(payload, context, name, INT64_LIST, FLOAT_LIST)
+    if kind == INT64_LIST:
+        return tuple(_integers(payload, parts, name))
+    floats = _floats(payload, parts, name)
+    fractional = ~(np.isfinite(floats) & (floats == np.trunc(floats)))
+    if fractional.any():
+        message = f"the feature {name.decode()} contains {floats[fractional][0]:g}, expected {_KIND_NAMES[INT64_LIST]}."
+        raise MalformedRecordError(message, parts[0][0])
+    return tuple(map(int, floats.tolist()))
+
+
+def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> NDArray[np.float32]:
+    """Values of a float feature; none where it is absent."""
+    return _floats(payload, _values_of(payload, context, name, FLOAT_LIST)[1], name)
+
+
+def read_scores(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> tuple[float, ...]:
+    """Values of a feature of floats or whole numbers; none where it is absent."""
+    kind, parts = _values_of(payload, context, name, FLOAT_LIST, INT64_LIST)
+    if kind == INT64_LIST:
+        return tuple(map(float, _integers(payload, parts, name)))
+    return tuple(_floats(payload, parts, name).tolist())
+
+
+def _integers(payload: Payload, parts: list[Span], name: bytes) -> list[int]:
     numbers: list[int] = []
-    for start, stop in _values_of(payload, context, name, INT64_LIST):
+    for start, stop in parts:
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number != VALUE or wire_type not in (VARINT, LENGTH_DELIMITED):
                 continue
@@ -217,13 +300,12 @@ def read_integers(payload: Payload, context: dict[bytes, list[Span]], name: byte
             numbers += _packed_varints(payload, begin, end)
             if len(numbers) > MAX_VALUES:
                 raise _too_many(name, begin)
-    return tuple(numbers)
+    return numbers
 
 
-def read_floats(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> NDArray[np.float32]:
-    """Values of a float feature; none where it is absent."""
+def _floats(payload: Payload, parts: list[Span], name: bytes) -> NDArray[np.float32]:
     raw = bytearray()
-    for start, stop in _values_of(payload, context, name, FLOAT_LIST):
+    for start, stop in parts:
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number != VALUE or wire_type not in (FIXED32, LENGTH_DELIMITED):
                 continue

@@ -15,6 +15,7 @@ from typing import Self
 
 from yt8m.errors import Yt8mError
 from yt8m.ranking import MAX_SEGMENTS
+from yt8m.shards.ids import ID_BYTE
 from yt8m.shards.records import SEGMENT_SECONDS
 from yt8m.submission.opening import MAX_LINE_BYTES, opened_submission
 from yt8m.vocabulary import Vocabulary
@@ -26,9 +27,9 @@ MAX_LINES = 100_000
 
 # A start has one spelling (no leading zeros), so equal segments are equal bytes. The quantifiers are possessive, so that
 # a line of a million bytes is matched without a stack for backtracking.
-_SEGMENT = rb"[^\s,:\x00]++:(?:0|5|[1-9][0-9]*[05])"
+_SEGMENT = ID_BYTE + rb"++:(?:0|5|[1-9][0-9]*[05])"
 _SEGMENTS = re.compile(rb"(?:" + _SEGMENT + rb" )*+")
-_ANY_START = re.compile(rb"[^\s,:\x00]+:(-?)(?:0|[1-9][0-9]*)")
+_ANY_START = re.compile(ID_BYTE + rb"+:(-?)(?:0|[1-9][0-9]*)")
 
 
 class ProblemKind(StrEnum):
