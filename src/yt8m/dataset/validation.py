@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from yt8m.dataset.layout import is_shard_name
-from yt8m.shards.records import MAX_ID_BYTES, NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS, frame_header
+from yt8m.shards.ids import MAX_ID_BYTES
+from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS, frame_header
 from yt8m.shards.tfrecord import FRAMING_BYTES, HEADER_BYTES, MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
