@@ -32,7 +32,7 @@ from yt8m.dataset.validation import require_valid
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.shards.contents import ShardFile, crc32c
-from yt8m.shards.records import MAX_ID_BYTES
+from yt8m.shards.ids import MAX_ID_BYTES
 
 FILE_NAME = "catalog.parquet"
 FORMAT_VERSION = 2
