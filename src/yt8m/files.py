@@ -219,6 +219,11 @@ def cache_folder(name: str, variable: str) -> Path:
     return base / "yt8m" / name
 
 
+def shown_checksum(checksum: int) -> str:
+    """A CRC32C as text; digits alone could be a number in YAML."""
+    return f"crc32c:{checksum:08x}"
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
     """Write a CSV file in UTF-8; the write is atomic (see `written_atomically`)."""
     with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

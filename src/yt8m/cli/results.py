@@ -1,4 +1,4 @@
-"""Commands for submissions: check, evaluate."""
+"""Commands for results: check, evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from yt8m.cli.options import JsonOption
 from yt8m.cli.output import load_catalog, print_json
-from yt8m.errors import Yt8mError, counted
+from yt8m.errors import UsageError, Yt8mError, counted
 from yt8m.ranking import MAX_SEGMENTS
 
 if TYPE_CHECKING:
@@ -20,30 +20,42 @@ SubmissionArgument = Annotated[Path, typer.Argument(help="The submission; it may
 
 
 def check(
-    submission: SubmissionArgument,
+    path: Annotated[Path, typer.Argument(help="A submission, or the folder of a run, a model or stored predictions.")],
     shards: Annotated[
         Path | None, typer.Option("--shards", help="Folder of the predicted shards: check ids and starts.")
     ] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="segment_vocabulary.csv: check classes.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check whether a submission would be accepted, and list everything that is wrong with it.
+    """Check a submission, or the checksums of a run, a model or stored predictions.
+
+    A submission: whether it would be accepted, and everything that is wrong with it.
 
     Checks the header, the classes, the number of segments, repeated ones, and their format; with --shards also whether
     each video exists and is long enough. Lists the first 20 problems, counts all by kind, and remarks on what is allowed
     but lowers the score. The exit status is 0 where the file would be accepted, 1 where not.
 
+    A folder: whether models, checkpoints, stored predictions, submissions and tables in it are as they were written. The
+    exit status is 1 where one is damaged or missing.
+
     ```sh
     yt8m check submission.csv --shards data/segment/test --vocabulary data/segment_vocabulary.csv
+    yt8m check runs/try
     ```
     """
     from yt8m.runtime.progress import terminal_progress
+
+    if path.is_dir():
+        if shards is not None or vocabulary is not None:
+            raise UsageError(f"{path}: is a folder; --shards and --vocabulary are for the file of a submission.")
+        _check_folder(path, as_json)
+        return
     from yt8m.submission.check import check_submission
     from yt8m.vocabulary import Vocabulary
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
     catalog = None if shards is None else load_catalog(shards)
-    checked = check_submission(submission, classes, catalog, terminal_progress)
+    checked = check_submission(path, classes, catalog, terminal_progress)
     if as_json:
         print_json({"is_accepted": checked.is_accepted, "num_problems": checked.num_problems} | asdict(checked))
     else:
@@ -113,6 +125,32 @@ def evaluate(
     if per_class is not None:
         write_class_scores(per_class, score, classes)
         err.print(f"{per_class}: AP of each class")
+
+
+def _check_folder(folder: Path, as_json: bool) -> None:
+    """Verify the checksums in a folder, and print what was verified."""
+    from rich.table import Table
+
+    from yt8m.runs.integrity import check_folder
+    from yt8m.runtime.console import format_bytes, out, wide
+    from yt8m.runtime.progress import terminal_progress
+
+    parts = check_folder(folder, terminal_progress)
+    damaged = [part for part in parts if part.status == "damaged"]
+    if as_json:
+        print_json({"path": folder, "is_intact": not damaged, "parts": [asdict(part) for part in parts]})
+    else:
+        table = Table("what", "kind", "size", "status", box=None)
+        table.columns[2].justify = "right"
+        for part in parts:
+            table.add_row(str(part.path), part.kind, format_bytes(part.num_bytes), part.status)
+        wide(120).print(table)
+        for part in damaged:
+            out.print(part.problem)
+    if damaged:
+        raise Yt8mError(
+            f"{folder}: {len(damaged)} of {counted(len(parts), 'part')} damaged or missing, as listed above."
+        )
 
 
 def _print_check(checked: Checked) -> None:

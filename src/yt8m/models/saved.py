@@ -20,7 +20,7 @@ from torch import Tensor
 
 from yt8m import __version__
 from yt8m.errors import UsageError, Yt8mError, reason_of
-from yt8m.files import file_checksum, written_atomically
+from yt8m.files import file_checksum, shown_checksum, written_atomically
 from yt8m.models.classifier import (
     Classifier,
     ClassifierConfig,
@@ -101,7 +101,7 @@ def save_model(
         vocabulary=vocabulary_digest,
         config=model.config.model_dump(mode="json"),
         provenance=dict(provenance or {}),
-        weights_checksum=_shown_checksum(google_crc32c.value(weights)),
+        weights_checksum=shown_checksum(google_crc32c.value(weights)),
     )
     # Of the values as they are read: YAML does not preserve every control character.
     checksum = _config_checksum(parse_yaml(to_yaml(description)))
@@ -189,7 +189,7 @@ def _verify(description: ModelDescription, values: Mapping[str, Any], folder: Pa
             "delete the line 'config_checksum' if you changed it yourself."
         )
     path = folder / WEIGHTS_NAME
-    if description.weights_checksum not in (None, _shown_checksum(file_checksum(path))):
+    if description.weights_checksum not in (None, shown_checksum(file_checksum(path))):
         raise Yt8mError(
             f"{path}: was damaged or replaced (its checksum is not that in {CONFIG_NAME}); restore the model folder from a "
             "copy, or train the model again (in a run, after deleting the folder of its stage)."
@@ -198,12 +198,7 @@ def _verify(description: ModelDescription, values: Mapping[str, Any], folder: Pa
 
 def _config_checksum(values: Mapping[str, Any]) -> str:
     covered = {name: value for name, value in values.items() if name != "config_checksum"}
-    return _shown_checksum(google_crc32c.value(json.dumps(covered, sort_keys=True, default=str).encode()))
-
-
-def _shown_checksum(checksum: int) -> str:
-    # Digits alone could be a number in YAML.
-    return f"crc32c:{checksum:08x}"
+    return shown_checksum(google_crc32c.value(json.dumps(covered, sort_keys=True, default=str).encode()))
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

@@ -118,7 +118,13 @@ def predict(stage: RunStage) -> RunScores | None:
     remove_partial_rankings(folder)
     rows = score_rankings(folder, specs, rankings, context.truth, recipe.top_k, vocabulary, context.progress)
     seconds = time.monotonic() - started
-    stage.finish(seconds, num_segments=len(segments), ensemble_weights=weights, models=_model_folders(stage))
+    stage.finish(
+        seconds,
+        num_segments=len(segments),
+        ensemble_weights=weights,
+        models=_model_folders(stage),
+        results=[submission, table],
+    )
     context.report(f"predict: {len(segments):,} segments with {len(models)} models, {seconds:.0f} s")
     return RunScores(rows, len(segments))
 

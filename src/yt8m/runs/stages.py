@@ -5,7 +5,7 @@ folder decide (inputs, fingerprint, folder, record). A finished stage is reused 
 and inputs, stays the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
-from yt8m.files import written_atomically
+from yt8m.files import file_checksum, shown_checksum, written_atomically
 from yt8m.models.classifier import (
     ContextAgnosticClassifier,
     ContextAwareClassifier,
@@ -61,6 +61,8 @@ class StageRecord(Settings):
     """Dataset folder, as an absolute path."""
     models: dict[str, str] = Field(default_factory=dict)
     """Folders of the models that prediction used, by name: relative to the run's folder, or absolute."""
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """CRC32C of results outside of the folder, by name."""
     time: str = ""
     """When this was written, ISO 8601, UTC."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -257,8 +259,12 @@ class RunStage(Stage):
         num_segments: int | None = None,
         ensemble_weights: dict[str, float] | None = None,
         models: dict[str, str] | None = None,
+        results: Sequence[Path] = (),
     ) -> None:
-        """Record that the stage is finished, and its figures (see `StageRecord`); one process calls this."""
+        """Record that the stage is finished, its figures, and checksums of results; one process calls this.
+
+        See `StageRecord`.
+        """
         self._write(
             StageRecord(
                 fingerprint=self.fingerprint,
@@ -268,6 +274,7 @@ class RunStage(Stage):
                 num_segments=num_segments,
                 ensemble_weights=ensemble_weights or {},
                 models=models or {},
+                checksums={path.name: shown_checksum(file_checksum(path)) for path in results},
             )
         )
 
