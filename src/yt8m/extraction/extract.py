@@ -25,7 +25,7 @@ from yt8m.extraction.videos import Video, find_videos, path_text, read_videos, v
 from yt8m.files import cache_folder, clear_all_leftovers, written_atomically
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
-from yt8m.settings import Settings, read_yaml, to_yaml, validated
+from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
 from yt8m.shards.records import NUM_AUDIO
 from yt8m.shards.writer import ShardWriter, encode_video
 
@@ -69,9 +69,9 @@ class ExtractionSettings(Settings):
     """Name of the networks."""
     digest: str
     """Digest of their weights."""
-    max_seconds: int | None = Field(default=None, ge=1)
+    max_seconds: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     """Seconds of a video to extract; all by default."""
-    videos_per_shard: int = Field(default=256, ge=1)
+    videos_per_shard: int = Field(default=256, ge=1, le=100_000)
     """Videos of a shard."""
 
 
