@@ -65,7 +65,7 @@ class ShardError(Yt8mError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line, for parentheses in a message; its type where it says nothing."""
+    """The text of an error on one line, for parentheses in a message; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
