@@ -41,11 +41,12 @@ from yt8m.models import dbof
 from yt8m.models.layers.pooling import gated_max_mean_pool
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.runs.recipe import read_recipe
+from yt8m.runs.records import read_record
 from yt8m.runs.run import Run
-from yt8m.runs.stages import read_record
 from yt8m.scoring.scores import SCORES_FILE, read_scores
 from yt8m.training import optimization, tasks
-from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, mined_loss, rating_loss
+from yt8m.training.config import MINED_WEIGHT, POSITIVE_WEIGHT
+from yt8m.training.losses import mined_loss, rating_loss
 from yt8m.training.optimization import decaying_parameters
 from yt8m.vocabulary import Vocabulary
 

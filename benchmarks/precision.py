@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from yt8m.runs.stages import read_record
+from yt8m.runs.records import read_record
 
 RECIPE = """
 folds: 4

@@ -44,7 +44,7 @@ from yt8m.dataset.sampling import segment_window
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
-from yt8m.models.dbof import DBoFConfig
+from yt8m.models.config import DBoFConfig
 from yt8m.prediction.passes import PredictionPass
 from yt8m.prediction.predict import predict, segments_of
 from yt8m.prediction.quantization import probabilities_of_codes

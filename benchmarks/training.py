@@ -64,20 +64,19 @@ import plain_models as plain
 from measuring import in_new_process, memory, new_process
 from yt8m.dataset.batches import SegmentBatch, VideoBatch, context_frames, join_features
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
-from yt8m.models.classifier import (
-    Classifier,
-    ContextAgnosticClassifier,
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
+    AUDIO_SIZE,
+    FRAME_SIZE,
+    RGB_SIZE,
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
     ContextAwareClassifierConfig,
-    VideoClassifier,
+    DBoFConfig,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.input import AUDIO_SIZE, FRAME_SIZE, RGB_SIZE
-from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.runtime.machine import MachineConfig, make_fabric
-from yt8m.training.loop import TrainingConfig
+from yt8m.training.config import TrainingConfig
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
 from yt8m.training.step import make_step

@@ -229,6 +229,14 @@ def test_a_table_is_searched_without_torch() -> None:
     assert found.isdisjoint({"torch", "pydantic", "matplotlib", "lightning_fabric"})
 
 
+def test_recipes_are_read_without_torch() -> None:
+    found = modules_after(
+        "import yt8m.runs.recipe, yt8m.runs.finished, yt8m.locate.locate, yt8m.ranking.ensemble, yt8m.prediction.store"
+    )
+    assert "pydantic" in found
+    assert "torch" not in found
+
+
 def test_a_model_loads_without_training_code() -> None:
     found = modules_after("import yt8m.models.saved")
     assert "torch" in found

@@ -1,7 +1,8 @@
 """Settings: typed, immutable and strict, so that a misspelt key is an error and not ignored.
 
-Every group of settings derives from `Settings` and is defined beside the code that it configures. `validated` turns the
-values of a YAML file into one, or raises one sentence that names the file, the key, what was found and what was expected.
+Every group of settings derives from `Settings`; those of recipes are in modules that load without torch. `validated` turns
+the values of a YAML file into one, or raises one sentence that names the file, the key, what was found and what was
+expected.
 """
 
 import difflib

@@ -17,15 +17,15 @@ from yt8m.dataset.batches import FrameSampling, VideoBatch, VideoBatches, join_f
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import load_or_index
 from yt8m.dataset.sampling import crop
-from yt8m.models import build_encoder
 from yt8m.models.classifier import VideoClassifier
-from yt8m.models.dbof import DBoFConfig
+from yt8m.models.config import DBoFConfig, NeXtVLADConfig
+from yt8m.models.encoders import build_encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.pooling import gated_max_mean_pool
-from yt8m.models.nextvlad import NeXtVLADConfig
 from yt8m.runs.recipe import AgnosticModelConfig, Recipe, read_recipe
 from yt8m.training import tasks
-from yt8m.training.optimization import OptimizationConfig, make_optimizer
+from yt8m.training.config import OptimizationConfig
+from yt8m.training.optimization import make_optimizer
 from yt8m.vocabulary import Vocabulary
 
 LENGTHS = torch.tensor([9, 4, 1])

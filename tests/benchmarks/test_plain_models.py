@@ -16,21 +16,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.tiny_models import randomize
-from yt8m.models.classifier import (
-    ContextAgnosticClassifier,
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
     ContextAwareClassifierConfig,
+    DBoFConfig,
     FusionConfig,
-    VideoClassifier,
+    MixtureConfig,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers import blocks
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig
+from yt8m.models.nextvlad import ModalityVLAD
+from yt8m.training.config import OptimizationConfig
 from yt8m.training.losses import segment_loss, video_loss
-from yt8m.training.optimization import OptimizationConfig, learning_rate, make_optimizer, set_learning_rates
+from yt8m.training.optimization import learning_rate, make_optimizer, set_learning_rates
 
 CLASSES = 5
 OUTPUT = 12

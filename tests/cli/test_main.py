@@ -86,6 +86,13 @@ def test_shell_completion_lists_the_matching_commands(shell: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["no-such-command"], ["run"]])
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    _, loaded = sentence_and_modules(*arguments)
+    assert "typer" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+def sentence_and_modules(*arguments: object) -> tuple[str, set[str]]:
+    """The last line that a command prints on standard error, and the names of the modules that it has loaded."""
     code = """
 import sys
 from yt8m.cli.main import main
@@ -94,9 +101,57 @@ try:
 except SystemExit:
     print(*sys.modules, file=sys.stderr)
 """
-    loaded = run_python("-c", code, *arguments).err.splitlines()[-1].split()
-    assert "typer" in loaded
-    assert HEAVY.isdisjoint(loaded)
+    *_, sentence, loaded = ["", *run_python("-c", code, *arguments).err.splitlines()]
+    return sentence, set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["predict", "{model}", "{shards}", "{vocabulary}"], "There is nothing to write"),
+        (["predict", "absent", "{shards}", "{vocabulary}", "--out", "o"], "absent: there is no such model folder."),
+        (["predict", "{data}", "{shards}", "{vocabulary}", "--out", "o"], "config.yaml is missing."),
+        (["predict", "{model}", "--shards=absent", "{vocabulary}", "--out", "o"], "there is no such folder;"),
+        (["predict", "{model}", "{shards}", "--vocabulary=absent", "--out", "o"], "there is no such file;"),
+        (["predict", "{model}", "{shards}", "{vocabulary}", "--out", "o", "--precision", "bf17"], "found 'bf17'."),
+        (["predict", "{model}", "{shards}", "{vocabulary}", "--out", "o", "--set", "metod=rank"], "unknown key 'metod'"),
+        (["predict", "{model}", "{shards}", "{vocabulary}", "--table", "o.csv"], "expected a name that ends in .parquet"),
+        (["merge", "absent", "{shards}", "{vocabulary}", "--out", "o"], "there is no such folder of predictions;"),
+        (["merge", "--run", "absent", "--out", "o"], "absent: is not the folder of a run"),
+        (["predict", "--run", "absent", "--out", "o"], "absent: is not the folder of a run"),
+        (["predict", "--out", "o"], "yt8m predict needs either model folders, or --run DIR"),
+        (["search", "x", "{shards}", "{vocabulary}", "--store", "absent"], "there is no such folder of predictions;"),
+        (["run", "dmeo", "--data", "{data}", "--out", "o"], "There is no recipe 'dmeo'"),
+        (["run", "demo", "--data", "absent", "--out", "o"], "absent: there is no such dataset folder."),
+        (["run", "demo", "--data", "{data}/video", "--out", "o"], "segment_vocabulary.csv: there is no such file;"),
+        (["run", "demo", "--data", "{data}", "--out", "o", "--set", "foldz=3"], "unknown key 'foldz'"),
+        (["run", "demo", "--data", "{data}", "--out", "o", "--only", "predikt"], "has no stage 'predikt'"),
+        (["pretrain", "demo", "dboff", "--data", "{data}", "--out", "o"], "has no stage 'pretrain/dboff'"),
+        (["find-lr", "demo", "dbof", "--data", "absent", "--out", "o"], "absent: there is no such dataset folder."),
+        (["estimate", "demo", "--set", "foldz=3"], "unknown key 'foldz'"),
+        (["locate", "abcd", "{vocabulary}"], "yt8m locate needs either model folders, or --run DIR"),
+        (["locate", "abcd", "absent", "{vocabulary}", "{shards}"], "absent: there is no such model folder."),
+        (["locate", "absent.tfrecord", "{model}", "{vocabulary}"], "absent.tfrecord: there is no such shard."),
+        (["locate", "a video", "{model}", "{vocabulary}", "{shards}"], "there is no video 'a video' among its 8."),
+        (["locate", "{video}", "--run", "absent", "{vocabulary}", "{shards}"], "is not the folder of a run"),
+        (["locate", "{video}", "{model}", "{vocabulary}", "{shards}", "--svg", "o.png"], "expected a name that ends in .svg"),
+        (["import-2019", "absent", "o"], "absent: there is no such model folder."),
+        (["demo", "{data}/segment_vocabulary.csv"], "contains something other than a demo"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_arguments_are_reported_without_loading_torch(
+    finished_run: FinishedRun, tiny_dataset: Path, arguments: list[str], expected: str
+) -> None:
+    names = {
+        "data": tiny_dataset,
+        "model": finished_run.model("finetune/bare"),
+        "shards": f"--shards={tiny_dataset / 'segment/test'}",
+        "vocabulary": f"--vocabulary={tiny_dataset}",
+        "video": Catalog.load(tiny_dataset / "segment/test").video_ids[0],
+    }
+    sentence, loaded = sentence_and_modules(*(argument.format(**names) for argument in arguments))
+    assert expected in sentence
+    assert loaded.isdisjoint({"torch", "lightning_fabric", "matplotlib"})
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

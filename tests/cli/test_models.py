@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support import reference_2019 as reference
 from tests.support.command import refused, succeeds
-from yt8m.models.saved import read_description
+from yt8m.models.description import read_description
 from yt8m.vocabulary import Vocabulary
 
 NUM_CLASSES = 4

@@ -30,13 +30,10 @@ from tests.support.reference_2019 import (
 from tests.support.tiny_shards import random_videos, write_shard
 from yt8m.errors import UsageError
 from yt8m.import_2019.importing import import_model, read_model
-from yt8m.models.classifier import (
-    ContextAgnosticClassifier,
-    ContextAwareClassifier,
-    FusionConfig,
-    VideoClassifier,
-)
-from yt8m.models.saved import load_model, read_description
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import FusionConfig
+from yt8m.models.description import read_description
+from yt8m.models.saved import load_model
 from yt8m.prediction.quantization import probabilities_of_codes
 from yt8m.prediction.store import Store
 from yt8m.vocabulary import OFFICIAL_DIGEST, OFFICIAL_SIZE, Vocabulary

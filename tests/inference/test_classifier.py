@@ -10,22 +10,19 @@ from torch import Tensor, nn
 
 from tests.support.tiny_models import CPU, fold_classifiers, trained
 from yt8m.inference.classifier import FoldedClassifier, digest_of
-from yt8m.models import EncoderConfig
-from yt8m.models.classifier import (
-    Classifier,
-    ContextAgnosticClassifier,
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
     ContextAwareClassifierConfig,
+    DBoFConfig,
+    EncoderConfig,
     FusionConfig,
-    VideoClassifier,
+    MixtureConfig,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.input import FrameInput
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
 
 NUM_CLASSES = 7
 WIDTH = 11

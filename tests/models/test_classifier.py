@@ -8,16 +8,14 @@ import torch
 
 from tests.support.plain_layers import plain_batch_norm
 from tests.support.tiny_models import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
-from yt8m.models.classifier import (
-    ContextAgnosticClassifier,
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
+    DBoFConfig,
     FusionConfig,
-    VideoClassifier,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch during tracing

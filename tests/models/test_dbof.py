@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.support.plain_layers import plain_batch_norm, plain_gate
 from tests.support.tiny_models import random_frames, randomize
-from yt8m.models.dbof import DBoFConfig, DBoFEncoder
+from yt8m.models.config import DBoFConfig
+from yt8m.models.dbof import DBoFEncoder
 
 LENGTHS = torch.tensor([6, 1, 4])
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.support.tiny_models import DBOF, NEXTVLAD, random_frames, randomize
-from yt8m.models import ENCODERS, build_encoder
-from yt8m.models.classifier import VideoClassifier, VideoClassifierConfig
-from yt8m.models.dbof import DBoFConfig, DBoFEncoder
+from yt8m.models.classifier import VideoClassifier
+from yt8m.models.config import DBoFConfig, NeXtVLADConfig, VideoClassifierConfig
+from yt8m.models.dbof import DBoFEncoder
 from yt8m.models.encoder import Encoder
-from yt8m.models.nextvlad import NeXtVLADConfig, NeXtVLADEncoder
+from yt8m.models.encoders import ENCODERS, build_encoder
+from yt8m.models.nextvlad import NeXtVLADEncoder
 
 ENCODER_CONFIGS = {
     "dbof": DBOF,

@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.support.plain_layers import plain_batch_norm, plain_gate
 from tests.support.tiny_models import random_frames, randomize
 from yt8m.errors import UsageError
-from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADConfig, NeXtVLADEncoder
+from yt8m.models.config import NeXtVLADConfig
+from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADEncoder
 from yt8m.settings import validated
 from yt8m.training.optimization import decaying_parameters
 

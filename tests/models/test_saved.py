@@ -22,7 +22,8 @@ from tests.support.rankings import make_vocabulary
 from tests.support.tiny_models import DBOF, NEXTVLAD, aware_classifier, random_frames, video_classifier
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.saved import load_model, read_description, save_model
+from yt8m.models.description import read_description
+from yt8m.models.saved import load_model, save_model
 from yt8m.vocabulary import Vocabulary
 
 MODELS = {

@@ -32,9 +32,8 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
 from yt8m.inference.classifier import FoldedClassifier
-from yt8m.models.classifier import Classifier, ContextAwareClassifier, VideoClassifier, VideoClassifierConfig
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.models.classifier import Classifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import DBoFConfig, NeXtVLADConfig, VideoClassifierConfig
 from yt8m.prediction.predict import batches_of, context_width, predict, segments_of
 from yt8m.prediction.quantization import probabilities_of_codes
 

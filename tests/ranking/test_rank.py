@@ -15,9 +15,8 @@ from tests.support.tiny_models import NUM_CLASSES, fold_classifiers
 from tests.support.tiny_shards import TinyVideo, write_shards
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
-from yt8m.models.classifier import ContextAgnosticClassifier, ContextAgnosticClassifierConfig
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.models.classifier import ContextAgnosticClassifier
+from yt8m.models.config import ContextAgnosticClassifierConfig, DBoFConfig, MixtureConfig
 from yt8m.prediction.passes import PredictionPass
 from yt8m.prediction.predict import segments_of
 from yt8m.prediction.store import StoreIndex

@@ -11,14 +11,12 @@ from lightning_fabric import Fabric
 
 from tests.support.progress import RecordedProgress
 from yt8m.errors import UsageError
-from yt8m.models.classifier import VideoClassifierConfig
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.models.config import DBoFConfig, MixtureConfig, VideoClassifierConfig
 from yt8m.runs.estimate import Cost, Timer, arithmetic, estimate
 from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, find_recipe, read_recipe
 from yt8m.runs.stages import Stage
 from yt8m.runtime.machine import MachineConfig
-from yt8m.training.loop import TrainingConfig
+from yt8m.training.config import TrainingConfig
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 10

@@ -12,7 +12,7 @@ from tests.support.command import succeeds
 from tests.support.rows import ratings_of
 from tests.support.tiny_run import RANKINGS, STAGE_TITLES, STAGES, FinishedRun, score_rows, skipped_stages
 from yt8m.dataset.catalog import Catalog
-from yt8m.runs.stages import read_record
+from yt8m.runs.records import read_record
 from yt8m.submission.format import read_submission
 
 

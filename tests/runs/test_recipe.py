@@ -11,8 +11,7 @@ import yaml
 
 from tests.support.tiny_run import TINY_RECIPE
 from yt8m.errors import UsageError
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.models.config import DBoFConfig, NeXtVLADConfig
 from yt8m.runs.recipe import AgnosticModelConfig, AwareModelConfig, find_recipe, read_recipe, shipped_recipe
 from yt8m.settings import to_yaml
 

@@ -13,7 +13,8 @@ from tests.support.command import refused, succeeds
 from tests.support.predictions import SMALL, record_batches, use_small_blocks
 from tests.support.processes import run_python
 from tests.support.tiny_run import STAGES, FinishedRun, skipped_stages
-from yt8m.runs.stages import RunStage, read_record
+from yt8m.runs.records import read_record
+from yt8m.runs.stages import RunStage
 from yt8m.training.loop import Trainer
 
 

@@ -18,8 +18,9 @@ from tests.support.command import refused, succeeds
 from tests.support.processes import run_python
 from tests.support.tiny_run import RANKINGS, STAGE_TITLES, STAGES, FinishedRun, score_rows, skipped_stages
 from yt8m.dataset.catalog import FILE_NAME, Catalog
-from yt8m.models.saved import load_model, read_description
-from yt8m.runs.stages import read_record
+from yt8m.models.description import read_description
+from yt8m.models.saved import load_model
+from yt8m.runs.records import read_record
 from yt8m.submission.format import read_submission
 from yt8m.vocabulary import Vocabulary
 

@@ -12,11 +12,12 @@ import yaml
 from tests.support.tiny_run import STAGE_TITLES, STAGES, FinishedRun
 from yt8m.dataset.catalog import FILE_NAME
 from yt8m.errors import UsageError
-from yt8m.models.saved import read_description
+from yt8m.models.description import read_description
 from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import read_recipe
+from yt8m.runs.records import StageRecord, read_record
 from yt8m.runs.run import Run
-from yt8m.runs.stages import RunStage, Stage, StageRecord, read_record, training_stages
+from yt8m.runs.stages import RunStage, Stage, training_stages
 from yt8m.settings import fingerprint
 
 DBOF = {"pretrain/dbof", "finetune/bare", "finetune/aware", "predict"}

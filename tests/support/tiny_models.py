@@ -13,21 +13,18 @@ from torch import Tensor, nn
 from tests.support.tiny_shards import TinyVideo
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
-from yt8m.models import EncoderConfig
-from yt8m.models.classifier import (
-    Classifier,
-    ContextAgnosticClassifier,
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
     ContextAwareClassifierConfig,
+    DBoFConfig,
+    EncoderConfig,
     FusionConfig,
-    VideoClassifier,
+    MixtureConfig,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 5

@@ -25,20 +25,13 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import Interrupted
 from yt8m.files import written_atomically
-from yt8m.models.classifier import (
-    ContextAgnosticClassifier,
-    ContextAwareClassifier,
-    FusionConfig,
-    VideoClassifier,
-    VideoClassifierConfig,
-)
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import DBoFConfig, FusionConfig, MixtureConfig, NeXtVLADConfig, VideoClassifierConfig
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.training import checkpoint
-from yt8m.training.loop import FitResult, StepMetrics, Trainer, TrainingConfig
-from yt8m.training.tasks import SegmentLossConfig, SegmentTask, VideoTask
+from yt8m.training.config import SegmentLossConfig, TrainingConfig
+from yt8m.training.loop import FitResult, StepMetrics, Trainer
+from yt8m.training.tasks import SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
 CONFIG = TrainingConfig(

@@ -23,7 +23,8 @@ from yt8m.errors import Yt8mError
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.saved import load_model
 from yt8m.settings import validated
-from yt8m.training.averaging import AveragingConfig, WeightAverage, recompute_batch_norm
+from yt8m.training.averaging import WeightAverage, recompute_batch_norm
+from yt8m.training.config import AveragingConfig
 from yt8m.training.loop import Trainer
 
 EMA = AveragingConfig(type="ema", decay=0.6)

@@ -28,11 +28,13 @@ from tests.support.tiny_tasks import (
     video_case,
 )
 from yt8m.errors import Yt8mError
-from yt8m.models.saved import load_model, read_description
+from yt8m.models.description import read_description
+from yt8m.models.saved import load_model
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import validated
 from yt8m.training import checkpoint
-from yt8m.training.loop import CHECKPOINT_FILE, Trainer, TrainingConfig
+from yt8m.training.config import TrainingConfig
+from yt8m.training.loop import CHECKPOINT_FILE, Trainer
 from yt8m.training.metrics_log import read_metrics
 from yt8m.training.tasks import SegmentTask, VideoTask
 

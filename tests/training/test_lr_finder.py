@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.support.tiny_tasks import CONFIG, LinearTask, NumberBatches, Numbers, digest, linear_model
 from yt8m.errors import UsageError
 from yt8m.settings import validated
-from yt8m.training.loop import TrainingConfig
+from yt8m.training.config import TrainingConfig
 from yt8m.training.lr_finder import LRCurve, LRSweepConfig, lr_sweep, plot_lr_curve, smooth_losses, write_lr_curve
 from yt8m.training.step import step_seed
 

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from yt8m.errors import Interrupted, UsageError, Yt8mError
 from yt8m.settings import validated
-from yt8m.training.metrics_log import LogConfig, MetricsLog, WandbRun, read_metrics
+from yt8m.training.config import LogConfig
+from yt8m.training.metrics_log import MetricsLog, WandbRun, read_metrics
 
 
 @pytest.fixture(scope="module")

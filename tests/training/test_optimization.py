@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from yt8m.models.classifier import (
-    ContextAwareClassifier,
+from yt8m.models.classifier import ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ContextAwareClassifierConfig,
+    DBoFConfig,
     FusionConfig,
-    VideoClassifier,
+    MixtureConfig,
+    NeXtVLADConfig,
     VideoClassifierConfig,
 )
-from yt8m.models.dbof import DBoFConfig
 from yt8m.models.layers.gating import SqueezeExcite
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.training.config import OptimizationConfig
 from yt8m.training.optimization import (
-    OptimizationConfig,
     decaying_parameters,
     learning_rate,
     make_optimizer,

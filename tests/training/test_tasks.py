@@ -18,11 +18,11 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.models.config import DBoFConfig, MixtureConfig
+from yt8m.training.config import SegmentLossConfig
 from yt8m.training.loop import Trainer
 from yt8m.training.losses import segment_loss
-from yt8m.training.tasks import ContextVectors, SegmentLossConfig, SegmentTask, VideoTask
+from yt8m.training.tasks import ContextVectors, SegmentTask, VideoTask
 from yt8m.vocabulary import Vocabulary
 
 

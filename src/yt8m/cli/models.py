@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from yt8m.errors import UsageError
+
 
 def import_2019(
     folder: Annotated[Path, typer.Argument(help="Folder of a 2019 model: config.yaml and model.pth.")],
@@ -34,12 +36,16 @@ def import_2019(
     yt8m import-2019 models_2019/aware-1 models/aware-1 --check models_2019/aware-1/example.npz
     ```
     """
-    from yt8m.import_2019.example import TOLERANCE
-    from yt8m.import_2019.importing import import_model
     from yt8m.runtime.console import out as terminal
     from yt8m.vocabulary import OFFICIAL_DIGEST, OFFICIAL_SIZE, Vocabulary
 
     classes = None if vocabulary is None else Vocabulary.load(vocabulary)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such model folder.")
+
+    from yt8m.import_2019.example import TOLERANCE
+    from yt8m.import_2019.importing import import_model
+
     digest, size = (OFFICIAL_DIGEST, OFFICIAL_SIZE) if classes is None else (classes.digest, len(classes))
     made = import_model(folder, out, vocabulary_digest=digest, num_classes=size, classes=classes, example=check)
     terminal.print(f"{out}: {made.kind} classifier of {made.num_classes:,} classes, {made.num_parameters:,} parameters")

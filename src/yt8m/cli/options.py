@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yt8m.cli.checks import require_suffix
 from yt8m.errors import UsageError
 from yt8m.ranking import MAX_SEGMENTS
 
@@ -57,7 +58,12 @@ MergeOption = Annotated[
     ),
 ]
 TableOption = Annotated[
-    Path | None, typer.Option("--table", help="Also write the ranking, with probabilities, as a Parquet table.")
+    Path | None,
+    typer.Option(
+        "--table",
+        callback=require_suffix(".parquet"),
+        help="Also write the ranking, with probabilities, as a Parquet table.",
+    ),
 ]
 TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=MAX_SEGMENTS, help="Segments to list per class.")]
 

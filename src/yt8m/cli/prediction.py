@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from yt8m.cli.checks import require_suffix
 from yt8m.cli.extraction import WeightsOption, load_extractor
 from yt8m.cli.options import (
     AcceleratorOption,
@@ -74,7 +75,6 @@ def predict(
     ```
     """
     from yt8m.runs.finished import ensemble_of_run, origin_of
-    from yt8m.runs.predicting import PredictionOutputs, predict_folders
     from yt8m.runtime.machine import MachineConfig
     from yt8m.settings import validated
 
@@ -87,10 +87,13 @@ def predict(
     machine = validated(
         MachineConfig, {"accelerator": accelerator, "precision": precision}, "--accelerator, --precision"
     )
-    outputs = PredictionOutputs(out, table, store, top_k, overwrite)
     config = merge_config(weight, merge, None if of_run is None else of_run.settings)
     origin = origin_of(folders.values() if isinstance(folders, dict) else folders, run_folder)
     classes, catalog = origin.find_classes(vocabulary), load_catalog(origin.find_shards(shards))
+
+    from yt8m.runs.predicting import PredictionOutputs, predict_folders
+
+    outputs = PredictionOutputs(out, table, store, top_k, overwrite)
     names = predict_folders(folders, catalog, classes, config, outputs, machine, shifts)
     for path, what in ((store, "probabilities"), (out, "submission"), (table, "table")):
         if path is not None and names is not None:
@@ -122,8 +125,8 @@ def merge(
     yt8m merge --run runs/a --set method=geometric --out submission.csv
     ```
     """
+    from yt8m.prediction.store import Store
     from yt8m.runs.finished import ensemble_of_run, origin_of_stores, store_of_run
-    from yt8m.runs.predicting import PredictionOutputs, merge_stores
 
     if bool(predictions) == (run_folder is not None):
         raise UsageError("yt8m merge needs either folders of stored predictions, or --run DIR, the folder of a run.")
@@ -132,6 +135,11 @@ def merge(
     config = merge_config(weight, overrides, None if of_run is None else of_run.settings)
     origin = origin_of_stores(folders)
     catalog, classes = load_catalog(origin.find_shards(shards)), origin.find_classes(vocabulary)
+    for folder in folders:
+        Store.open(folder)
+
+    from yt8m.runs.predicting import PredictionOutputs, merge_stores
+
     outputs = PredictionOutputs(out, table, None, top_k)
     members = None if of_run is None else of_run.members
     names = merge_stores(folders, catalog, classes, config, outputs, members)
@@ -148,12 +156,16 @@ def locate(
     threshold: ThresholdOption = 0.5,
     limit: Annotated[int, typer.Option(min=1, help="Videos of a shard to show.")] = 3,
     picture: Annotated[
-        Path | None, typer.Option("--svg", help="Also write the timelines as an SVG of 80 columns.")
+        Path | None,
+        typer.Option(
+            "--svg", callback=require_suffix(".svg"), help="Also write the timelines as an SVG of 80 columns."
+        ),
     ] = None,
     chapters: Annotated[
         Path | None,
         typer.Option(
             "--chapters",
+            callback=require_suffix(".vtt", ".ffmetadata"),
             help="Also write the moments as chapters: WebVTT (.vtt) or FFmpeg's metadata (.ffmetadata).",
         ),
     ] = None,

@@ -75,11 +75,16 @@ def _source(
             "stored predictions."
         )
     if store is not None:
+        from yt8m.prediction.store import Store
         from yt8m.runs.finished import origin_of_stores
-        from yt8m.search.stored import StoredSegments
 
         origin = origin_of_stores([store])
-        return StoredSegments.open(store, load_catalog(origin.find_shards(shards)), origin.find_classes(vocabulary))
+        catalog, classes = load_catalog(origin.find_shards(shards)), origin.find_classes(vocabulary)
+        Store.open(store)
+
+        from yt8m.search.stored import StoredSegments
+
+        return StoredSegments.open(store, catalog, classes)
     return table_of_run(run_folder) if run_folder is not None else RankingTable.open(table or Path())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yt8m.cli.checks import require_recipe
 from yt8m.cli.options import DataOption, JsonOption, OnlyOption, OutOption, RecipeArgument, SetOption
 from yt8m.cli.output import print_json
 
@@ -105,13 +106,16 @@ def estimate(
     yt8m estimate demo --only pretrain --set machine.compile=true
     ```
     """
-    from yt8m.runs.estimate import estimate as find_costs
     from yt8m.runs.recipe import find_recipe, read_recipe
     from yt8m.runtime.progress import terminal_progress
     from yt8m.vocabulary import Vocabulary
 
     num_classes = 1000 if data is None else len(Vocabulary.load(data))
-    found = find_costs(read_recipe(find_recipe(recipe), overrides), num_classes, only, terminal_progress)
+    settings = read_recipe(find_recipe(recipe), overrides)
+
+    from yt8m.runs.estimate import estimate as find_costs
+
+    found = find_costs(settings, num_classes, only, terminal_progress)
     if as_json:
         print_json(asdict(found))
     else:
@@ -169,16 +173,17 @@ def find_lr(
     yt8m find-lr demo dbof --data build/demo/data --out runs/demo
     ```
     """
-    from yt8m.runs import training
-    from yt8m.runs.context import RunContext
-    from yt8m.runs.recipe import find_recipe, read_recipe
     from yt8m.runtime.console import out as terminal
     from yt8m.settings import validated
+
+    settings = require_recipe(recipe, overrides, data)
+    settings.machine.require_one_process("find-lr")
+
+    from yt8m.runs import training
+    from yt8m.runs.context import RunContext
     from yt8m.training.lr_finder import LRSweepConfig
 
     sweep = validated(LRSweepConfig, {"steps": steps, "lowest": lowest, "highest": highest}, "find-lr")
-    settings = read_recipe(find_recipe(recipe), overrides)
-    settings.machine.require_one_process("find-lr")
     found = training.find_lr(RunContext(settings, data, out), model, sweep)
     terminal.print(
         f"{model}: suggested peak_lr {found.suggestion.peak_lr:.2g} (the loss is lowest at "
@@ -215,12 +220,14 @@ def _run(
     command: str, recipe: str, overrides: list[str] | None, data: Path, out: Path, only: str | None
 ) -> tuple[Run, RunScores | None]:
     """Run a recipe and send notifications."""
-    from yt8m.runs.recipe import find_recipe, read_recipe
-    from yt8m.runs.run import Run
     from yt8m.runtime.notifications import notify_when_done
 
     with notify_when_done(f"yt8m {command} --out {out}") as notification:
-        started = Run(read_recipe(find_recipe(recipe), overrides), data, out)
+        settings = require_recipe(recipe, overrides, data, only)
+
+        from yt8m.runs.run import Run
+
+        started = Run(settings, data, out)
         scores = started.run(only)
         notification.result = _summary(started, scores, only)
     return started, scores

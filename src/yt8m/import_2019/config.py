@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from yt8m.models.dbof import DBoFConfig
-from yt8m.models.layers.mixture import MixtureConfig
-from yt8m.models.nextvlad import NeXtVLADConfig
+from yt8m.models.config import DBoFConfig, MixtureConfig, NeXtVLADConfig
 from yt8m.settings import Settings
 
 _NO_LIMIT = 1 << 20

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.layers.input import FRAME_SIZE
+from yt8m.models.config import FRAME_SIZE
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a probability from the original's."""

@@ -26,7 +26,8 @@ from yt8m.files import written_atomically
 from yt8m.import_2019.example import TOLERANCE, largest_difference, read_example
 from yt8m.import_2019.source import CONFIG_NAME, WEIGHTS_NAME, identify_model
 from yt8m.import_2019.weights import check_values, convert_tensors, expected_tensors
-from yt8m.models.classifier import Classifier, Kind
+from yt8m.models.classifier import Classifier
+from yt8m.models.config import Kind
 from yt8m.models.saved import CLASSIFIERS, check_tensors, load_model, save_model
 from yt8m.settings import read_yaml
 from yt8m.torch_files import read_state_dict

@@ -7,14 +7,14 @@ from typing import Any
 
 from yt8m.errors import UsageError
 from yt8m.import_2019.config import AwareFile2019, DBoFConfig2019, NeXtVLADConfig2019, VideoFile2019
-from yt8m.models.classifier import (
+from yt8m.models.classifier import segment_encoder_config
+from yt8m.models.config import (
     ClassifierConfig,
     ContextAgnosticClassifierConfig,
     ContextAwareClassifierConfig,
     FusionConfig,
     Kind,
     VideoClassifierConfig,
-    segment_encoder_config,
 )
 from yt8m.settings import validated
 

@@ -24,9 +24,11 @@ from yt8m.errors import UsageError
 from yt8m.inference.chunks import VIDEOS_PER_CHUNK, apply_in_chunks, chunk_sizes
 from yt8m.inference.encoders import FoldedEncoder, fold_encoder
 from yt8m.inference.layers import FoldedGate, FoldedLinear, FoldedMixture, fold_gate, fold_norm_into_linear
-from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, Kind
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
+from yt8m.models.config import Kind
+from yt8m.models.description import read_description
 from yt8m.models.encoder import Encoder
-from yt8m.models.saved import load_model, read_description
+from yt8m.models.saved import load_model
 
 
 def digest_of(module: nn.Module) -> str:

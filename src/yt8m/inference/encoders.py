@@ -12,9 +12,9 @@ from torch import Tensor
 
 from yt8m.inference.chunks import apply_in_chunks, chunk_sizes, pad_rows
 from yt8m.inference.layers import FoldedLinear, fold_gate, fold_norm_into_linear, linear_parameters, norm_as_affine
+from yt8m.models.config import RGB_SIZE
 from yt8m.models.dbof import DBoFEncoder
 from yt8m.models.encoder import Encoder
-from yt8m.models.layers.input import RGB_SIZE
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADEncoder
 
 

@@ -2,24 +2,26 @@
 
 All segments are predicted, including the first six and the last two, which a submission excludes; the probabilities of
 the others are those of `yt8m predict`.
+
+Finding a video needs no torch, which is imported where models are loaded.
 """
+
+from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_shard
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.locate.timeline import THRESHOLD, Timeline
-from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.segments import Segments
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.runs.finished import ensemble_of_run
@@ -27,6 +29,11 @@ from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
 from yt8m.shards.records import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+    from yt8m.inference.classifier import FoldedClassifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class Ensemble:
 
     models: dict[str, FoldedClassifier]
     merger: Merger
-    shifts: Sequence[int] = NO_SHIFT
+    shifts: Sequence[int] = (0,)
 
 
 def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
@@ -57,6 +64,8 @@ def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: 
             accelerator.
         Yt8mError: The weights of one cannot be read.
     """
+    from yt8m.inference.classifier import load_folded
+
     models = load_folded(folders, vocabulary.digest, _device(accelerator))
     for name, model in models.items():
         if model.kind == "video":
@@ -74,6 +83,8 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     Raises:
         UsageError: It is not the folder of a run, or a model of the ensemble is not trained.
     """
+    from yt8m.inference.classifier import load_folded
+
     found = ensemble_of_run(run)
     settings = found.settings
     if settings.method == "rank":
@@ -129,6 +140,8 @@ def segment_probabilities(
         ShardError: The shard is missing or has changed.
         Yt8mError: A model predicts NaN.
     """
+    from yt8m.prediction.predict import predict
+
     starts = np.arange(0, reader.num_frames(row), SEGMENT_SECONDS, dtype=np.int32)
     segments = Segments(reader.catalog.video_ids, np.full(len(starts), row, np.int32), starts)
     one_batch = [slice(0, len(starts))]

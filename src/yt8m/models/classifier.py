@@ -12,77 +12,28 @@ probabilities, in eval mode and without gradient.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import ArrayLike
-from pydantic import Field
 from torch import Tensor, nn
 
-from yt8m.models import EncoderConfig, build_encoder
-from yt8m.models.dbof import DBoFConfig
+from yt8m.models.config import (
+    ContextAgnosticClassifierConfig,
+    ContextAwareClassifierConfig,
+    DBoFConfig,
+    FusionConfig,
+    MixtureConfig,
+    NeXtVLADConfig,
+    VideoClassifierConfig,
+)
+from yt8m.models.encoders import build_encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
 from yt8m.models.layers.gating import squeeze_excite
 from yt8m.models.layers.input import Frames, as_batch
-from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts
-from yt8m.models.nextvlad import NeXtVLADConfig
-from yt8m.settings import MAX_SIZE, Settings
-
-Kind = Literal["video", "agnostic", "aware"]
-"""Kind of a classifier: of videos, or of segments, context-agnostic or context-aware."""
-
-
-class VideoClassifierConfig(Settings):
-    """A video classifier."""
-
-    kind: ClassVar[Kind] = "video"
-
-    encoder: EncoderConfig
-    """Encodes frames as one vector."""
-    mixture: MixtureConfig = MixtureConfig()
-    """Predicts probabilities from the vector."""
-
-
-class ContextAgnosticClassifierConfig(VideoClassifierConfig):
-    """A context-agnostic segment classifier: from the frames of a segment and its margins."""
-
-    kind: ClassVar[Kind] = "agnostic"
-
-    margin_frames: int = Field(3, ge=0, le=1000)
-    """Frames before and after the segment (t)."""
-
-
-class FusionConfig(Settings):
-    """The layers of a context-aware classifier that join the two encoders."""
-
-    output_size: int = Field(2048, ge=1, le=MAX_SIZE)
-    """Size of the joint vector."""
-    se_reduction: int = Field(4, ge=0, le=MAX_SIZE)
-    """Reduction of its SE gate; 0 for no gate."""
-    dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout of the two encoders' outputs."""
-
-
-class ContextAwareClassifierConfig(Settings):
-    """A context-aware segment classifier, which adds the context of the video through a frozen encoder."""
-
-    kind: ClassVar[Kind] = "aware"
-
-    context_encoder: EncoderConfig
-    """Encoder of the video, frozen."""
-    segment_encoder: EncoderConfig
-    """Encoder of the segment and its margins."""
-    fusion: FusionConfig = FusionConfig()
-    """Layers that join the two."""
-    mixture: MixtureConfig = MixtureConfig()
-    """Predicts probabilities from the joint vector."""
-    margin_frames: int = Field(3, ge=0, le=1000)
-    """Frames before and after the segment (t)."""
-
-
-ClassifierConfig = VideoClassifierConfig | ContextAgnosticClassifierConfig | ContextAwareClassifierConfig
+from yt8m.models.layers.mixture import MixtureOfExperts
 
 
 class VideoClassifier(nn.Module):

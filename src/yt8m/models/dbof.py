@@ -6,41 +6,15 @@ frames -> Linear(D -> H) -> ReLU -> SE gate -> masked max ++ masked mean (2H) ->
 Linear(2H -> output_size, no bias) -> ReLU -> SE gate (docs/method.md, "DBoF"). Weights have torch's initialization.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field
 from torch import Tensor, nn
 
+from yt8m.models.config import FRAME_SIZE, DBoFConfig
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
 from yt8m.models.layers.gating import squeeze_excite
-from yt8m.models.layers.input import FRAME_SIZE, InputValues
 from yt8m.models.layers.pooling import gated_max_mean_pool
-from yt8m.settings import MAX_SIZE, Settings
-
-
-class DBoFConfig(Settings):
-    """Gated DBoF; the defaults are the paper's `dbof-3`."""
-
-    type: Literal["dbof"] = "dbof"
-    hidden_size: int = Field(4096, ge=1, le=MAX_SIZE)
-    """H, channels of a frame before pooling."""
-    output_size: int = Field(2048, ge=1, le=MAX_SIZE)
-    """Size of the encoded video."""
-    frame_se_reduction: int = Field(8, ge=0, le=MAX_SIZE)
-    """Reduction of the SE gate over a frame's channels; 0 for no gate."""
-    video_se_reduction: int = Field(4, ge=0, le=MAX_SIZE)
-    """Reduction of the SE gate over the encoded video; 0 for no gate."""
-    dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout of the pooled channels."""
-    max_frames: int = Field(150, ge=1, le=MAX_SIZE)
-    """Frames sampled from a longer video (L_max)."""
-    input_batch_norm: bool = False
-    """Whether to normalize each input feature over the batch's frames, which the paper does not."""
-    input: InputValues = "dequantized"
-    """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
 
 
 class DBoFEncoder(Encoder):

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from yt8m.models.layers.input import FrameInput, InputValues
+from yt8m.models.config import InputValues
+from yt8m.models.layers.input import FrameInput
 
 
 class Encoder(nn.Module, ABC):

@@ -10,55 +10,17 @@ Lin, Xiao, Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product minus a_
 """
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from yt8m.models.config import AUDIO_SIZE, RGB_SIZE, NeXtVLADConfig
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
 from yt8m.models.layers.gating import squeeze_excite
-from yt8m.models.layers.input import AUDIO_SIZE, RGB_SIZE, InputValues
-from yt8m.settings import MAX_SIZE, Settings
-
-
-class NeXtVLADConfig(Settings):
-    """NeXtVLAD; the defaults are the paper's `nextvlad-2`."""
-
-    type: Literal["nextvlad"] = "nextvlad"
-    num_clusters: int = Field(64, ge=2, le=2**16)
-    """K, clusters of rgb features; audio has K / 2, rounded down."""
-    num_groups: int = Field(16, ge=1, le=2**12)
-    """G, groups that a frame's expanded features are split into."""
-    expansion: int = Field(2, ge=1, le=2**8)
-    """Factor by which the Linear before the groups expands a frame."""
-    output_size: int = Field(2048, ge=1, le=MAX_SIZE)
-    """Size of the encoded video."""
-    se_reduction: int = Field(4, ge=0, le=MAX_SIZE)
-    """Reduction of the SE gate over the encoded video; 0 for no gate."""
-    cluster_dropout: float = Field(0.25, ge=0, lt=1)
-    """Dropout of complete clusters."""
-    max_frames: int = Field(150, ge=1, le=MAX_SIZE)
-    """Frames sampled from a longer video (L_max)."""
-    input_batch_norm: bool = False
-    """Whether to normalize each input feature over the batch's frames, which the paper does not."""
-    input: InputValues = "dequantized"
-    """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
-    assignment_batch_norm: bool = True
-    """Whether to normalize the logits of the assignment, per cluster over all frames and groups."""
-    cut_after_linear: bool = False
-    """Whether to end with the Linear, without ReLU and gate: the segment encoder of a context-aware classifier."""
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        if self.expansion * AUDIO_SIZE % self.num_groups:
-            raise ValueError(
-                f"num_groups {self.num_groups} must divide the expanded audio features, {self.expansion * AUDIO_SIZE}"
-            )
-        return self
 
 
 class ModalityVLAD(nn.Module):

@@ -15,29 +15,23 @@ import google_crc32c
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 from torch import Tensor
 
 from yt8m import __version__
 from yt8m.errors import UsageError, Yt8mError, reason_of
 from yt8m.files import file_checksum, shown_checksum, written_atomically
-from yt8m.models.classifier import (
-    Classifier,
+from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import (
     ClassifierConfig,
-    ContextAgnosticClassifier,
     ContextAgnosticClassifierConfig,
-    ContextAwareClassifier,
     ContextAwareClassifierConfig,
     Kind,
-    VideoClassifier,
     VideoClassifierConfig,
 )
-from yt8m.settings import MAX_SIZE, Settings, parse_yaml, read_yaml, to_yaml, validated
+from yt8m.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHTS_NAME, ModelDescription, read_config
+from yt8m.settings import parse_yaml, to_yaml, validated
 from yt8m.vocabulary import Vocabulary
-
-FORMAT_VERSION = 1
-CONFIG_NAME = "config.yaml"
-WEIGHTS_NAME = "model.safetensors"
 
 CLASSIFIERS: dict[Kind, tuple[type[ClassifierConfig], Any]] = {
     "video": (VideoClassifierConfig, VideoClassifier),
@@ -45,29 +39,6 @@ CLASSIFIERS: dict[Kind, tuple[type[ClassifierConfig], Any]] = {
     "aware": (ContextAwareClassifierConfig, ContextAwareClassifier),
 }
 """Classes of the config and of the model for each `kind`."""
-
-
-class ModelDescription(Settings):
-    """Content of a model folder's `config.yaml`."""
-
-    format_version: int
-    """Version of the format."""
-    yt8m_version: str
-    """Version of yt8m that wrote the folder."""
-    kind: Kind
-    """Kind of the classifier."""
-    num_classes: int = Field(ge=1, le=MAX_SIZE)
-    """Columns of the model's output."""
-    vocabulary: str
-    """Digest of the vocabulary that the columns follow (`Vocabulary.digest`)."""
-    config: dict[str, Any]
-    """Settings of the classifier, by its kind."""
-    provenance: dict[str, JsonValue] = Field(default_factory=dict)
-    """Origin of the weights: name, step, metrics, seed."""
-    weights_checksum: str | None = None
-    """CRC32C of `model.safetensors`; None in folders of earlier versions."""
-    config_checksum: str | None = None
-    """CRC32C of the values above; None in folders of earlier versions."""
 
 
 def save_model(
@@ -114,33 +85,6 @@ def save_model(
             classes.save(unfinished)
 
 
-def read_description(folder: Path) -> ModelDescription:
-    """Read the description in a model folder, without the weights.
-
-    Raises:
-        UsageError: The folder does not exist, is not a model folder, or its `config.yaml` is not valid.
-    """
-    return _read_config(folder)[0]
-
-
-def _read_config(folder: Path) -> tuple[ModelDescription, dict[str, Any]]:
-    """Read the description in a model folder, and the values of its file."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such model folder.")
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder}: is not a complete model folder, {name} is missing.")
-    path = folder / CONFIG_NAME
-    values = read_yaml(path)
-    written = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(written, int) and written > FORMAT_VERSION:
-        raise UsageError(
-            f"{path}: has format {written}, written by yt8m {values.get('yt8m_version')}; this version reads formats up "
-            f"to {FORMAT_VERSION}: use a newer yt8m."
-        )
-    return validated(ModelDescription, values, str(path)), values
-
-
 def load_model(
     folder: Path | str, *, vocabulary_digest: str | None = None, device: torch.device | str = "cpu"
 ) -> Classifier:
@@ -156,7 +100,7 @@ def load_model(
         Yt8mError: A file is damaged, or the weights do not fit the network.
     """
     folder = Path(folder)
-    description, values = _read_config(folder)
+    description, values = read_config(folder)
     if vocabulary_digest is not None and description.vocabulary != vocabulary_digest:
         raise UsageError(
             f"{folder}: the model's {description.num_classes} classes are of another vocabulary (digest "

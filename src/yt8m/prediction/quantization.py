@@ -4,12 +4,19 @@ A code is the logit on a uniform grid from -24 to 16. A decoded logit is off by 
 relative error of at most 0.031%, and p an absolute error of at most 7.7e-5 (at 0.5). Half precision has the same relative
 error of p, but is off by 2.4e-4 near 1 and by 50% near 1e-7. Code 0 stands for a missing probability: a NaN, or bytes
 that were never written.
+
+Only codes of tensors need torch, which is imported there.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOWEST_LOGIT = -24.0
 HIGHEST_LOGIT = 16.0
@@ -29,6 +36,8 @@ def encode(logits: Tensor) -> Tensor:
     Returns:
         uint16, same shape; 0 where a logit is NaN.
     """
+    import torch
+
     steps = (logits - LOWEST_LOGIT).mul_(_STEPS_PER_LOGIT).round_().clamp_(0, NUM_CODES - 2).add_(1)
     steps = torch.nan_to_num_(steps, nan=float(NO_PROBABILITY))
     # Not all devices convert to uint16; the bits of int16 are the same.
@@ -37,6 +46,8 @@ def encode(logits: Tensor) -> Tensor:
 
 def mean_logits(logits: list[Tensor]) -> Tensor:
     """Logits of the mean of several probabilities, accurate near 0 and 1; float32, same shape as each."""
+    import torch
+
     if len(logits) == 1:
         return logits[0]
     stacked = torch.stack(logits)

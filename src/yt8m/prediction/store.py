@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import google_crc32c
 import numpy as np
@@ -24,10 +24,12 @@ from pydantic import Field
 
 from yt8m.errors import UsageError, Yt8mError, reason_of
 from yt8m.files import end_of_links
-from yt8m.inference.classifier import FoldedClassifier
-from yt8m.models.classifier import Kind
+from yt8m.models.config import Kind
 from yt8m.prediction.segments import Segments
 from yt8m.settings import MAX_SIZE, Settings, read_yaml, validated
+
+if TYPE_CHECKING:
+    from yt8m.inference.classifier import FoldedClassifier
 
 FORMAT_VERSION = 2
 SEGMENTS_PER_BLOCK = 8192
@@ -75,7 +77,7 @@ class StoreIndex(Settings):
     @classmethod
     def of(
         cls,
-        models: Mapping[str, FoldedClassifier],
+        models: Mapping[str, "FoldedClassifier"],
         segments: Segments,
         vocabulary: str,
         catalog: str,

@@ -12,7 +12,7 @@ from yt8m.dataset.indexing import current_catalog, damaged_places, index_and_sav
 from yt8m.dataset.layout import part_folder, writable_catalog_folder
 from yt8m.dataset.problems import REPORT_NAME
 from yt8m.errors import UsageError, Yt8mError
-from yt8m.models.saved import CONFIG_NAME, WEIGHTS_NAME, read_description
+from yt8m.models.description import CONFIG_NAME, WEIGHTS_NAME, read_description
 from yt8m.runs.recipe import Recipe
 from yt8m.runtime.console import err
 from yt8m.runtime.machine import make_fabric

@@ -1,15 +1,16 @@
 """The demo: the whole pipeline in a few minutes, on generated data."""
 
+from __future__ import annotations
+
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yt8m.errors import UsageError
-from yt8m.runs.predict_stage import RunScores
 from yt8m.runs.recipe import Recipe, read_recipe, shipped_recipe
-from yt8m.runs.run import Run
 from yt8m.runtime.console import err
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import terminal_progress
@@ -17,6 +18,10 @@ from yt8m.settings import overridden, validated
 from yt8m.submission.table import TABLE_FILE, RankingTable
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
 from yt8m.synthetic.splice import Sizes, write_dataset
+
+if TYPE_CHECKING:
+    from yt8m.runs.predict_stage import RunScores
+    from yt8m.runs.run import Run
 
 SIZES = Sizes(train=1200, valid=120, rated=480, test=160)
 NUM_SOURCES = 6000
@@ -49,6 +54,8 @@ def run_demo(folder: Path, seed: int = 0) -> tuple[Run, RunScores]:
             err.print(
                 f"splice: {SIZES.train + SIZES.valid + SIZES.rated + SIZES.test:,} videos of generated sources in {data}"
             )
+        from yt8m.runs.run import Run
+
         run = Run(recipe, data, folder / RUN_FOLDER)
         scores = run.run()
     if scores is None:

@@ -1,7 +1,7 @@
 """What finished work records: the ensemble of a run, and the dataset and the classes of runs, models and stores.
 
 Every stage records what it was made with in its `stage.yaml`, the dataset folder included, and a model folder lists its
-classes. So where a run or a model is given, the vocabulary and the test shards need not be.
+classes. So where a run or a model is given, the vocabulary and the test shards need not be. Nothing here needs torch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,13 +10,12 @@ from pathlib import Path
 
 from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
-from yt8m.models.saved import read_description
+from yt8m.models.description import read_description
 from yt8m.prediction.store import Store
-from yt8m.runs.predict_stage import STORE_FOLDER
 from yt8m.runs.recipe import RECIPE_FILE, EnsembleConfig, read_recipe
-from yt8m.runs.stages import STAGE_FILE, read_record
+from yt8m.runs.records import STAGE_FILE, STORE_FOLDER, read_record
 from yt8m.settings import validated
-from yt8m.training.loop import MODEL_FOLDER
+from yt8m.training.config import MODEL_FOLDER
 from yt8m.vocabulary import FILE_NAME as VOCABULARY_FILE
 from yt8m.vocabulary import Vocabulary
 

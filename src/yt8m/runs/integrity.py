@@ -8,14 +8,16 @@ from typing import Literal
 
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import file_checksum, shown_checksum
-from yt8m.models.saved import CONFIG_NAME, WEIGHTS_NAME, load_model, read_description
+from yt8m.models.description import CONFIG_NAME, WEIGHTS_NAME, read_description
+from yt8m.models.saved import load_model
 from yt8m.prediction.store import INDEX_FILE, UNFINISHED_INDEX_FILE, Store
 from yt8m.runs.predict_stage import SUBMISSION_FILE
-from yt8m.runs.stages import STAGE_FILE, read_record
+from yt8m.runs.records import STAGE_FILE, read_record
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.submission.table import TABLE_FILE
 from yt8m.training.checkpoint import read_checkpoint
-from yt8m.training.loop import CHECKPOINT_FILE, MODEL_FOLDER
+from yt8m.training.config import MODEL_FOLDER
+from yt8m.training.loop import CHECKPOINT_FILE
 
 Kind = Literal["model", "checkpoint", "store", "submission", "table"]
 

@@ -17,6 +17,7 @@ from yt8m.ranking.streaming import remove_partial_rankings
 from yt8m.ranking.weights import find_weights, predict_out_of_fold
 from yt8m.runs.comparison import ranking_specs, score_rankings, write_timeline
 from yt8m.runs.predicting import shared_pass
+from yt8m.runs.records import STORE_FOLDER
 from yt8m.runs.stages import RunStage
 from yt8m.runs.training import load_base, load_segment_model
 from yt8m.runtime.progress import track
@@ -24,10 +25,9 @@ from yt8m.runtime.stopping import StopRequest
 from yt8m.scoring.scores import SCORES_FILE, ScoreRow, read_scores
 from yt8m.submission.table import TABLE_FILE, write_table
 from yt8m.submission.writing import write_submission
-from yt8m.training.loop import MODEL_FOLDER
+from yt8m.training.config import MODEL_FOLDER
 
 SUBMISSION_FILE = "submission.csv"
-STORE_FOLDER = "store"
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,15 +15,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from yt8m.errors import UsageError
-from yt8m.models.classifier import FusionConfig, VideoClassifierConfig
-from yt8m.models.layers.mixture import MixtureConfig
+from yt8m.models.config import FusionConfig, MixtureConfig, VideoClassifierConfig
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.ensemble import MergeConfig, model_weights
 from yt8m.runtime.machine import MachineConfig
 from yt8m.settings import MAX_SEED, MAX_SIZE, Settings, did_you_mean, overridden, read_yaml, validated
-from yt8m.training.loop import TrainingConfig
-from yt8m.training.metrics_log import LogConfig
-from yt8m.training.tasks import SegmentLossConfig
+from yt8m.training.config import LogConfig, SegmentLossConfig, TrainingConfig
 
 RECIPE_FILE = "recipe.yaml"
 """The recipe in the folder of a run."""
@@ -193,6 +190,18 @@ class Recipe(Settings):
     def ensemble_models(self) -> list[str]:
         """Names of the merged models."""
         return self.ensemble.models or list(self.segment_models)
+
+    def require_stage(self, only: str | None) -> None:
+        """Require that the recipe has a stage, named by its kind or as `pretrain/NAME`; None names all.
+
+        Raises:
+            UsageError: It has none.
+        """
+        known = ["pretrain", "finetune", "predict"]
+        known += [f"pretrain/{name}" for name in self.base_models]
+        known += [f"finetune/{name}" for name in self.segment_models]
+        if only is not None and only not in known:
+            raise UsageError(f"The recipe has no stage {only!r}{did_you_mean(only, known)}.")
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from yt8m.dataset.labels import fold_of_videos
-from yt8m.errors import UsageError
 from yt8m.files import clear_all_leftovers, written_atomically
 from yt8m.runs import predict_stage
 from yt8m.runs.context import RunContext
@@ -14,7 +13,7 @@ from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, StageKind, training_
 from yt8m.runs.training import train
 from yt8m.runtime.locks import locked
 from yt8m.runtime.processes import lost_processes_named
-from yt8m.settings import did_you_mean, to_yaml
+from yt8m.settings import to_yaml
 
 
 class Run:
@@ -57,11 +56,8 @@ class Run:
             return self._run(only)
 
     def _run(self, only: str | None) -> RunScores | None:
-        stages = self.stages
-        chosen = [stage for stage in stages if only in (None, stage.path, stage.kind)]
-        if not chosen:
-            known = [*PARTS_NEEDED, *(stage.path for stage in stages)]
-            raise UsageError(f"The recipe has no stage {only!r}{did_you_mean(str(only), known)}.")
+        self.recipe.require_stage(only)
+        chosen = [stage for stage in self.stages if only in (None, stage.path, stage.kind)]
         # One process holds the lock for all.
         with locked(self.out) if self.context.fabric.is_global_zero else nullcontext():
             if self.context.fabric.is_global_zero:

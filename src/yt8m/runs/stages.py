@@ -12,69 +12,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field
-
 from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
 from yt8m.files import file_checksum, shown_checksum, written_atomically
-from yt8m.models.classifier import (
-    ContextAgnosticClassifier,
-    ContextAwareClassifier,
-    VideoClassifier,
-    VideoClassifierConfig,
-)
-from yt8m.models.saved import CONFIG_NAME, read_description
+from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
+from yt8m.models.config import VideoClassifierConfig
+from yt8m.models.description import CONFIG_NAME, read_description
 from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, SegmentModelConfig
-from yt8m.settings import Settings, did_you_mean, dump_yaml, fingerprint, read_yaml, validated
+from yt8m.runs.records import STAGE_FILE, StageRecord, read_record
+from yt8m.settings import did_you_mean, dump_yaml, fingerprint, validated
 from yt8m.shards.records import SEGMENT_SECONDS
 
 StageKind = Literal["pretrain", "finetune", "predict"]
 
-STAGE_FILE = "stage.yaml"
 PARTS_NEEDED: dict[StageKind, tuple[str, ...]] = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 """Parts of the dataset that each kind of stage needs, those that its base models were trained on included."""
 CODE_VERSION = 3
 """Raised when a change of the code changes the result of a stage with the same settings."""
 NOT_DECISIVE = frozenset(["log_every", "checkpoint_every"])
 """Training settings that do not change the result."""
-
-
-class StageRecord(Settings):
-    """The record of a stage in its folder, `stage.yaml`."""
-
-    model_config = ConfigDict(allow_inf_nan=True)
-
-    fingerprint: str
-    """Of settings and inputs."""
-    status: Literal["started", "finished"]
-    """Started: resumes from its checkpoint. Finished: is skipped."""
-    seconds: float = 0.0
-    """Duration."""
-    metrics: dict[str, float] = Field(default_factory=dict)
-    """Metrics of the best checkpoint on held-out data."""
-    num_segments: int | None = None
-    """Segments predicted."""
-    ensemble_weights: dict[str, float] = Field(default_factory=dict)
-    """Weights found for the models of the ensemble, by name."""
-    data: str = ""
-    """Dataset folder, as an absolute path."""
-    models: dict[str, str] = Field(default_factory=dict)
-    """Folders of the models that prediction used, by name: relative to the run's folder, or absolute."""
-    checksums: dict[str, str] = Field(default_factory=dict)
-    """CRC32C of results outside of the folder, by name."""
-    time: str = ""
-    """When this was written, ISO 8601, UTC."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings that decide the result."""
-
-
-def read_record(folder: Path) -> StageRecord | None:
-    """Read the record of a stage's folder; None where there is none, or another file of that name."""
-    try:
-        return validated(StageRecord, read_yaml(folder / STAGE_FILE), str(folder / STAGE_FILE))
-    except UsageError:
-        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from yt8m.runs.memory import require_memory
 from yt8m.runs.recipe import BaseModelConfig
 from yt8m.runs.stages import RunStage, StageKind
 from yt8m.settings import did_you_mean
-from yt8m.training.loop import CHECKPOINT_FILE, MODEL_FOLDER, Task, Trainer
+from yt8m.training.config import MODEL_FOLDER
+from yt8m.training.loop import CHECKPOINT_FILE, Task, Trainer
 from yt8m.training.lr_finder import (
     LR_PICTURE_FILE,
     LR_TABLE_FILE,

@@ -1,23 +1,27 @@
-"""Devices, precision and processes of a run, through Lightning Fabric."""
+"""Devices, precision and processes of a run, through Lightning Fabric.
+
+The settings load without torch and Fabric.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 
 from yt8m.errors import UsageError
 from yt8m.runtime.processes import adopt_srun_tasks, end_with_launcher, launch, launched_world_size
 from yt8m.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 
 class MachineConfig(Settings):
@@ -77,6 +81,8 @@ class MachineConfig(Settings):
     @property
     def matmul_dtype(self) -> torch.dtype:
         """Data type of matrix products in prediction, which runs without autocast."""
+        import torch
+
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision, torch.float32)
 
     def uses_cuda_graph(self, fabric: Fabric) -> bool:
@@ -131,6 +137,10 @@ def make_fabric(config: MachineConfig) -> Fabric:
     Raises:
         UsageError: The machine has no such devices, or `srun` started more processes on some nodes than on others.
     """
+    import torch
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
     end_with_launcher()
     adopt_srun_tasks()
     world_size = launched_world_size()
@@ -162,5 +172,8 @@ def make_fabric(config: MachineConfig) -> Fabric:
 
 def _environment() -> ClusterEnvironment | None:
     """What Fabric would take for tasks of `srun` are plain processes here; None lets it choose."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     in_slurm = any(name.startswith("SLURM_") for name in os.environ)
     return LightningEnvironment() if in_slurm and not TorchElasticEnvironment.detect() else None

@@ -4,6 +4,8 @@ A rank that dies leaves the others waiting in collective operations, which end m
 So each rank watches those of its node.
 """
 
+from __future__ import annotations
+
 import atexit
 import os
 import select
@@ -16,15 +18,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from typing import TYPE_CHECKING, NamedTuple
 
 from yt8m.errors import Stopped, UsageError, Yt8mError
 from yt8m.runtime.signals import handled
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 SECONDS_TO_END = 2.0
 """How long a process may take to end after another one was killed, or after the run; then it is killed."""
@@ -70,6 +71,8 @@ def adopt_srun_tasks() -> None:
         raise UsageError(
             f"srun started {num_tasks} tasks on {num_nodes} nodes; start the same number on each (--ntasks-per-node)."
         )
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
     nodes = given.get("SLURM_STEP_NODELIST", given.get("SLURM_NODELIST", "127.0.0.1"))
     # Jobs that share a node have different ids, and so have the steps of a job.
     port = 15000 + (int(given.get("SLURM_JOB_ID", "0")) * 7 + int(given["SLURM_STEP_ID"])) % 15000
@@ -100,7 +103,7 @@ def launch(fabric: Fabric, num_devices: int, num_nodes: int) -> None:
 
 def _start_processes(
     environment: LightningEnvironment, num_devices: int, num_nodes: int
-) -> "list[subprocess.Popen[bytes]]":
+) -> list[subprocess.Popen[bytes]]:
     """Start this command once more for each further device of this node; they end with this process."""
     os.environ |= {
         "MASTER_ADDR": environment.main_address,
@@ -121,7 +124,7 @@ def _start_processes(
 
 
 @contextmanager
-def _watched_until_connected(processes: "Sequence[subprocess.Popen[bytes]]") -> Iterator[None]:
+def _watched_until_connected(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     """End this process when one of those that it waits for inside the block has failed."""
     connected = threading.Event()
 
@@ -147,7 +150,7 @@ def _print(sentence: str) -> None:
     print(f"yt8m: {sentence}", file=sys.stderr, flush=True)  # noqa: T201 - like the errors of commands
 
 
-def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Wait for processes that should have ended, and kill those that have not."""
     deadline = time.monotonic() + SECONDS_TO_END
     for process in processes:
@@ -183,6 +186,8 @@ def lost_processes_named(fabric: Fabric) -> Iterator[None]:
     if fabric.world_size == 1:
         yield
         return
+    import torch
+
     here = _Process(socket.gethostname(), _process_namespace(), os.getpid())
     everywhere: list[_Process] = [here] * fabric.world_size
     torch.distributed.all_gather_object(everywhere, here)
@@ -220,6 +225,8 @@ def _process_namespace() -> str:
 
 def _is_lost_connection(error: BaseException) -> bool:
     """Whether an exception is of gloo or NCCL."""
+    import torch
+
     return isinstance(error, RuntimeError) and (
         isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
     )
@@ -246,7 +253,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._files: dict[int, int | None] = {}
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> _Watch:
         if hasattr(os, "pidfd_open"):
             watched: list[tuple[int | None, int]] = [(rank, process.pid) for rank, process in self._others.items()]
             if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -4,31 +4,13 @@ The averaged model is evaluated and saved instead of the trained one; training c
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-from yt8m.settings import MAX_STEPS, Settings
-
-
-class AveragingConfig(Settings):
-    """Weight averaging of the model that is evaluated and saved."""
-
-    type: Literal["none", "ema", "swa"] = "none"
-    """`none`: no averaging; `ema`: exponential moving average; `swa`: mean over the last part of the run (Izmailov et
-    al. 2018)."""
-    decay: float = Field(default=0.999, gt=0, lt=1)
-    """EMA: weight of the previous average at each step; less at the start, (1 + n) / (10 + n) after n steps."""
-    start: float = Field(default=0.75, ge=0, lt=1)
-    """SWA: fraction of the steps after which averaging starts; until then the trained weights are evaluated."""
-    every: int = Field(default=100, ge=1, le=MAX_STEPS)
-    """SWA: steps between the weights that enter the mean."""
-    norm_batches: int = Field(default=50, ge=1, le=MAX_STEPS)
-    """SWA: training batches to recompute batch-norm statistics from before each evaluation."""
+from yt8m.training.config import AveragingConfig
 
 
 class WeightAverage:

@@ -5,16 +5,15 @@ run that is killed and resumed ends with the same weights.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import Field
 from torch import Tensor, nn
 
 from yt8m.dataset.batches import Batches, ProcessSlice
@@ -24,37 +23,17 @@ from yt8m.files import clear_leftovers
 from yt8m.models.layers.distributed import split_over_processes
 from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.stopping import StopRequest, StopRequested
-from yt8m.settings import MAX_STEPS
-from yt8m.training.averaging import AveragingConfig, WeightAverage
+from yt8m.training.averaging import WeightAverage
 from yt8m.training.checkpoint import CheckpointWriter, TrainingState
+from yt8m.training.config import MODEL_FOLDER, TrainingConfig
 from yt8m.training.metrics_log import METRICS_FILE, MetricsLog, WandbRun
-from yt8m.training.optimization import OptimizationConfig, learning_rate, make_optimizer
+from yt8m.training.optimization import learning_rate, make_optimizer
 from yt8m.training.step import make_step, step_seed
 
 CHECKPOINT_FILE = "checkpoint.pt"
-MODEL_FOLDER = "model"
 
 METRIC_MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "auc": "max", "map": "max"}
 """Metrics that can select the best model, and whether lower or higher is better."""
-
-
-class TrainingConfig(OptimizationConfig):
-    """One training run: optimization, averaging, evaluation, checkpoints."""
-
-    renamed: ClassVar[Mapping[str, str]] = {**OptimizationConfig.renamed, "choose_by": "monitor"}
-
-    averaging: AveragingConfig = AveragingConfig()
-    """Weight averaging (EMA, SWA) of the model that is evaluated and saved."""
-    evaluate_every: int = Field(default=1000, gt=0, le=MAX_STEPS)
-    """Steps between evaluations on the held-out data; the last step is always evaluated."""
-    checkpoint_every: int = Field(default=500, gt=0, le=MAX_STEPS)
-    """Steps between checkpoints."""
-    log_every: int = Field(default=20, gt=0, le=MAX_STEPS)
-    """Steps between lines of the training log."""
-    monitor: Literal["loss", "auc", "map"] = "auc"
-    """Metric on the held-out data that selects the best model."""
-    patience: int | None = Field(default=None, gt=0, le=MAX_STEPS)
-    """Early stopping: the run ends after this many evaluations without improvement. Default: no early stopping."""
 
 
 class Task(Protocol):

@@ -8,11 +8,7 @@ from typing import Literal
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-POSITIVE_WEIGHT = 1.5
-"""Weight of a positive rating (docs/method.md, "Fine-tuning loss")."""
-
-MINED_WEIGHT = 0.5
-"""Weight of the mined negatives relative to the rating."""
+from yt8m.training.config import MINED_WEIGHT, POSITIVE_WEIGHT
 
 
 def video_loss(logits: Tensor, labels: Tensor) -> Tensor:

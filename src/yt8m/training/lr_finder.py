@@ -26,7 +26,8 @@ from yt8m.runtime.machine import MachineConfig
 from yt8m.runtime.plotting import BLUE, GRAY, ORANGE, hide_frame, save_figure
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.settings import MAX_STEPS, Settings
-from yt8m.training.loop import Task, TrainingConfig, training_batches
+from yt8m.training.config import TrainingConfig
+from yt8m.training.loop import Task, training_batches
 from yt8m.training.optimization import make_optimizer, set_learning_rates
 from yt8m.training.step import step_seed, train_step
 

@@ -6,7 +6,6 @@ coincide.
 """
 
 import csv
-import importlib.util
 import math
 import os
 import sys
@@ -20,42 +19,15 @@ from typing import Any, Self
 
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from pydantic import model_validator
 
 from yt8m.errors import Interrupted, Stopped, UsageError
 from yt8m.files import write_csv
-from yt8m.settings import Settings
+from yt8m.training.config import LogConfig
 
 METRICS_FILE = "metrics.csv"
 _HEADER = ("split", "step", "metric", "value")
 _UPLOAD_SECONDS = 30
 """How long the end of a run waits for the upload to Weights & Biases; the run's folder keeps the rest."""
-
-
-class LogConfig(Settings):
-    """Logging to Weights & Biases. API keys do not belong in a recipe."""
-
-    wandb_project: str | None = None
-    """Project in Weights & Biases; needs `pip install 'yt8m[wandb]'`, and WANDB_API_KEY or `wandb login`."""
-    wandb_entity: str | None = None
-    """User or team that owns the project. Default: the user who is logged in."""
-
-    @model_validator(mode="after")
-    def _entity_has_a_project(self) -> Self:
-        if self.wandb_entity is not None and self.wandb_project is None:
-            raise ValueError("wandb_entity is the owner of wandb_project, which is missing")
-        return self
-
-    def check(self) -> None:
-        """Check that the required package is installed.
-
-        Raises:
-            UsageError: It is not.
-        """
-        if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-            raise UsageError(
-                f"wandb_project {self.wandb_project!r}: wandb is not installed; pip install 'yt8m[wandb]'."
-            )
 
 
 @dataclass(frozen=True)

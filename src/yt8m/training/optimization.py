@@ -1,42 +1,12 @@
 """AdamW with weight decay on weight matrices only, and the slanted triangular schedule (docs/method.md, "Optimization")."""
 
-from collections.abc import Collection, Mapping
-from typing import ClassVar
+from collections.abc import Collection
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-from yt8m.settings import MAX_SIZE, MAX_STEPS, Settings
-
-
-class OptimizationConfig(Settings):
-    """Optimizer and learning-rate schedule."""
-
-    renamed: ClassVar[Mapping[str, str]] = {
-        "accumulate": "gradient_accumulation",
-        "peak_rate": "peak_lr",
-        "slow_rate_factor": "encoder_lr_factor",
-    }
-
-    steps: int = Field(gt=0, le=MAX_STEPS)
-    """Number of optimizer steps."""
-    batch_size: int = Field(default=128, gt=0, le=MAX_SIZE)
-    """Videos or segments per step, over all processes."""
-    gradient_accumulation: int = Field(default=1, gt=0, le=MAX_SIZE)
-    """Micro-batches that a process splits its slice of a batch into, to need less memory; their gradients are summed.
-    Batch norm computes its statistics per micro-batch."""
-    peak_lr: float = Field(gt=0)
-    """Highest learning rate of the schedule."""
-    weight_decay: float = Field(ge=0)
-    """Weight decay of weight matrices; biases and the weights of norm layers have none."""
-    warmup: float = Field(default=0.25, ge=0, le=1)
-    """Fraction of the steps during which the learning rate rises."""
-    max_grad_norm: float = Field(default=10.0, gt=0)
-    """Gradients are clipped to this norm."""
-    encoder_lr_factor: float = Field(default=0.5, ge=0)
-    """Learning rate of a context-aware model's segment encoder, relative to that of its new layers."""
+from yt8m.training.config import OptimizationConfig
 
 
 def slanted_triangular(step: int, steps: int, warmup: float) -> float:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yt8m.runtime.machine import MachineConfig
-from yt8m.training.optimization import OptimizationConfig, learning_rate, set_learning_rates
+from yt8m.training.config import OptimizationConfig
+from yt8m.training.optimization import learning_rate, set_learning_rates
 
 WARMUP_STEPS = 3
 """Steps before the recording: they compile the network and allocate what is allocated on first use."""

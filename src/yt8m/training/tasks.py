@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
@@ -35,8 +34,8 @@ from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassi
 from yt8m.models.saved import save_model
 from yt8m.prediction.segments import segment_hashes
 from yt8m.scoring.map_at_k import average_precision, map_from_probabilities
-from yt8m.settings import Settings
-from yt8m.training.losses import MINED_WEIGHT, POSITIVE_WEIGHT, rating_loss, segment_loss, video_loss
+from yt8m.training.config import SegmentLossConfig
+from yt8m.training.losses import rating_loss, segment_loss, video_loss
 from yt8m.vocabulary import Vocabulary
 
 
@@ -148,15 +147,6 @@ class VideoTask(_ClassifierTask):
     def encoder_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """None: all parameters are trained from scratch."""
         return []
-
-
-class SegmentLossConfig(Settings):
-    """Weights of the fine-tuning loss."""
-
-    positive_weight: float = Field(default=POSITIVE_WEIGHT, gt=0)
-    """Weight of a positive rating."""
-    mined_weight: float = Field(default=MINED_WEIGHT, ge=0)
-    """Weight of the mined negatives relative to the rating."""
 
 
 class ContextVectors:

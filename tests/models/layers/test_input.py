@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from yt8m.models.layers.input import FRAME_SIZE, FrameInput, dequantize, frame_mask
+from yt8m.models.config import FRAME_SIZE
+from yt8m.models.layers.input import FrameInput, dequantize, frame_mask
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
 

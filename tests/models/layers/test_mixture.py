@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.support.plain_layers import plain_batch_norm
 from tests.support.tiny_models import randomize
-from yt8m.models.layers.mixture import MixtureConfig, MixtureOfExperts, averaged_logits, mixture_logits
+from yt8m.models.config import MixtureConfig
+from yt8m.models.layers.mixture import MixtureOfExperts, averaged_logits, mixture_logits
 
 
 def plain_probabilities(experts: Tensor, gates: Tensor) -> Tensor:

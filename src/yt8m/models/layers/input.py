@@ -1,21 +1,12 @@
 """Input layer: bytes are dequantized and masked."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from yt8m.models.config import FRAME_SIZE, InputValues
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
-
-RGB_SIZE = 1024
-AUDIO_SIZE = 128
-FRAME_SIZE = RGB_SIZE + AUDIO_SIZE
-
-InputValues = Literal["dequantized", "bytes"]
-"""Input of a network: dequantized values, or the bytes 0 to 255 themselves."""
-
 
 Frames = Tensor | NDArray[np.uint8]
 """Frames as a tensor or as an array."""

@@ -4,16 +4,15 @@ Shapes: B videos or segments (b in a block), N experts, C classes. The gate has 
 """
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from yt8m.models.config import MixtureConfig
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.blocks import row_blocks
 from yt8m.models.layers.dropout import Dropout
-from yt8m.settings import Settings
 
 _LARGEST_LOGIT = 40.0
 """Bound of expert and gate logits: products of two odds of e^40 are still normal float32 numbers."""
@@ -69,22 +68,6 @@ def _mixture_terms(expert_logits: Tensor, gate_logits: Tensor) -> tuple[Tensor, 
     bounded = expert_logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     gate = torch.log_softmax(gate_logits, 1).clamp_(min=-_LARGEST_LOGIT).exp_()
     return torch.sigmoid(bounded), bounded.neg_().sigmoid_(), gate
-
-
-class MixtureConfig(Settings):
-    """The mixture of experts at the end of every classifier."""
-
-    num_experts: int = Field(4, ge=1, le=2**10)
-    """Experts per class, without the one that always predicts zero."""
-    dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout before the experts, and another one before the gate."""
-    per_class: bool = False
-    """Whether each class has its own gate."""
-    average: Literal["probabilities", "logits"] = "probabilities"
-    """Average over the experts: of probabilities, as in the paper, or of logits, as in the 2019 implementation, where the
-    zero expert has a logit of 0, a probability of one half."""
-    initial_probability: float = Field(0.005, gt=0, lt=1)
-    """Probability of every class that untrained experts predict: near the frequency of a class, instead of one half."""
 
 
 class MixtureOfExperts(nn.Module):
