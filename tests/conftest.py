@@ -12,6 +12,7 @@ import pytest
 from tests.support.command import succeeds
 from tests.support.full_disk import FullDisk, mounted_disk
 from tests.support.tiny_run import TINY_CLASSES, TINY_RECIPE, TINY_SIZES, FinishedRun
+from yt8m.runtime import progress
 from yt8m.runtime.environment import prepare_environment
 from yt8m.synthetic.invented import invented_sources, invented_vocabulary
 from yt8m.synthetic.splice import write_dataset
@@ -29,6 +30,14 @@ def _no_notifications() -> Iterator[None]:
     """Disable notifications, even if the environment configures them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YT8M_NOTIFY", "")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_lines_of_progress() -> Iterator[None]:
+    """Print no progress, which would depend on the speed of the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "LINE_SECONDS", float("inf"))
         yield
 
 

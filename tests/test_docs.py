@@ -7,7 +7,10 @@ import importlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 import tokenize
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +210,16 @@ def test_the_python_of_the_how_to_runs(finished_run: FinishedRun) -> None:
     num_classes = len(values["classes"])
     assert values["classes"].names
     assert values["probabilities"].shape == (2, num_classes)
+
+
+# --- Generated pages and pictures ------------------------------------------------------------------------------------
+
+
+def test_the_figure_of_the_method_is_current(tmp_path: Path) -> None:
+    written = tmp_path / "method.svg"
+    subprocess.run([sys.executable, ROOT / "docs/method_figure.py", written], check=True)
+    assert written.read_text() == (ROOT / "docs/images/method.svg").read_text(), "run `make docs`"
+    ET.parse(written)
 
 
 # --- Links and paths -------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +272,52 @@ def test_colors_can_be_forced(finished_run: FinishedRun, tiny_dataset: Path, pla
         # Without the escape sequences, the text is the same.
         assert re.sub(r"\x1b\[[0-9;]*m", "", colored.out) == plain.out
     assert "\x1b" not in run_command(*locate, "--json", FORCE_COLOR="1").out
+
+
+# --- Output ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_characters_that_the_encoding_lacks_are_replaced(
+    finished_run: FinishedRun, tiny_dataset: Path, tmp_path: Path, encoding: str
+) -> None:
+    header, *rows = (tiny_dataset / "segment_vocabulary.csv").read_text(encoding="utf-8").splitlines()
+    column = header.split(",").index("Name")
+    cells = [row.split(",") for row in rows]
+    named = [",".join([*row[:column], "日本", *row[column + 1 :]]) for row in cells]
+    vocabulary = tmp_path / "日本.csv"
+    vocabulary.write_text("\n".join([header, *named]) + "\n", encoding="utf-8")
+    video = Catalog.load(tiny_dataset / "segment/test").video_ids[0]
+    locate = ["locate", video, "--run", finished_run.out, "--shards", tiny_dataset / "segment/test"]
+    locate += ["--vocabulary", vocabulary]
+    variables = {"PYTHONIOENCODING": encoding}
+    shown = run_command(*locate, "--svg", tmp_path / "a.svg", **variables)
+    assert (shown.status, shown.err) == (0, "")
+    assert "\n??  " in shown.out
+    assert "日本" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+    [timeline] = json.loads(run_command(*locate, "--json", **variables).out)
+    assert {concept["name"] for concept in timeline["concepts"]} == {"日本"}
+    shards = tmp_path / "日本"
+    shutil.copytree(tiny_dataset / "segment/test", shards)
+    for command_line in (["describe", shards], ["index", shards], ["splice", tmp_path / "日", "--test", "1"]):
+        shown = run_command(*command_line, *(["--pretrain", "1"] if command_line[0] == "splice" else []), **variables)
+        assert (shown.status, "Traceback" in shown.err) == (0, False), shown.err
+        assert "?" in shown.out
+    assert run_command("describe", tmp_path / "本", **variables).status == 2
+
+
+def test_quiet_commands_print_only_results_and_errors(data: Path, tiny_recipe: Path, out: Path) -> None:
+    places = ["--data", data, "--out", out]
+    shown = succeeds("pretrain", tiny_recipe, "dbof", *places, "--quiet")
+    assert (shown.out, shown.err) == ("", "")
+    assert "pretrain dbof: finished before, skipped" in succeeds("pretrain", tiny_recipe, "dbof", *places).err
+    assert succeeds("describe", data, "-q").out == succeeds("describe", data).out
+    assert refused(2, "pretrain", tiny_recipe, "dboff", *places, "-q").startswith("The recipe has no stage")
+
+
+def test_quiet_commands_list_damaged_records(tmp_path: Path) -> None:
+    [path] = write_shards(tmp_path, random_videos(3), num_shards=1)
+    path.write_bytes(path.read_bytes()[:-10])
+    plain, quiet = command("index", tmp_path), command("index", tmp_path, "--quiet")
+    assert quiet == plain
+    assert len(quiet.err.splitlines()) == 2

@@ -348,7 +348,7 @@ def test_locate_shows_the_most_probable_concepts_of_a_video(
     lines = shown.out.splitlines()
     minutes, seconds = divmod(int(catalog.num_frames[3]), 60)
     assert lines[0] == f"{video}, {minutes}:{seconds:02}"
-    assert len(lines) == 7 + 5
+    assert len(lines) == 8 + 5
     concepts = lines[3:8]
     assert all(line.startswith(tiny_vocabulary.names) for line in concepts)
     assert all(f"0:00-{minutes}:{seconds:02}" in line for line in concepts)
@@ -360,7 +360,7 @@ def test_locate_shows_the_most_probable_concepts_of_a_video(
     assert succeeds("locate", video, *models, *places, *options).out == shown.out
     assert f"yt8m&#160;locate&#160;{video}" in picture.read_text()
     alone = succeeds("locate", video, models[0], *places, "--top", 100, "--threshold", 1)
-    assert len(alone.out.splitlines()) == 7 + len(tiny_vocabulary)
+    assert len(alone.out.splitlines()) == 8 + len(tiny_vocabulary)
     assert {line[-3:] for line in alone.out.splitlines()[3:15]} == {"  -"}
 
 

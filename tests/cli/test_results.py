@@ -69,14 +69,14 @@ def number(outcome: Outcome) -> float:
 
 
 def test_evaluate_agrees_with_the_table_of_the_run(finished_run: FinishedRun, tiny_dataset: Path) -> None:
-    mixture = score_rows(finished_run.out)[-1]
+    ensemble = score_rows(finished_run.out)[-1]
     submission, truth = finished_run.out / "submission.csv", tiny_dataset / "segment"
     rated = succeeds("evaluate", submission, "--truth", truth / "test_ratings.csv")
     dense = succeeds("evaluate", submission, "--truth", truth / "test_positives.csv", "--dense")
     assert re.match(r"0\.\d{6} MAP@100,000\n\d+ classes with a positive counted, 0 of them absent", rated.out)
     assert re.match(r"0\.\d{6} MAP@100,000 \(dense\)\n", dense.out)
-    assert number(rated) == float(mixture["map_at_k"])
-    assert number(dense) == float(mixture["dense_map"])
+    assert number(rated) == float(ensemble["map_at_k"])
+    assert number(dense) == float(ensemble["dense_map"])
     assert number(rated) != number(dense)
 
 

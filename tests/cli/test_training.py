@@ -195,7 +195,7 @@ def test_demo_runs_its_recipe_on_spliced_data(
 ) -> None:
     make_tiny(monkeypatch, tiny_recipe)
     shown = succeeds("demo", tmp_path / "demo")
-    assert re.search(r"│ mixture +│ mixture +│ +0\.\d{4} │ +0\.\d{4} │", shown.out)
+    assert re.search(r"│ ensemble +│ ensemble +│ +0\.\d{4} │ +0\.\d{4} │", shown.out)
     *_, total, empty, _, search, _, locate = shown.out.splitlines()
     assert total.endswith(f"s in total; results: {tmp_path / 'demo'}")
     assert empty == ""

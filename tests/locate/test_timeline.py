@@ -55,6 +55,7 @@ def test_lines_of_a_small_timeline() -> None:
         "                 ┬╌╌╌╌╌┬───╌╌",
         "                 0:00  0:30",
         "",
+        "probability  ▂ below 0.25  ▄ below 0.5  ▆ below 0.75  █ to 1",
         "a column is 5 s, on screen: 0.5 or more, ╌ never rated",
     ]
 
@@ -68,6 +69,7 @@ def test_columns_contain_several_segments_on_a_narrow_terminal() -> None:
         "         ┬╌╌───┬─────┬─────┬╌",
         "         0:00  1:00  2:00  3:00",
         "",
+        "probability  ▂ below 0.25  ▄ below 0.5  ▆ below 0.75  █ to 1",
         "a column is 10 s, on screen: 0.5 or more, ╌ never rated",
     ]
 
@@ -111,10 +113,10 @@ def test_at_any_width_a_bar_shows_the_maximum_of_each_column(
     probabilities = np.random.default_rng(seed).random((len(names), count), np.float32) ** 3
     timeline = make_timeline(num_frames, *zip(names, probabilities.tolist(), strict=True))
     lines = printed(timeline, width).splitlines()
-    assert len(lines) == 7 + len(names)
+    assert len(lines) == 8 + len(names)
     assert all(cell_len(line) <= width for line in lines)
     seconds = int(lines[-1].split()[3])
-    at = lines[-4].index("┬")
+    at = lines[-5].index("┬")
     per_column = seconds // 5
     num_columns = -(-count // per_column)
     assert seconds % 5 == 0
@@ -127,13 +129,13 @@ def test_at_any_width_a_bar_shows_the_maximum_of_each_column(
         assert bar == "".join(" ▁▂▃▄▅▆▇█"[int(p * 8 + 0.5)] for p in expected)
         assert f"{of_concept.max():.2f}" in line[at - len(cells) + num_columns :]
     # Each tick is above its time, and columns that are never rated are dashed.
-    ticks = [column for column, sign in enumerate(lines[-4][at:]) if sign == "┬"]
-    times = lines[-3].split()
-    assert [lines[-3].index(time, at + tick) - at for tick, time in zip(ticks, times, strict=True)] == ticks
+    ticks = [column for column, sign in enumerate(lines[-5][at:]) if sign == "┬"]
+    times = lines[-4].split()
+    assert [lines[-4].index(time, at + tick) - at for tick, time in zip(ticks, times, strict=True)] == ticks
     for tick, time in zip(ticks, times, strict=True):
         parts = [int(part) for part in time.split(":")]
         assert sum(part * 60**power for power, part in enumerate(reversed(parts))) // seconds == tick
-    for column, sign in enumerate(lines[-4][at:]):
+    for column, sign in enumerate(lines[-5][at:]):
         rated = any(6 <= k < count - 2 for k in range(column * per_column, min((column + 1) * per_column, count)))
         assert sign in ("┬", "─" if rated else "╌")
 
@@ -145,6 +147,9 @@ def test_colors_do_not_change_the_text() -> None:
     assert "\x1b[32m" in colored
     assert "\x1b[34m" in colored
     assert printed(timeline, force_terminal=True, color_system="standard", no_color=True).count("\x1b[3") == 0
+    # The legend has the colors of the bars.
+    for code, sign in (("90", "▂"), ("34", "▄"), ("36", "▆"), ("32", "█")):
+        assert f"\x1b[{code}m  {sign}\x1b[0m" in colored
     # Only segments that are never rated are dim.
     dim, bright = r"(\x1b\[2;32m▇\x1b\[0m)", r"(\x1b\[32m▇\x1b\[0m)"
     assert re.search(rf"Surfing\x1b\[0m  {dim}{{6}}{bright}{{4}}{dim}{{2}}  ", colored)
@@ -166,6 +171,7 @@ def test_bars_are_ascii_in_an_encoding_without_blocks(encoding: str) -> None:
         "         +.....+---..",
         "         0:00  0:30",
         "",
+        "probability  : below 0.25  = below 0.5  * below 0.75  @ to 1",
         "a column is 5 s, on screen: 0.5 or more, . never rated",
     ]
 
@@ -217,9 +223,26 @@ def test_a_picture_contains_the_timelines_and_refers_to_no_other_file(tmp_path: 
     assert drawn.count("://") == drawn.count('xmlns="http://www.w3.org/2000/svg"') == 1
     assert "@font-face" not in drawn
     assert "url(" not in drawn.replace("url(#", "")
+    for level in ("below 0.25", "below 0.5", "below 0.75", "to 1"):
+        assert level in words
     before = path.read_bytes()
     write_svg(path, [timeline, timeline], "yt8m locate SjJ3")
     assert path.read_bytes() == before
+
+
+def test_a_picture_has_a_dark_variant_of_every_style(tmp_path: Path) -> None:
+    timeline = make_timeline(58, ("Surfing", [0.1, 0.3, 0.6, 0.9] * 3))
+    write_svg(tmp_path / "timeline.svg", [timeline], "title")
+    [style] = [
+        element.text or "" for element in ET.parse(tmp_path / "timeline.svg").iter() if element.tag.endswith("style")
+    ]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    fills = [dict(re.findall(r"\.(yt8m-r\d+) \{ fill: (#[0-9a-f]{6})", part)) for part in (light, dark)]
+    assert fills[0].keys() == fills[1].keys()
+    assert len(fills[0]) >= 6
+    assert all(fills[0][name] != fills[1][name] for name in fills[0])
+    assert ".yt8m-frame > rect { fill: #0d1117; }" in dark
+    assert ".yt8m-title { fill: #d6dbe1; }" in dark
 
 
 def test_no_color_does_not_change_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

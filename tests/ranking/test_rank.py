@@ -28,7 +28,7 @@ from yt8m.scoring.map_at_k import average_precision
 SPECS = [
     RankingSpec("random", "random", None),
     RankingSpec("bare", "agnostic", Merger(MergeConfig(), ["bare"])),
-    RankingSpec("ensemble", "mixture", Merger(MergeConfig(weights={"aware": 0.7}), ["bare", "aware"])),
+    RankingSpec("ensemble", "ensemble", Merger(MergeConfig(weights={"aware": 0.7}), ["bare", "aware"])),
 ]
 
 

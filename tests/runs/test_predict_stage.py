@@ -19,11 +19,11 @@ from yt8m.submission.format import read_submission
 def test_without_comparison_only_the_ensemble_is_ranked(
     copy: Path, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path
 ) -> None:
-    """Without `compare`, only the ensemble's models predict, and the mixture is the only row."""
+    """Without `compare`, only the ensemble's models predict, and the ensemble is the only row."""
     shutil.rmtree(copy / "finetune" / "aware")
     changes = ["--set", "compare=false", "--set", "ensemble.models=[bare]", "--set", "top_k=7"]
     done = succeeds("run", tiny_recipe, "--data", tiny_dataset, "--out", copy, "--only", "predict", *changes)
-    assert [row["ranking"] for row in score_rows(copy)] == ["mixture"]
+    assert [row["ranking"] for row in score_rows(copy)] == ["ensemble"]
     assert "MAP@7" in done.out
     found = dict(read_submission(copy / "submission.csv"))
     assert {len(segments) for segments in found.values()} == {7}
@@ -72,7 +72,7 @@ def test_run_and_predict_write_the_same_submission(
     assert (copy / "submission.csv").read_bytes() != (finished_run.out / "submission.csv").read_bytes()
     uses_videos = name in ("prior", "candidates", "all")
     more = ["segment models only"] if uses_videos else []
-    assert [row["ranking"] for row in score_rows(copy)] == [*RANKINGS[:-1], *more, "mixture"]
+    assert [row["ranking"] for row in score_rows(copy)] == [*RANKINGS[:-1], *more, "ensemble"]
     # Single models are ranked by their own probabilities; only shifts change these.
     assert (score_rows(copy)[:3] == score_rows(finished_run.out)[:3]) == (name not in ("shifts", "all"))
     if name == "prior":

@@ -307,6 +307,6 @@ def test_two_processes_write_one_submission(
     places = ["--data", tiny_dataset, "--out", out]
     ended = run_python("-m", "yt8m", "run", tiny_recipe, *places, "--set", "machine.devices=2")
     assert ended.status == 0, ended.err
-    assert ended.out.count("mixture") == 2  # once as a ranking and once as a kind
+    assert ended.out.count("ensemble") == 2  # once as a ranking and once as a kind
     assert len(dict(read_submission(out / "submission.csv", tiny_vocabulary))) == len(tiny_vocabulary)
     assert yaml.safe_load((out / "recipe.yaml").read_text())["machine"]["devices"] == 2

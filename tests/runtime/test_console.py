@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.support.processes import environment
 from yt8m.runtime.console import err, format_duration, out, wide
 
 
@@ -33,3 +37,13 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out == "a\ufffd[31mb\ufffd2J\nc\n"
     assert shown.err == "shard\ufffd]0;title\ufffd.tfrecord: damaged\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("utf-8", b"\xff \xe6\x97\xa5"), ("cp1252", b"? ?"), ("ascii", b"? ?")]
+)
+def test_characters_that_cannot_be_encoded_are_replaced(encoding: str, expected: bytes) -> None:
+    code = "from yt8m.runtime.console import *; replace_unprintable(); out.print('\\udcff \u65e5'); print('\\udcff \u65e5')"
+    variables = environment(PYTHONIOENCODING=encoding)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=variables)
+    assert ended.stdout.splitlines() == [expected] * 2

@@ -338,7 +338,7 @@ def test_run_sends_its_scores(inbox: Inbox, finished_run: FinishedRun, tiny_data
     succeeds("run", *where)
     (message,) = inbox.received
     assert message["title"] == f"yt8m run {tiny_recipe} --out {finished_run.out}: finished"
-    table = re.search(r"│ mixture +│ mixture +│ +(0\.\d{4}) │ +(0\.\d{4}) │", finished_run.outcome.out)
+    table = re.search(r"│ ensemble +│ ensemble +│ +(0\.\d{4}) │ +(0\.\d{4}) │", finished_run.outcome.out)
     assert table
     assert message["message"].startswith(f"MAP@100,000 {table[1]}, dense MAP {table[2]}\n")
 

@@ -87,3 +87,65 @@ def test_there_is_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     with terminal_progress("index", 10) as report:
         report(10)
     assert text.getvalue() == ""
+
+
+# --- Lines -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that progress reports see, in seconds; change its only element."""
+    now = [1000.0]
+    monkeypatch.setattr(progress, "LINE_SECONDS", 30.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress._Lines, "last_line", now[0])
+    return now
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """The output to a pipe, which is narrower than the lines."""
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "err", Console(file=text, force_terminal=False, soft_wrap=True, width=20))
+    return text
+
+
+def test_a_pipe_receives_a_line_every_half_minute(clock: list[float], pipe: io.StringIO) -> None:
+    with terminal_progress("pretrain dbof", 1500) as report:
+        report(500)  # resumed at this step
+        for step in range(501, 1500):
+            clock[0] += 0.125
+            report(step, note="loss 0.5")
+    assert pipe.getvalue().splitlines() == [
+        "pretrain dbof: 740 of 1,500 (49%), 30 s, 1 min 35 s left, loss 0.5",
+        "pretrain dbof: 980 of 1,500 (65%), 1 min 0 s, 1 min 5 s left, loss 0.5",
+        "pretrain dbof: 1,220 of 1,500 (81%), 1 min 30 s, 35 s left, loss 0.5",
+        "pretrain dbof: 1,460 of 1,500 (97%), 2 min 0 s, 5 s left, loss 0.5",
+    ]
+
+
+def test_short_tasks_share_the_half_minute(clock: list[float], pipe: io.StringIO) -> None:
+    for number in range(7):
+        with terminal_progress(f"fetch {number}", unit="bytes") as report:
+            clock[0] += 11
+            report(2_500_000)
+    assert pipe.getvalue() == "fetch 2: 2.50 MB, 11 s\nfetch 5: 2.50 MB, 11 s\n"
+
+
+def test_a_short_task_prints_no_line(clock: list[float], pipe: io.StringIO) -> None:
+    with terminal_progress("index", 10) as report:
+        clock[0] += 29
+        report(10)
+    assert pipe.getvalue() == ""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_quiet_output_contains_no_progress(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "err", Console(file=text, force_terminal=is_terminal, quiet=True))
+    with terminal_progress("index", 10) as report:
+        clock[0] += 100
+        report(10)
+    assert text.getvalue() == ""

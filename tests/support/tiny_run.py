@@ -53,7 +53,7 @@ STAGES = ["pretrain/dbof", "pretrain/nextvlad", "finetune/bare", "finetune/aware
 """Stages of the tiny recipe."""
 STAGE_TITLES = [stage.replace("/", " ") for stage in STAGES]
 """Names of the stages in messages."""
-RANKINGS = ["random", "bare", "aware", "agnostic only", "aware only", "mixture"]
+RANKINGS = ["random", "bare", "aware", "agnostic only", "aware only", "ensemble"]
 """Rankings that the tiny recipe compares."""
 
 

@@ -12,7 +12,9 @@ import typer
 from typer.core import TyperCommand
 
 from yt8m.cli import data, extraction, models, prediction, results, search, training
+from yt8m.cli.options import with_quiet
 from yt8m.errors import Interrupted, Stopped, Yt8mError, printable
+from yt8m.runtime.console import replace_unprintable
 from yt8m.runtime.environment import is_first_process, prepare_environment
 from yt8m.runtime.signals import stopped_by_signals
 
@@ -74,7 +76,7 @@ ENDED_BY_DEFAULT = frozenset(["search", "locate", "describe", "recipes", "estima
 
 for _panel, _commands in GROUPS.items():
     for _name, _function in _commands.items():
-        app.command(_name, cls=_Command, rich_help_panel=_panel)(_function)
+        app.command(_name, cls=_Command, rich_help_panel=_panel)(with_quiet(_function))
 
 
 def _version(wanted: bool) -> None:
@@ -136,6 +138,7 @@ def _exit(sentence: str, status: int) -> None:
 def main() -> None:
     """Entry point of the `yt8m` command."""
     prepare_environment()
+    replace_unprintable()
     warnings.filterwarnings("ignore", module="lightning_fabric|torch")
     # Signal handlers stay until the last message is printed.
     with ExitStack() as resources, _errors_as_sentences():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +68,33 @@ TableOption = Annotated[
     ),
 ]
 TopKOption = Annotated[int, typer.Option("--top-k", min=1, max=MAX_SEGMENTS, help="Segments to list per class.")]
+
+
+def _set_quiet(is_quiet: bool) -> None:
+    from yt8m.runtime.console import err
+
+    err.quiet = is_quiet
+
+
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_set_quiet, help="Print only results and errors: no progress, no messages."),
+]
+
+
+def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with one more option, `--quiet`, which silences standard error except for errors."""
+
+    @functools.wraps(command)
+    def quiet_command(*arguments: object, quiet: bool, **options: object) -> None:
+        command(*arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    parameters = [*signature.parameters.values(), quiet]
+    quiet_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    quiet_command.__annotations__ = {**command.__annotations__, "quiet": QuietOption}
+    return quiet_command
 
 
 def merge_config(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from yt8m.errors import Yt8mError, counted
+from yt8m.errors import Yt8mError, counted, printable
 from yt8m.files import is_standard_output
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output; paths become strings."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    """Print a value as JSON on standard output, with escapes if its encoding is not Unicode; paths become strings."""
+    is_unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode, default=str)
     # JSON escapes only some of the characters that terminals obey.
     typer.echo(re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
@@ -93,7 +95,7 @@ def verify_folders(folder: Path, parts: Sequence[Path]) -> None:
     """
     from yt8m.dataset.indexing import usable_catalog
     from yt8m.dataset.verification import changes
-    from yt8m.runtime.console import err, out
+    from yt8m.runtime.console import out
     from yt8m.runtime.progress import terminal_progress
 
     num_changes = 0
@@ -104,7 +106,7 @@ def verify_folders(folder: Path, parts: Sequence[Path]) -> None:
             continue
         found = changes(catalog, terminal_progress)
         for change in found:
-            err.print(str(change))
+            typer.echo(printable(str(change)), err=True)
         if not found:
             out.print(f"{part}: {counted(len(catalog.shards), 'shard')} as indexed, every record verified")
         num_changes += len(found)
@@ -116,10 +118,8 @@ def verify_folders(folder: Path, parts: Sequence[Path]) -> None:
 
 
 def print_problems(catalog: Catalog) -> None:
-    """Print damaged records on standard error, one line each."""
-    from yt8m.runtime.console import err
-
+    """Print damaged records on standard error, one line each, with `--quiet` too."""
     for problem in catalog.problems:
-        err.print(problem)
+        typer.echo(printable(str(problem)), err=True)
     if catalog.num_problems > len(catalog.problems):
-        err.print(f"... and {catalog.num_problems - len(catalog.problems):,} more")
+        typer.echo(f"... and {catalog.num_problems - len(catalog.problems):,} more", err=True)

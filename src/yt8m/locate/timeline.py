@@ -103,7 +103,7 @@ class Timeline:
             yield line
 
     def _lines(self, video_id: str, names: Sequence[str], width: int) -> Iterator[Text]:
-        """Yield a line for the title, the column heads, each concept, the axis, its times, and the legend."""
+        """Yield the title, the column heads, each concept, the axis, its times, the colors, and the notes, a line each."""
         times = [[f"{clock(start)}-{clock(end)}" for start, end in spans] for spans in self.spans()]
         peaks = self.probabilities.max(axis=0, initial=0)  # (n,)
         longest_name = max([len("concept"), *map(cell_len, names)])
@@ -134,6 +134,7 @@ class Timeline:
         for parts in _axis(per_column, is_evaluated):
             yield Text.assemble(indent, *((part, "dim") for part in parts))
         yield Text()
+        yield _legend()
         notes = [f"a column is {per_column * SEGMENT_SECONDS} s", f"on screen: {self.threshold:g} or more"]
         if not is_evaluated.all():
             notes.append(f"{_NEVER_RATED} never rated")
@@ -175,6 +176,16 @@ def color(probability: float) -> str:
 def block(probability: float) -> str:
     """Character of a probability, by the nearest eighth."""
     return BLOCKS[min(int(probability * 8 + 0.5), 8)]
+
+
+def _legend() -> Text:
+    """The bars of the four quarters of probability, in their heights and colors."""
+    legend = Text.assemble(("probability", "dim"))
+    for quarter, color_name in enumerate(COLORS):
+        upper = (quarter + 1) / len(COLORS)
+        legend.append(f"  {block(upper)}", style=color_name)
+        legend.append(f" below {upper:g}" if upper < 1 else " to 1", style="dim")
+    return legend
 
 
 def _encodable(text: str, encoding: str) -> str:
@@ -222,12 +233,18 @@ def _axis(per_column: int, is_evaluated: NDArray[np.bool_]) -> tuple[list[str], 
     return axis, times
 
 
-_THEME = TerminalTheme(
-    (250, 250, 248),
-    (40, 44, 52),
-    [(40, 44, 52), (190, 60, 50), (60, 130, 50), (160, 110, 0), (60, 100, 190), (150, 70, 150), (0, 135, 150), (90, 90, 90)],
-    [(165, 168, 175), (190, 60, 50), (60, 130, 50), (160, 110, 0), (60, 100, 190), (150, 70, 150), (0, 135, 150), (0, 0, 0)],
-)  # fmt: skip
+def _theme(background: str, text: str, black: str, blue: str, cyan: str, green: str) -> TerminalTheme:
+    """A theme of the colors that timelines have, as `rrggbb`; `black` is the bright one, a gray."""
+    unused = text
+    normal = (text, unused, green, unused, blue, unused, cyan, unused)
+    rgb = [
+        (int(color[:2], 16), int(color[2:4], 16), int(color[4:], 16)) for color in (background, text, *normal, black)
+    ]
+    return TerminalTheme(rgb[0], rgb[1], rgb[2:10], rgb[10:] * 8)
+
+
+_LIGHT = _theme("fafaf8", "282c34", "a5a8af", "3c64be", "008796", "3c8232")
+_DARK = _theme("0d1117", "d6dbe1", "5b626b", "5b8cf0", "35b3c4", "63b457")
 
 _SVG = """\
 <svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg">
@@ -239,19 +256,25 @@ _SVG = """\
     }}
     .{unique_id}-title {{ font-size: 16px; font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; }}
     {styles}
+    @media (prefers-color-scheme: dark) {{
+    .{unique_id}-frame > rect {{ fill: BACKGROUND; }}
+    .{unique_id}-title {{ fill: FOREGROUND; }}
+    DARK_STYLES
+    }}
     </style>
     <defs>
     <clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" /></clipPath>
     {lines}
     </defs>
-    {chrome}
+    <g class="{unique_id}-frame">{chrome}</g>
     <g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
     {backgrounds}
     <g class="{unique_id}-matrix">{matrix}</g>
     </g>
 </svg>
 """
-"""A picture of a terminal that refers to no other file, not even a font."""
+"""A picture of a terminal that refers to no other file, not even a font. Viewers with a dark color scheme use the dark
+styles, which are inserted after rich has filled in the rest."""
 
 
 def write_svg(path: Path, timelines: Sequence[Timeline], title: str, columns: int = 80) -> None:
@@ -271,8 +294,15 @@ def write_svg(path: Path, timelines: Sequence[Timeline], title: str, columns: in
         if number:
             console.print()
         console.print(timeline)
-    drawn = console.export_svg(
-        title=printable(title), theme=_THEME, code_format=_SVG, font_aspect_ratio=0.602, unique_id="yt8m"
-    )
+    options: dict[str, Any] = {"title": printable(title), "font_aspect_ratio": 0.602, "unique_id": "yt8m"}
+    # Both have the same classes, because these are numbered in the order of the text.
+    dark = console.export_svg(theme=_DARK, code_format="{styles}", clear=False, **options)
+    drawn = console.export_svg(theme=_LIGHT, code_format=_SVG, **options)
+    for name, value in (
+        ("BACKGROUND", _DARK.background_color.hex),
+        ("FOREGROUND", _DARK.foreground_color.hex),
+        ("DARK_STYLES", dark),
+    ):
+        drawn = drawn.replace(name, value, 1)
     with written_atomically(path) as temporary:
         temporary.write_text(drawn, encoding="utf-8")

@@ -24,7 +24,7 @@ class RankingSpec:
 
     Args:
         name: Its name in tables.
-        kind: "agnostic", "aware", "mixture" (an ensemble of both kinds) or "random".
+        kind: "agnostic", "aware", "ensemble" (of all kinds) or "random".
         merger: Merges the models; None for a random order.
     """
 

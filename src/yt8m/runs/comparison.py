@@ -32,7 +32,7 @@ def ranking_specs(
         members: The ensemble's models.
         compare: Whether to make more than the submission.
     """
-    submission = RankingSpec("mixture", "mixture", Merger(ensemble, members))
+    submission = RankingSpec("ensemble", "ensemble", Merger(ensemble, members))
     if not compare:
         return [submission]
 
@@ -48,7 +48,7 @@ def ranking_specs(
         if alike:
             specs.append(RankingSpec(f"{kind} only", kind, merger_of(alike)))
     if ensemble.video_models:
-        specs.append(RankingSpec("segment models only", "mixture", merger_of(members)))
+        specs.append(RankingSpec("segment models only", "ensemble", merger_of(members)))
     return [*specs, submission]
 
 

@@ -146,7 +146,7 @@ def predict_folders(
                 raise writing_error(error, output, is_of_path=True) from error
             rankings = rank_segments(
                 work,
-                [RankingSpec("ensemble", "mixture", merger)],
+                [RankingSpec("ensemble", "ensemble", merger)],
                 outputs.top_k,
                 folder,
                 fingerprint(

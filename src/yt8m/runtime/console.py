@@ -1,5 +1,7 @@
 """The terminal: results on standard output, messages and progress on standard error, both through rich."""
 
+import io
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +21,17 @@ out = _Terminal(markup=False, highlight=False, soft_wrap=True)
 """Results: standard output."""
 
 err = _Terminal(stderr=True, markup=False, highlight=False, soft_wrap=True)
-"""Messages and progress: standard error."""
+"""Messages and progress: standard error; `--quiet` sets its attribute `quiet`."""
+
+
+def replace_unprintable() -> None:
+    """Let characters that standard output cannot encode be replaced by question marks, instead of raising an error.
+
+    The bytes of file names that are no text stay as they are in UTF-8. Standard error replaces them already.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if is_unicode else "replace")
 
 
 def wide(columns: int) -> Console:

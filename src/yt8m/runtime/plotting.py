@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from yt8m.files import written_atomically
 
-GRAY, BLUE, ORANGE = "#b8b8b8", "#1f6fb4", "#e08a1e"
+GRAY, DARK_GRAY, BLUE, ORANGE = "#b8b8b8", "#7a7a7a", "#1f6fb4", "#d97706"
 
 
 def hide_frame(axes: Axes) -> None:

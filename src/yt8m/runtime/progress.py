@@ -1,8 +1,13 @@
-"""Progress reports: the protocol of the argument `progress` of library functions, and progress bars on the terminal."""
+"""Progress reports: the protocol of the argument `progress` of library functions, and reports on standard error.
 
+These are bars on a terminal, and a line every half minute where standard error is a pipe or a file.
+"""
+
+import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -17,7 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from yt8m.runtime.console import err
+from yt8m.runtime.console import err, format_bytes, format_duration
 
 T = TypeVar("T")
 Unit = Literal["items", "bytes"]
@@ -63,9 +68,54 @@ _COLUMNS: dict[Unit, tuple[type[ProgressColumn], ...]] = {
 }
 
 
+LINE_SECONDS = 30.0
+"""Seconds between lines of progress where standard error is no terminal."""
+
+
+@dataclass
+class _Lines:
+    """Reports a task as a line on standard error, at most one per half minute for all tasks together.
+
+    Args:
+        description: Start of each line.
+        total: Items or bytes in all, if known.
+        unit: Unit of the counts.
+    """
+
+    description: str
+    total: float | None
+    unit: Unit
+    started: float
+    first: tuple[float, float] | None = None
+    """Time and count of the first report: a resumed task does not start at 0."""
+
+    last_line: ClassVar[float] = time.monotonic()
+
+    def __call__(self, completed: float, total: float | None = None, note: str = "") -> None:
+        now = time.monotonic()
+        self.total = self.total if total is None else total
+        self.first = self.first or (now, completed)
+        if now - _Lines.last_line < LINE_SECONDS:
+            return
+        _Lines.last_line = now
+        shown = format_bytes if self.unit == "bytes" else "{:,.0f}".format
+        line = f"{self.description}: {shown(completed)}"
+        if self.total:
+            line += f" of {shown(self.total)} ({completed / self.total:.0%})"
+        line += f", {format_duration(now - self.started)}"
+        begun, at_first = self.first
+        if self.total and completed > at_first:
+            left = (now - begun) * (self.total - completed) / (completed - at_first)
+            line += f", {format_duration(left)} left"
+        err.print(f"{line}, {note}" if note else line)
+
+
 @contextmanager
 def terminal_progress(description: str, total: float | None = None, unit: Unit = "items") -> Iterator[ProgressTask]:
-    """Show a progress bar on standard error if that is a terminal."""
+    """Report on standard error: a bar on a terminal, a line every half minute elsewhere, nothing with `--quiet`."""
+    if not err.is_terminal or err.quiet:
+        yield _Lines(description, total, unit, time.monotonic())
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -73,7 +123,7 @@ def terminal_progress(description: str, total: float | None = None, unit: Unit =
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda completed, total=None, note="": bar.update(task, completed=completed, total=total, note=note)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from yt8m.files import write_csv
 
@@ -19,7 +18,7 @@ class ScoreRow:
 
     Args:
         name: The model, or the models merged.
-        kind: "agnostic", "aware", "mixture" or "random".
+        kind: "agnostic", "aware", "ensemble" or "random".
         map_at_k: MAP@K over the rated segments; None without ratings.
         dense_map: MAP over all segments; None if not all positives are known.
     """
@@ -31,22 +30,14 @@ class ScoreRow:
 
 
 def score_table(rows: Sequence[ScoreRow], k: int) -> Table:
-    """Make a table for the terminal, the best score of each column in bold."""
+    """Make a table for the terminal. No score is set off: without a measure of noise, the best one may be chance."""
     table = Table("ranking", "kind")
     table.add_column(f"MAP@{k:,}", justify="right")
     table.add_column("dense MAP", justify="right")
-    columns = [row.map_at_k for row in rows], [row.dense_map for row in rows]
-    best = [max((value for value in column if value is not None), default=None) for column in columns]
     for row in rows:
-        cells = [_cell(value, top) for value, top in zip((row.map_at_k, row.dense_map), best, strict=True)]
+        cells = ("-" if value is None else f"{value:.4f}" for value in (row.map_at_k, row.dense_map))
         table.add_row(row.name, row.kind, *cells)
     return table
-
-
-def _cell(value: float | None, best: float | None) -> Text:
-    if value is None:
-        return Text("-")
-    return Text(f"{value:.4f}", "bold" if value == best else "")
 
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
