@@ -42,8 +42,10 @@ lint: $(VENV)/installed-lint ## run ruff, mypy, and hadolint for the Dockerfile
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-docs: $(VENV)/installed-run ## regenerate docs/cli.md from the commands
+docs: $(VENV)/installed-run ## regenerate docs/cli.md, docs/recipes.md and the figure of the method
 	$(BIN)/typer yt8m.cli.main utils docs --name yt8m --title 'Command reference' --output docs/cli.md
+	$(BIN)/python docs/recipe_reference.py
+	$(BIN)/python docs/method_figure.py
 
 format: $(VENV)/installed-lint ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tokenize
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from yt8m.cli.main import app
 from yt8m.cli.options import merge_config
 from yt8m.errors import UsageError
 from yt8m.runs.recipe import Recipe, find_recipe, read_recipe
-from yt8m.settings import parse_yaml, read_yaml, validated
+from yt8m.settings import Settings, parse_yaml, read_yaml, validated
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(yt8m.__file__).parent
@@ -213,6 +215,28 @@ def test_the_python_of_the_how_to_runs(finished_run: FinishedRun) -> None:
 
 
 # --- Generated pages and pictures ------------------------------------------------------------------------------------
+
+
+def test_the_reference_of_recipe_keys_is_current(tmp_path: Path) -> None:
+    written = tmp_path / "recipes.md"
+    command = [sys.executable, ROOT / "docs/recipe_reference.py", written]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
+    assert written.read_text() == (ROOT / "docs/recipes.md").read_text(), "run `make docs`"
+
+
+def recipe_keys(kind: type[Settings]) -> Iterator[str]:
+    """Keys of a group of settings and of those inside it."""
+    schema = kind.model_json_schema()
+    for group in (schema, *schema["$defs"].values()):
+        yield from group["properties"]
+
+
+def test_the_reference_explains_every_key() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.*?) \|$", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE
+    )
+    assert Counter(key for key, *_ in rows) == Counter(recipe_keys(Recipe))
+    assert all(meaning for *_, meaning in rows)
 
 
 def test_the_figure_of_the_method_is_current(tmp_path: Path) -> None:
