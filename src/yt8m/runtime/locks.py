@@ -45,7 +45,7 @@ def _locked(path: Path, name: Path) -> Iterator[None]:
             f"{name}: another command is writing there ({_holder(lock)}); wait for it, stop it, or give another output."
         ) from None
     except OSError as error:
-        raise writing_error(error, name) from error
+        raise writing_error(error, name, is_of_path=True) from error
     try:
         yield
     finally:
