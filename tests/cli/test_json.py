@@ -201,6 +201,6 @@ def test_standard_output_of_a_process_contains_only_json(
         ["estimate", tiny_recipe, "--only", "pretrain/dbof"],
         ["locate", video, "--run", finished_run.out, *places],
     ):
-        shown = run_command(*arguments, "--json")
+        shown = run_command(*arguments, "--json", "--quiet")
         assert (shown.status, shown.err) == (0, "")
         assert shown.out == json.dumps(parsed(shown.out), indent=2, ensure_ascii=False) + "\n"

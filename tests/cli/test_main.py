@@ -291,7 +291,7 @@ def test_characters_that_the_encoding_lacks_are_replaced(
     locate = ["locate", video, "--run", finished_run.out, "--shards", tiny_dataset / "segment/test"]
     locate += ["--vocabulary", vocabulary]
     variables = {"PYTHONIOENCODING": encoding}
-    shown = run_command(*locate, "--svg", tmp_path / "a.svg", **variables)
+    shown = run_command(*locate, "--quiet", "--svg", tmp_path / "a.svg", **variables)
     assert (shown.status, shown.err) == (0, "")
     assert "\n??  " in shown.out
     assert "日本" in (tmp_path / "a.svg").read_text(encoding="utf-8")
