@@ -31,7 +31,7 @@ class Interrupted(Yt8mError):  # noqa: N818 - requested, no error
 class Stopped(BaseException):
     """The process received a signal to stop where there is no state to save; see `yt8m.runtime.signals`.
 
-    No `Yt8mError`, so that nothing on the way to the top mistakes it for a failure and goes on.
+    No `Yt8mError`, since code that continues after a failure must not continue after this.
     """
 
     exit_code = Interrupted.exit_code

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -214,9 +214,9 @@ def test_the_error_of_one_process_is_the_only_message(tiny_dataset: Path, tiny_r
     ended = run_python(
         "-m", "yt8m", "run", tiny_recipe, "--data", data, "--out", tmp_path / "out", "--set", "machine.devices=2"
     )
-    messages: list[Any] = [line for line in ended.err.splitlines() if line.startswith("yt8m: ")]
+    messages = [line for line in ended.err.splitlines() if line.startswith("yt8m: ")]
     assert (ended.status, len(messages)) == (1, 1), ended.err
-    assert "found while indexing" in messages[0]
+    assert "checksum" in messages[0]
     assert "Traceback" not in ended.err
 
 
@@ -240,4 +240,5 @@ main()
     ended = run_python(script, *options, "machine.devices=2")
     assert (ended.status, [line for line in ended.err.splitlines() if line.startswith("yt8m")]) == (7, [])
     ended = run_python(script, *options, "machine.devices=3")
-    assert (ended.status, ended.err.splitlines()[-1][:25]) == (1, "yt8m: Process 1 of this n")
+    assert ended.status == 1
+    assert re.match(r"yt8m: Process [12] of this node was killed \(SIGKILL\) at its start", ended.err.splitlines()[-1])

@@ -133,7 +133,10 @@ def _watched_until_connected(processes: Sequence[subprocess.Popen[bytes]]) -> It
             for rank, process in enumerate(processes, start=1):
                 if status := process.poll():
                     if status < 0:
-                        _print(f"Process {rank} of this node was killed ({signal.Signals(-status).name}) at its start.")
+                        name = signal.Signals(-status).name
+                        _print(
+                            f"Process {rank} of this node was killed ({name}) at its start; the same command resumes."
+                        )
                     _end(processes)
                     os._exit(max(status, 1))
 
