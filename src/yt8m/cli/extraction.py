@@ -46,8 +46,7 @@ def extract(
         typer.Option(
             "--self-test",
             metavar="DIR",
-            help="Compare the weights with the official pairs in DIR (feature_extractor/testdata of google/youtube-8m) and "
-            "extract nothing.",
+            help="Compare the weights with the official test data in DIR, and extract nothing.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -58,8 +57,8 @@ def extract(
     receives shards, a catalog, and videos.csv: the id, path and length of each video, and what was odd about it. OUT can
     be predicted, located and trained on like any folder of shards.
 
-    A file that cannot be decoded is listed with the reason, and the others go on; the exit status is then 1. The same
-    command resumes an interrupted extraction, and adds videos that are new. `yt8m weights` fetches the networks' weights.
+    A file that cannot be decoded is listed with the reason, and the exit status is then 1; the others are extracted. The
+    same command resumes an interrupted extraction, and adds videos that are new. `yt8m weights` fetches the networks' weights.
 
     ```sh
     yt8m extract holiday.mp4 recordings/ --out data/mine

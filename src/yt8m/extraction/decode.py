@@ -138,7 +138,7 @@ class _Decoder:
             raise UnreadableVideoError("no frame could be decoded")
 
     def _decoded(self, streams: list[VideoStream | AudioStream]) -> Iterator[VideoFrame | AudioFrame]:
-        """Decoded frames of all streams; damage is noted, and decoding goes on behind it."""
+        """Decoded frames of all streams; damage is noted, and decoding continues after it."""
         packets = self._container.demux(streams)
         while True:
             try:
@@ -159,7 +159,7 @@ class _Decoder:
                     yield frame
 
     def _pictures_first(self, frames: Iterator[VideoFrame | AudioFrame]) -> Iterator[VideoFrame | AudioFrame]:
-        """Let the first picture decide time 0, unless it is late by a second or more.
+        """Set time 0 to the first picture, unless it is late by a second or more.
 
         Sound may begin a little earlier, by the delay of its encoder, and some containers count the delay of the pictures'.
         """

@@ -2,7 +2,7 @@
 
 The files are taken in groups, each of which becomes one shard. The features of a finished video wait in a file of their
 own until its group is complete, so a kill costs the video at hand, and the next run ends with the same bytes. A file that
-fails is listed with the reason, and the others go on.
+fails is listed with the reason; the others are extracted.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Protobuf's wire format, as far as `tf.train.Example` and `tf.train.SequenceExample` need it.
 
-A record that protobuf refuses is refused, wherever it is damaged: features that nobody reads are checked as well. Of
+A record that protobuf refuses is refused, wherever it is damaged: features that are not read are checked as well. Of
 what protobuf accepts, only groups (a deprecated wire type), messages in too many parts and lists of too many numbers
 are refused. Work and memory are in proportion to the record's size, whatever its bytes are.
 """
