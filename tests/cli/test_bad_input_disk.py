@@ -102,7 +102,7 @@ def test_folders_that_cannot_be_written_to_are_reported(
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     sentence = refused(1, "run", tiny_recipe, "--data", tiny_dataset, "--out", out)
-    assert sentence.startswith(f"{out / 'recipe.yaml'}: ")
+    assert sentence.startswith(f"{out}: ")
 
 
 def test_a_file_in_place_of_the_run_folder_is_reported(tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from yt8m.dataset import layout
 from yt8m.dataset.catalog import Catalog
 
 PANELS = {
-    "Data": ["download", "index", "describe", "splice"],
-    "Training": ["run", "estimate", "pretrain", "finetune", "find-lr", "demo"],
-    "Prediction": ["predict", "merge", "locate"],
+    "Search": ["search", "locate"],
+    "Data": ["download", "index", "describe", "splice", "extract", "weights"],
+    "Training": ["recipes", "run", "estimate", "pretrain", "finetune", "find-lr", "demo"],
+    "Prediction": ["predict", "merge"],
     "Results": ["check", "evaluate"],
     "Models": ["import-2019"],
 }

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from yt8m.state_dicts import read_state_dict
 
 from tests.support.command import refused, succeeds
 from tests.support.downloads import QUICK
@@ -27,6 +26,8 @@ from yt8m.extraction.arrays import read_bounded, read_tgz
 from yt8m.extraction.fetching import FileReport, fetch_weights
 from yt8m.extraction.graph import read_matrix
 from yt8m.extraction.weights import DIGESTS_NAME, Alternative, Networks, WeightFile
+from yt8m.runtime.locks import locked
+from yt8m.torch_files import read_state_dict
 
 MATRIX = np.arange(6, dtype=np.float32).reshape(2, 3)
 ARCHIVE, PCA, MATRIX_NAME = "graph.tgz", "pca.tgz", "matrix.pb"
@@ -238,13 +239,9 @@ def test_a_damaged_file_is_refused_before_its_digest_is_recorded(
 
 
 def test_only_one_process_fetches(server: HostileServer, tmp_path: Path) -> None:
-    import fcntl
-
     folder = tmp_path / "weights"
-    folder.mkdir()
-    with (folder / DIGESTS_NAME).open("a+b") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert "another process is downloading into this folder" in failed(server, folder)
+    with locked(folder):
+        assert "another command is writing there" in failed(server, folder)
     fetch(server, folder)
 
 

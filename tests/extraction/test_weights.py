@@ -143,7 +143,7 @@ def test_the_digits_in_a_name_are_checked(weights_copy: Path) -> None:
     [
         (GRAPH_ARCHIVE, b"<html>404</html>", "is not compressed with gzip"),
         (PCA_ARCHIVE, b"", "is incomplete"),
-        (VGGISH, b"words", "is not a pickle of tensors by name"),
+        (VGGISH, b"words", "is not a pickle of tensors, as torch.save writes it"),
         (VGGISH_MATRICES[1], b"<html>404</html>", "is no matrix of MediaPipe"),
         (VGGISH_MATRICES[1], matrix_data(np.zeros((128, 64), np.float32)), "128 rows, 64 columns"),
     ],

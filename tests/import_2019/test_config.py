@@ -99,6 +99,6 @@ def test_settings_of_huge_networks_are_rejected_without_allocating_them(folder: 
     edit_config(folder, section, fcn_dim=1 << 20)
     assert "misshapen" in reading_error(folder, Yt8mError)
     edit_config(folder, "context_base", hidden_dim=1 << 20)
-    edit_config(folder, "segment_base", n_clusters=1 << 20)
-    edit_config(folder, "segment_w_context", n_mixture=1 << 20)
+    edit_config(folder, "segment_base", n_clusters=1 << 16)
+    edit_config(folder, "segment_w_context", n_mixture=1 << 10)
     assert "misshapen" in reading_error(folder, Yt8mError)

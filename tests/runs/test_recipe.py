@@ -84,7 +84,7 @@ def test_a_file_takes_precedence_over_a_shipped_recipe(tmp_path: Path, monkeypat
     [
         ("dmeo", "There is no recipe 'dmeo' (did you mean 'demo'?)."),
         ("absent.yaml", "absent.yaml: there is no such recipe."),
-        ("recipes/demo", "recipes/demo: there is no such recipe."),
+        ("recipes/demo", "recipes/demo: there is no such recipe; `demo` alone is the one that ships with yt8m."),
     ],
 )
 def test_missing_recipes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:

@@ -290,18 +290,18 @@ def test_the_plot_shows_both_learning_rates(tmp_path: Path) -> None:
     assert curve.suggestion is not None
     plot_lr_curve(tmp_path / "lr_finder.png", curve, "model_$1", 1e-5)
     suggested, recipe = (
-        columns_of(tmp_path / "lr_finder.png", "#e08a1e"),
+        columns_of(tmp_path / "lr_finder.png", "#d97706"),
         columns_of(tmp_path / "lr_finder.png", "#444444"),
     )
     assert 1 <= len(suggested) <= 5
     assert 1 <= len(recipe) <= 5
     assert max(recipe) < min(suggested)
     plot_lr_curve(tmp_path / "other.png", curve, "model_$1", 0.1)
-    assert min(columns_of(tmp_path / "other.png", "#444444")) > max(columns_of(tmp_path / "other.png", "#e08a1e"))
+    assert min(columns_of(tmp_path / "other.png", "#444444")) > max(columns_of(tmp_path / "other.png", "#d97706"))
 
 
 @pytest.mark.parametrize("losses", [[math.nan], [math.inf], [1.0], [1.0] * 200, [1.0, 2.0, math.inf], [0.0] * 50])
 def test_any_curve_can_be_plotted(losses: list[float], tmp_path: Path) -> None:
     plot_lr_curve(tmp_path / "lr_finder.png", smooth_losses(LRSweepConfig(), losses), "dbof", 1e-3)
-    assert columns_of(tmp_path / "lr_finder.png", "#e08a1e") == []
+    assert columns_of(tmp_path / "lr_finder.png", "#d97706") == []
     assert [path.name for path in tmp_path.iterdir()] == ["lr_finder.png"]

@@ -20,7 +20,7 @@ class _Network(Settings):
 
     fcn_dim: _Size
     """Size of the encoded video, or of the joint vector."""
-    n_mixtures: _Size
+    n_mixtures: Annotated[int, Field(ge=1, le=1024)]
     """Experts per class, without the zero expert."""
     p_drop: _Probability = 0.5
     """Dropout; half of it for NeXtVLAD's clusters."""
@@ -76,7 +76,7 @@ class NeXtVLADConfig2019(_Network):
     """Settings of a NeXtVLAD encoder."""
 
     type: Literal["nextvlad"]
-    n_clusters: Annotated[int, Field(ge=2, le=1 << 20)]
+    n_clusters: Annotated[int, Field(ge=2, le=1 << 16)]
     groups: Literal[1, 2, 4, 8, 16, 32, 64, 128]
     se_reduction: _Reduction = 0
     add_batchnorm: bool = False

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from yt8m.errors import UsageError
 from yt8m.models.config import Kind
@@ -16,6 +16,9 @@ WEIGHTS_NAME = "model.safetensors"
 
 class ModelDescription(Settings):
     """Content of a model folder's `config.yaml`."""
+
+    # A metric in the provenance may be undefined.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     format_version: int
     """Version of the format."""
