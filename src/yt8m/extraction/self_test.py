@@ -91,7 +91,7 @@ def _decoded(path: Path) -> NDArray[np.uint8]:
         raise UsageError("The self-test decodes an image with PyAV: pip install 'yt8m[video]'.") from None
     try:
         with av.open(path) as container:
-            image: NDArray[np.uint8] = next(container.decode(video=0)).to_ndarray(format="rgb24")
+            image = next(container.decode(video=0)).to_ndarray(format="rgb24")
     except (OSError, av.FFmpegError, StopIteration) as error:
         raise UsageError(f"{path}: cannot be read as an image ({getattr(error, 'strerror', None) or error}).") from None
-    return image
+    return np.asarray(image, np.uint8)
