@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -17,6 +18,7 @@ import yaml
 from tests.support.command import refused, succeeds
 from tests.support.processes import run_python
 from tests.support.tiny_run import RANKINGS, STAGE_TITLES, STAGES, FinishedRun, score_rows, skipped_stages
+from tests.support.tiny_shards import random_videos, write_shard
 from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.models.description import read_description
 from yt8m.models.saved import load_model
@@ -234,6 +236,50 @@ def test_more_folds_than_shards_are_reported_before_training(
     folds = ["--set", "folds=17"]
     sentence = refused(2, "run", tiny_recipe, "--data", tiny_dataset, "--out", tmp_path / "out", *folds)
     assert "17 folds by shard need at least 17 shards, found 16" in sentence
+    assert not (tmp_path / "out" / "pretrain").exists()
+
+
+def test_a_fold_with_one_kind_of_rating_is_reported_before_training(
+    data: Path, tiny_recipe: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    # Model `aware` holds fold 1 of 4 out: every fourth shard.
+    labels = tiny_vocabulary.label_ids[:2].tolist()
+    for path in sorted((data / "segment/train").glob("*.tfrecord"))[1::4]:
+        [video] = random_videos(1, label_ids=labels, id_prefix=path.stem)
+        ratings = [(label, 30, 1.0) for label in labels]
+        write_shard(path, [replace(video, ratings=tuple(ratings))])
+    sentence = refused(2, "run", tiny_recipe, "--data", data, "--out", tmp_path / "out")
+    assert "the held-out folds (fold 1 of 4 is held out) need positive and negative ratings" in sentence
+    assert "found 8 positive of 8" in sentence
+    assert not (tmp_path / "out" / "pretrain").exists()
+
+
+def test_a_test_set_of_short_videos_is_reported_before_training(data: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    for path in (data / "segment/test").glob("*.tfrecord"):
+        write_shard(path, random_videos(1, num_frames=(10, 40), id_prefix=path.stem))
+    sentence = refused(2, "run", tiny_recipe, "--data", data, "--out", tmp_path / "out")
+    assert "none of its 8 videos is longer than 40 seconds, so there is no segment to predict" in sentence
+    assert not (tmp_path / "out" / "pretrain").exists()
+
+
+def test_videos_without_classes_are_reported_before_training(
+    data: Path, tiny_recipe: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    other = [label for label in range(30) if label not in tiny_vocabulary.label_ids][:3]
+    for path in (data / "video/valid").glob("*.tfrecord"):
+        write_shard(path, random_videos(1, label_ids=other, id_prefix=path.stem))
+    sentence = refused(2, "run", tiny_recipe, "--data", data, "--out", tmp_path / "out", "--set", "seed=3")
+    assert f"{data / 'video/valid'}: none of its" in sentence
+    assert not (tmp_path / "out" / "pretrain").exists()
+
+
+def test_a_later_stage_that_exceeds_the_memory_is_reported_before_training(
+    tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = ("training.batch_size=1000000", "frames_per_video=1000")
+    large = [word for setting in settings for word in ("--set", f"base_models.nextvlad.{setting}")]
+    sentence = refused(2, "run", tiny_recipe, "--data", tiny_dataset, "--out", tmp_path / "out", *large)
+    assert sentence.startswith("pretrain/nextvlad: a training.batch_size of 1,000,000 needs at least")
     assert not (tmp_path / "out" / "pretrain").exists()
 
 

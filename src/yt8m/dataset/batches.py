@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW, Allocate, FrameReader
-from yt8m.dataset.labels import Ratings, label_mask, mined_negatives, videos_with_classes
+from yt8m.dataset.labels import Ratings, label_mask, labeled_videos, mined_negatives
 from yt8m.dataset.sampling import (
     FrameIndices,
     crop,
@@ -130,6 +130,16 @@ def read_padded(
     return PaddedFrames(torch.from_numpy(rgb), torch.from_numpy(audio), torch.from_numpy(lengths))
 
 
+def require_divisible(batch_size: int, world_size: int) -> None:
+    """Check that processes can share a batch.
+
+    Raises:
+        UsageError: The batch size is no multiple of the number of processes.
+    """
+    if batch_size % world_size:
+        raise UsageError(f"batch_size {batch_size} cannot be divided among {world_size} processes; use a multiple.")
+
+
 class Batches(Dataset[NamedTuple]):
     """A stream of batches, indexed by step.
 
@@ -154,10 +164,7 @@ class Batches(Dataset[NamedTuple]):
         seed: int,
         share: ProcessSlice,
     ) -> None:
-        if batch_size % share.world_size:
-            raise UsageError(
-                f"batch_size {batch_size} cannot be divided among {share.world_size} processes; use a multiple."
-            )
+        require_divisible(batch_size, share.world_size)
         self.reader = reader
         self.vocabulary = vocabulary
         self.num_items = num_items
@@ -252,12 +259,7 @@ class VideoBatches(Batches):
         seed: int,
         share: ProcessSlice = SINGLE_PROCESS,
     ) -> None:
-        self.rows = videos_with_classes(reader.catalog, vocabulary)
-        if not len(self.rows):
-            raise UsageError(
-                f"{reader.catalog.folder}: none of its {len(reader.catalog)} videos has a label of the segment vocabulary; "
-                "is this the vocabulary of this dataset?"
-            )
+        self.rows = labeled_videos(reader.catalog, vocabulary)
         super().__init__(reader, vocabulary, len(self.rows), batch_size, seed, share)
         self.choice = choice
 

@@ -12,10 +12,25 @@ from yt8m.vocabulary import Vocabulary
 
 
 def videos_with_classes(catalog: Catalog, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Rows of the videos with at least one label among the segment classes; training excludes the others."""
+    """Rows of the videos with at least one label among the segment classes, int64; training excludes the others."""
     known = vocabulary.class_indices(catalog.label_values) >= 0
     totals = np.concatenate([[0], np.cumsum(known)])
     return np.flatnonzero(totals[catalog.label_starts[1:]] > totals[catalog.label_starts[:-1]])
+
+
+def labeled_videos(catalog: Catalog, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """The videos to train or evaluate a video classifier on; see `videos_with_classes`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    rows = videos_with_classes(catalog, vocabulary)
+    if not len(rows):
+        raise UsageError(
+            f"{catalog.folder}: none of its {len(catalog)} videos has a label of the segment vocabulary; "
+            "check that it is the vocabulary of this dataset."
+        )
+    return rows
 
 
 def _values_of(starts: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -102,6 +117,32 @@ def rated_segments(catalog: Catalog, vocabulary: Vocabulary, videos: NDArray[np.
         catalog.rating_start_seconds[kept].astype(np.int64),
         catalog.rating_values[kept].astype(np.bool_),
     )
+
+
+def split_ratings(catalog: Catalog, vocabulary: Vocabulary, fold: int, num_folds: int) -> tuple[Ratings, Ratings]:
+    """Split the ratings of the segment classes for fine-tuning.
+
+    Args:
+        catalog: The rated videos.
+        vocabulary: The segment classes.
+        fold: The held-out fold.
+        num_folds: Number of folds, split by shard.
+
+    Returns:
+        The ratings of the training folds, and those of the held-out fold.
+
+    Raises:
+        UsageError: One of the two lacks positive or negative ratings, or there are fewer shards than folds.
+    """
+    is_held_out = fold_of_videos(catalog, num_folds) == fold
+    training, held_out = (rated_segments(catalog, vocabulary, videos) for videos in (~is_held_out, is_held_out))
+    for name, ratings in (("training", training), ("held-out", held_out)):
+        if not ratings.values.any() or ratings.values.all():
+            raise UsageError(
+                f"{catalog.folder}: the {name} folds (fold {fold} of {num_folds} is held out) need positive and "
+                f"negative ratings of segment classes, found {int(ratings.values.sum())} positive of {len(ratings)}."
+            )
+    return training, held_out
 
 
 def mined_negatives(

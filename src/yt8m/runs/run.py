@@ -5,12 +5,13 @@ from pathlib import Path
 
 from yt8m.dataset.labels import fold_of_videos
 from yt8m.files import clear_all_leftovers, written_atomically
+from yt8m.prediction.predict import segments_of
 from yt8m.runs import predict_stage
 from yt8m.runs.context import RunContext
 from yt8m.runs.predict_stage import RunScores
 from yt8m.runs.recipe import RECIPE_FILE, Recipe
-from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, StageKind, training_stages
-from yt8m.runs.training import train
+from yt8m.runs.stages import PARTS_NEEDED, RunStage, Stage, training_stages
+from yt8m.runs.training import require_trainable, train
 from yt8m.runtime.locks import locked
 from yt8m.runtime.processes import lost_processes_named
 from yt8m.settings import to_yaml
@@ -62,7 +63,7 @@ class Run:
         with locked(self.out) if self.context.fabric.is_global_zero else nullcontext():
             if self.context.fabric.is_global_zero:
                 clear_all_leftovers(self.out)
-            self._check_data(chosen[-1].kind)
+            self._check(chosen)
             # With `only`, the recipe of the other stages stays; a stage's own record has the settings that it was made with.
             if self.context.fabric.is_global_zero and (only is None or not (self.out / RECIPE_FILE).exists()):
                 with written_atomically(self.out / RECIPE_FILE) as temporary:
@@ -91,9 +92,10 @@ class Run:
         self.context.fabric.barrier()
         return None
 
-    def _check_data(self, kind: StageKind) -> None:
-        """Read all data that the stages up to one of this kind need, so that errors are found before hours of training."""
+    def _check(self, stages: list[RunStage]) -> None:
+        """Read all data that some stages need and check each stage, so that errors are found before hours of training."""
         context, recipe = self.context, self.recipe
+        kind = stages[-1].kind
         for part in PARTS_NEEDED[kind]:
             if recipe.base_models or part not in PARTS_NEEDED["pretrain"]:
                 context.catalog(part)
@@ -101,8 +103,12 @@ class Run:
             context.trained_model_digest(name)
         if kind != "pretrain":
             fold_of_videos(context.catalog("segment/train"), recipe.folds)
-        if kind == "predict":
-            _ = context.truth
+        for stage in stages:
+            if stage.kind == "predict":
+                segments_of(context.reader("segment/test"))
+                _ = context.truth
+            elif not stage.is_finished:
+                require_trainable(stage)
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds that each finished stage took, in order."""

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from yt8m.dataset.batches import FrameSampling
+from yt8m.dataset.batches import FrameSampling, require_divisible
+from yt8m.dataset.labels import labeled_videos, split_ratings
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import load_model
 from yt8m.runs.context import RunContext
 from yt8m.runs.memory import require_memory
 from yt8m.runs.recipe import BaseModelConfig
-from yt8m.runs.stages import RunStage, StageKind
+from yt8m.runs.stages import PARTS_NEEDED, RunStage, StageKind
 from yt8m.settings import did_you_mean
 from yt8m.training.config import MODEL_FOLDER
 from yt8m.training.loop import CHECKPOINT_FILE, Task, Trainer
@@ -31,15 +32,30 @@ from yt8m.training.tasks import SegmentTask, VideoTask
 LR_FOLDER = "find-lr"
 
 
+def require_trainable(stage: RunStage) -> None:
+    """Check that a stage can train its model on this data and machine, before an earlier stage takes hours.
+
+    Raises:
+        UsageError: The data cannot train the model, the machine lacks the memory, or the processes cannot share a batch.
+    """
+    context, config = stage.context, stage.config
+    require_memory(stage, len(context.vocabulary), context.fabric.device, context.fabric.world_size)
+    require_divisible(config.training.batch_size, context.fabric.world_size)
+    if isinstance(config, BaseModelConfig):
+        for part in PARTS_NEEDED["pretrain"]:
+            labeled_videos(context.catalog(part), context.vocabulary)
+    else:
+        split_ratings(context.catalog("segment/train"), context.vocabulary, config.fold, context.recipe.folds)
+
+
 def build(stage: RunStage) -> tuple[Classifier, Task]:
     """Build a stage's network, as it is before its first step, and its task.
 
     Raises:
-        UsageError: A base model is not trained with the recipe's settings, the data cannot train the model, or
-            the machine lacks the memory.
+        UsageError: A base model is not trained with the recipe's settings; or see `require_trainable`.
     """
     context, config = stage.context, stage.config
-    require_memory(stage, len(context.vocabulary), context.fabric.device, context.fabric.world_size)
+    require_trainable(stage)
     torch.manual_seed(stage.seed)
     fold = {} if isinstance(config, BaseModelConfig) else {"fold": config.fold}
     provenance = {"name": stage.name, "seed": stage.seed} | fold | {"stage": stage.fingerprint}

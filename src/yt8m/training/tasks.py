@@ -28,8 +28,7 @@ from yt8m.dataset.batches import (
     segment_batch,
 )
 from yt8m.dataset.frames import FrameReader
-from yt8m.dataset.labels import fold_of_videos, label_mask, rated_segments, videos_with_classes
-from yt8m.errors import UsageError
+from yt8m.dataset.labels import label_mask, labeled_videos, split_ratings
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.saved import save_model
 from yt8m.prediction.segments import segment_hashes
@@ -109,9 +108,7 @@ class VideoTask(_ClassifierTask):
         super().__init__(vocabulary, batch_size, seed, provenance)
         self.train, self.valid = train, valid
         self.max_frames, self.choice = max_frames, choice
-        self.valid_rows = videos_with_classes(valid.catalog, vocabulary)
-        if not len(self.valid_rows):
-            raise UsageError(f"{valid.catalog.folder}: none of its videos has a label of the segment vocabulary.")
+        self.valid_rows = labeled_videos(valid.catalog, vocabulary)
 
     def batches(self, share: ProcessSlice) -> VideoBatches:
         """Training batches of this process."""
@@ -224,15 +221,7 @@ class SegmentTask(_ClassifierTask):
     ) -> None:
         super().__init__(vocabulary, batch_size, seed, provenance)
         self.reader, self.config, self.margin_frames = reader, config, model.config.margin_frames
-        is_held_out = fold_of_videos(reader.catalog, num_folds) == fold
-        self.train_ratings = rated_segments(reader.catalog, vocabulary, ~is_held_out)
-        self.valid_ratings = rated_segments(reader.catalog, vocabulary, is_held_out)
-        for name, ratings in (("training", self.train_ratings), ("held-out", self.valid_ratings)):
-            if not ratings.values.any() or ratings.values.all():
-                raise UsageError(
-                    f"{reader.catalog.folder}: the {name} folds (fold {fold} of {num_folds} is held out) need positive and "
-                    f"negative ratings of segment classes, found {int(ratings.values.sum())} positive of {len(ratings)}."
-                )
+        self.train_ratings, self.valid_ratings = split_ratings(reader.catalog, vocabulary, fold, num_folds)
         self._hashes = segment_hashes(
             reader.catalog.video_ids,
             self.valid_ratings.rows.astype(np.int32),
