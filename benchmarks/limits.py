@@ -22,11 +22,12 @@ import numpy as np
 from measuring import in_new_process, memory
 from yt8m.dataset.batches import FrameSampling, VideoBatches
 from yt8m.dataset.catalog import Catalog
-from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_and_save
 from yt8m.dataset.labels import videos_with_classes
 from yt8m.dataset.layout import ShardInfo
 from yt8m.dataset.read_ahead import step_loader
+from yt8m.features import YOUTUBE8M
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.vocabulary import Vocabulary
 
@@ -40,7 +41,7 @@ def write_many_shards(folder: Path, num_shards: int) -> None:
     for number in range(num_shards):
         with ShardWriter(folder / f"train{number:04d}.tfrecord") as writer:
             for video in range(2):
-                frames = rng.integers(0, 256, (int(rng.integers(10, 41)), NUM_FEATURES), np.uint8)
+                frames = rng.integers(0, 256, (int(rng.integers(10, 41)), YOUTUBE8M.frame_bytes), np.uint8)
                 writer.write(encode_video(f"{number:04d}{video}", frames, [int(rng.integers(0, 1000))]))
 
 

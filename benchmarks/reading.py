@@ -31,10 +31,13 @@ from numpy.typing import NDArray
 from measuring import in_new_process, memory, new_process
 from yt8m.dataset.batches import FrameSampling
 from yt8m.dataset.catalog import Catalog
-from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
+from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder, load_or_index
 from yt8m.dataset.sampling import crop, even_frames
+from yt8m.features import MODALITIES, YOUTUBE8M
+from yt8m.shards.records import row_bytes
 
+RGB_ROW, AUDIO_ROW = (row_bytes(YOUTUBE8M.bytes_of(name)) for name in MODALITIES)
 BATCH = 128
 SAMPLED = 150
 WINDOW = 11
@@ -131,7 +134,7 @@ def _copies_per_second(frames: list[int]) -> float:
     source, target, at = _gigabyte(), np.empty(2**20, np.uint8), 0
     started = time.process_time()
     for count in frames:
-        size = count * NUM_FEATURES
+        size = count * YOUTUBE8M.frame_bytes
         if at + size > len(source):
             at = 0
         target[:size] = source[at : at + size]
@@ -360,7 +363,7 @@ def show(title: str, found: dict[str, list[float]], frames: float, against: list
             for other in against
         ]
         print(
-            f"| {name} | {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {rate * frames * NUM_FEATURES / 1e9:.2f} "
+            f"| {name} | {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {rate * frames * YOUTUBE8M.frame_bytes / 1e9:.2f} "
             f"| {' | '.join(ratios)} | {taken:,.0f} MiB |",
             flush=True,
         )

@@ -63,12 +63,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import plain_models as plain
 from measuring import in_new_process, memory, new_process
 from yt8m.dataset.batches import SegmentBatch, VideoBatch, context_frames, join_features
-from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
+from yt8m.features import YOUTUBE8M
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.config import (
-    AUDIO_SIZE,
-    FRAME_SIZE,
-    RGB_SIZE,
     ContextAgnosticClassifierConfig,
     ContextAwareClassifierConfig,
     DBoFConfig,
@@ -76,12 +73,16 @@ from yt8m.models.config import (
     VideoClassifierConfig,
 )
 from yt8m.runtime.machine import MachineConfig, make_fabric
+from yt8m.shards.records import row_bytes
 from yt8m.training.config import TrainingConfig
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
 from yt8m.training.step import make_step
 from yt8m.training.tasks import ContextVectors
 
+RGB_SIZE, AUDIO_SIZE = YOUTUBE8M.bytes_of("rgb"), YOUTUBE8M.bytes_of("audio")
+FRAME_SIZE = YOUTUBE8M.frame_bytes
+RGB_ROW, AUDIO_ROW = row_bytes(RGB_SIZE), row_bytes(AUDIO_SIZE)
 CLASSES = 1000
 EXPERTS = 4
 OUTPUT = 2048

@@ -24,7 +24,9 @@ import yt8m
 from tests.support.tiny_run import FinishedRun
 from yt8m.cli.main import app
 from yt8m.cli.options import merge_config
+from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
+from yt8m.features import Features
 from yt8m.runs.recipe import Recipe, find_recipe, read_recipe
 from yt8m.settings import Settings, parse_yaml, read_yaml, validated
 
@@ -190,17 +192,22 @@ def yaml_blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("place", "block"), yaml_blocks())
-def test_settings_in_the_documentation_are_part_of_a_valid_recipe(place: str, block: str) -> None:
-    values = read_yaml(ROOT / "recipes" / "demo.yaml")
-    for key, value in parse_yaml(block).items():
+def test_settings_in_the_documentation_are_valid(place: str, block: str) -> None:
+    """Each block is part of a recipe, or a description of features."""
+    given = parse_yaml(block)
+    is_features = given.keys() <= Features.model_fields.keys()
+    values = {} if is_features else read_yaml(ROOT / "recipes" / "demo.yaml")
+    for key, value in given.items():
         values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
     try:
-        validated(Recipe, values, place)
+        validated(Features if is_features else Recipe, values, place)
     except UsageError as error:
         pytest.fail(str(error))
 
 
-def test_the_python_of_the_how_to_runs(finished_run: FinishedRun) -> None:
+def test_the_python_of_the_how_to_runs(
+    finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the models of a tiny run in place of the demo's."""
     script = "".join(blocks((ROOT / "docs" / "how-to.md").read_text(), "python"))
     for documented, tiny in (("agnostic-dbof", "bare"), ("aware-dbof-nextvlad", "aware")):
@@ -208,7 +215,9 @@ def test_the_python_of_the_how_to_runs(finished_run: FinishedRun) -> None:
         assert folder in script
         script = script.replace(folder, repr(str(finished_run.model(f"finetune/{tiny}"))))
     values: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
     exec(script, values)
+    assert index_folder(tmp_path / "mine").features.size == 512
     num_classes = len(values["classes"])
     assert values["classes"].names
     assert values["probabilities"].shape == (2, num_classes)

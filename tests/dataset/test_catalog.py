@@ -480,12 +480,12 @@ def test_a_flipped_bit_skips_one_record_or_the_rest_of_the_shard(
 
 def test_damaged_records_are_skipped_and_reported_with_their_place(tmp_path: Path) -> None:
     good = random_videos(2, num_frames=(3, 3))
-    no_audio = record(entry("id", bytes_feature(b"x")), entry("rgb", frame_list([bytes(1024)])))
+    no_frames = record(entry("id", bytes_feature(b"x")), entry("motion", frame_list([bytes(1024)])))
     video_level = write_video_level_shard(tmp_path / "other" / "v.tfrecord", 1).read_bytes()[12:-4]
     payloads = [
         b"\xff garbage",
         good[0].encoded(),
-        no_audio,
+        no_frames,
         encode_video("zero", FRAMES[:0]),
         video_level,
         good[1].encoded(),
@@ -494,7 +494,13 @@ def test_damaged_records_are_skipped_and_reported_with_their_place(tmp_path: Pat
     (tmp_path / "b.tfrecord").touch()
     catalog = index_folder(tmp_path)
     assert catalog.record_number.tolist() == [1, 5]
-    reasons = ["beyond|breaks off|wire type", "has no audio", "has no rgb", "video-level shard", "the file is empty"]
+    reasons = [
+        "beyond|breaks off|wire type",
+        "has no rgb or audio",
+        "has no rgb or audio",
+        "video-level shard",
+        "the file is empty",
+    ]
     assert catalog.num_problems == len(catalog.problems) == len(reasons)
     for problem, number, reason in zip(catalog.problems, (0, 2, 3, 4, None), reasons, strict=True):
         assert any(part in problem for part in reason.split("|"))

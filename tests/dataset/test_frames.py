@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shards
 from tests.support.wire import bytes_feature, delimited, entry, frame_list, record
 from yt8m.dataset.batches import FrameSampling, VideoBatches
-from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW, FrameReader
+from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.dataset.read_ahead import step_loader
 from yt8m.dataset.sampling import FrameIndices
@@ -57,11 +57,11 @@ def test_frames_are_gathered_in_any_order(reader: FrameReader, videos: list[Tiny
         for kind in (np.int64, np.int32):
             indices = rng.integers(0, len(video.frames), 7).astype(kind)
             np.testing.assert_array_equal(reader.gather(row, indices), video.frames[indices])
-    assert reader.gather(0, np.zeros(0, np.int64)).shape == (0, NUM_FEATURES)
+    assert reader.gather(0, np.zeros(0, np.int64)).shape == (0, 1152)
 
 
 def test_frames_are_written_to_a_given_part_of_an_array(reader: FrameReader, videos: list[TinyVideo]) -> None:
-    batch = np.full((2, 10, NUM_FEATURES), 77, np.uint8)
+    batch = np.full((2, 10, 1152), 77, np.uint8)
     target = batch[1, 2:6]
     assert reader.read(3, 4, 8, out=target) is target
     np.testing.assert_array_equal(batch[1, 2:6], videos[3].frames[4:8])
@@ -84,7 +84,7 @@ def test_frames_outside_the_video_are_refused(reader: FrameReader) -> None:
 
 
 def test_output_arrays_of_another_shape_or_type_are_refused(reader: FrameReader) -> None:
-    for out in (np.zeros((3, NUM_FEATURES), np.uint8), np.zeros((4, NUM_FEATURES), np.int8)):
+    for out in (np.zeros((3, 1152), np.uint8), np.zeros((4, 1152), np.int8)):
         with pytest.raises(ValueError, match=r"expected uint8 \(4, 1152\)"):
             reader.read(0, 0, 4, out=out)  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_the_number_of_open_files_is_limited(reader: FrameReader, videos: list[T
         np.testing.assert_array_equal(reader.read(row), videos[row].frames)
         assert num_open() <= 2
     rows = np.array([0, 2, 4, 1, 3, 5])
-    rgb, audio = (np.empty((6, 5, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW))
+    rgb, audio = (np.empty((6, 5, row), np.uint8) for row in (1033, 137))
     reader.fill(rgb, audio, rows, [slice(0, 5)] * 6)
     for place, row in enumerate(rows.tolist()):
         np.testing.assert_array_equal(rgb[place, :, -1024:], videos[row].frames[:5, :1024])
@@ -120,7 +120,7 @@ def test_a_batch_is_filled_and_padded_with_zeros(reader: FrameReader, videos: li
     chosen: list[FrameIndices] = [
         slice(2, 9), np.array([0, 3, 4, 11]), np.array([5]), np.arange(1, 8), slice(0, len(videos[1].frames)),
     ]  # fmt: skip
-    rgb, audio = np.full((5, 21, RGB_ROW), 77, np.uint8), np.full((5, 21, AUDIO_ROW), 77, np.uint8)
+    rgb, audio = np.full((5, 21, 1033), 77, np.uint8), np.full((5, 21, 137), 77, np.uint8)
     reader.fill(rgb, audio, rows, chosen)
     for of_rgb, of_audio, row, frames in zip(rgb, audio, rows.tolist(), chosen, strict=True):
         wanted = videos[row].frames[frames]
@@ -134,7 +134,7 @@ def test_a_batch_is_filled_and_padded_with_zeros(reader: FrameReader, videos: li
 @pytest.mark.parametrize("frames", [slice(-1, 3), slice(4, 4), slice(0, 21), np.array([-1, 3]), np.array([0, 20])])
 def test_a_batch_with_frames_outside_the_video_is_refused(reader: FrameReader, frames: FrameIndices) -> None:
     with pytest.raises(IndexError, match="of row 0, which has"):
-        reader.fill(*(np.zeros((1, 30, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)), np.array([0]), [frames])
+        reader.fill(*(np.zeros((1, 30, row), np.uint8) for row in (1033, 137)), np.array([0]), [frames])
 
 
 def unequally_spaced(frames: NDArray[np.uint8]) -> bytes:
@@ -248,7 +248,7 @@ def test_truncation_between_the_check_and_the_read_is_an_error(
         return file
 
     monkeypatch.setattr(FrameReader, "_current", truncated_after_check)
-    arrays = [np.zeros((1, 12, row), np.uint8) for row in (RGB_ROW, AUDIO_ROW)]
+    arrays = [np.zeros((1, 12, row), np.uint8) for row in (1033, 137)]
     path = reader.catalog.shard_path(0)
     with pytest.raises(ShardError, match=rf"{path}, byte \d+: .* truncated"):
         reader.fill(*arrays, np.array([0]), [chosen])

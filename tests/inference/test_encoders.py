@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.support.tiny_models import CPU
 from yt8m.inference.encoders import fold_encoder
+from yt8m.models.config import DBoFConfig
 from yt8m.models.encoder import Encoder
 
 
@@ -17,4 +18,4 @@ def test_an_unknown_encoder_is_rejected() -> None:
             return features.mean(1)
 
     with pytest.raises(TypeError, match="no folded form of Mean"):
-        fold_encoder(Mean(1152, False), torch.float32, CPU)
+        fold_encoder(Mean(DBoFConfig()), torch.float32, CPU)

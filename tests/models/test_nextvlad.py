@@ -166,8 +166,10 @@ def test_centroids_do_not_decay() -> None:
 
 
 def test_invalid_settings_are_rejected() -> None:
-    with pytest.raises(UsageError, match="num_groups 48 must divide the expanded audio features, 256"):
-        validated(NeXtVLADConfig, {"num_groups": 48}, "recipe")
+    with pytest.raises(UsageError, match="num_groups 48 must divide the expanded rgb features, 2048"):
+        NeXtVLADEncoder(NeXtVLADConfig(num_groups=48))
+    with pytest.raises(UsageError, match="num_groups 512 must divide the expanded audio features, 256"):
+        NeXtVLADEncoder(NeXtVLADConfig(num_groups=512))
     with pytest.raises(UsageError, match="'num_clusters'"):
         validated(NeXtVLADConfig, {"num_clusters": 1}, "recipe")
     with pytest.raises(UsageError, match=r"did you mean 'num_clusters'\?"):

@@ -112,6 +112,7 @@ def test_the_config_file_contains_kind_settings_and_provenance(folder: Path) -> 
         "kind",
         "num_classes",
         "vocabulary",
+        "features",
         "config",
         "provenance",
         "weights_checksum",

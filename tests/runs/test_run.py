@@ -345,7 +345,6 @@ def test_a_run_indexes_parts_without_a_catalog(data: Path, tiny_recipe: Path, co
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_submission(
     tiny_dataset: Path, tiny_recipe: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:

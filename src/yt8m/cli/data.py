@@ -229,6 +229,7 @@ def _print_description(d: Description) -> None:
     rows = [
         ("shards", f"{d.num_shards:,} ({d.num_bytes / 1e9:.2f} GB)"),
         ("videos", f"{d.num_videos:,} ({d.hours:,.1f} hours)"),
+        ("features", d.features),
         ("frames", f"{d.num_frames:,}, per video {_spread(d.frames_per_video)}"),
         ("labels", f"{d.labels_per_video:.2f} per video; {d.videos_without_labels:,} videos without any"),
     ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW, Allocate, FrameReader
+from yt8m.dataset.frames import Allocate, FrameReader
 from yt8m.dataset.labels import Ratings, label_mask, labeled_videos, mined_negatives
 from yt8m.dataset.sampling import (
     FrameIndices,
@@ -32,12 +32,17 @@ from yt8m.dataset.sampling import (
     segment_window,
 )
 from yt8m.errors import UsageError
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS
+from yt8m.features import MODALITIES
+from yt8m.shards.ids import SEGMENT_SECONDS
+from yt8m.shards.records import row_bytes
 from yt8m.vocabulary import Vocabulary
 
 
 class PaddedFrames(NamedTuple):
-    """Frames of several videos: rows rgb uint8 (B, T, 1033) and audio uint8 (B, T, 137), lengths int64 (B,)."""
+    """Frames of several videos: rows rgb and audio, uint8 (B, T, bytes of a row), and lengths int64 (B,).
+
+    Of YouTube-8M, rows of rgb have 1,033 bytes, those of audio 137.
+    """
 
     rgb: Tensor
     audio: Tensor
@@ -73,9 +78,15 @@ def join_features(batch: PaddedFrames | VideoBatch | SegmentBatch) -> Tensor:
     """Cut the headers off the rows of a batch (see `frames`), and concatenate the features.
 
     Returns:
-        Frames, uint8 (B, T, D), zero beyond the length, on the device of the batch.
+        Bytes of the frames, uint8 (B, T, bytes), zero beyond the length, on the device of the batch.
     """
-    return torch.cat((batch.rgb[..., -NUM_RGB:], batch.audio[..., -NUM_AUDIO:]), -1)
+    return torch.cat([rows[..., _header_bytes(rows.shape[-1]) :] for rows in (batch.rgb, batch.audio)], -1)
+
+
+@lru_cache
+def _header_bytes(num_bytes: int) -> int:
+    """Bytes of the header in a row: rows grow with frames, so only one size of frame has rows of `num_bytes`."""
+    return next(header for header in range(num_bytes + 1) if row_bytes(num_bytes - header) == num_bytes)
 
 
 class ProcessSlice(NamedTuple):
@@ -125,7 +136,8 @@ def read_padded(
     lengths = allocate((len(rows),), np.int64)
     lengths[:] = [frames.stop - frames.start if isinstance(frames, slice) else len(frames) for frames in chosen]
     shape = (len(rows), int(lengths.max()))
-    rgb, audio = allocate((*shape, RGB_ROW), np.uint8), allocate((*shape, AUDIO_ROW), np.uint8)
+    sizes = (row_bytes(reader.features.bytes_of(name)) for name in MODALITIES)
+    rgb, audio = (allocate((*shape, size), np.uint8) for size in sizes)
     reader.fill(rgb, audio, rows, chosen)
     return PaddedFrames(torch.from_numpy(rgb), torch.from_numpy(audio), torch.from_numpy(lengths))
 
@@ -185,7 +197,11 @@ class Batches(Dataset[NamedTuple]):
     @property
     def num_bytes(self) -> int:
         """Most bytes of a batch of this process: frames with headers, a mask of the classes, at most 8 numbers each."""
-        of_example = self.max_frames * (RGB_ROW + AUDIO_ROW) + len(self.vocabulary) + 64
+        of_example = (
+            self.max_frames * sum(row_bytes(self.reader.features.bytes_of(name)) for name in MODALITIES)
+            + len(self.vocabulary)
+            + 64
+        )
         return self.local_batch_size * of_example
 
     def batch(self, step: int, allocate: Allocate = np.empty) -> NamedTuple:

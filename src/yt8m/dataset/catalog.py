@@ -30,7 +30,9 @@ from yt8m.dataset.layout import (
 )
 from yt8m.dataset.validation import require_valid
 from yt8m.errors import ShardError, UsageError, Yt8mError
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.files import written_atomically
+from yt8m.settings import validated
 from yt8m.shards.contents import ShardFile, crc32c
 from yt8m.shards.ids import MAX_ID_BYTES
 
@@ -47,6 +49,8 @@ class Oddity(StrEnum):
 
     IDS_UNUSABLE = "videos with an id that a submission cannot hold (dropped)"
     IDS_REPEATED = "videos with an id that occurred before (dropped)"
+    RGB_MISSING = "videos without rgb frames (kept, with values of 0)"
+    AUDIO_MISSING = "videos without audio frames (kept, with values of 0)"
     LENGTHS_DIFFER = "videos with more rgb than audio frames or the reverse (cut to the shorter)"
     NO_LABELS = "videos without labels (kept)"
     LABELS_REPEATED = "labels that a video repeats (kept once)"
@@ -74,8 +78,9 @@ class OutdatedError(Yt8mError):
 class Catalog:
     """Videos of a folder of shards, in the order (shard name, record), as read-only columns.
 
-    The 1,024 rgb bytes of a video's frame t are at `rgb_offset + t * rgb_stride` in its shard; its 128 audio bytes
-    likewise. A stride of 0 means that the frames are not equally spaced, and the record has to be parsed.
+    The rgb bytes of a video's frame t are at `rgb_offset + t * rgb_stride` in its shard; its audio bytes likewise. A stride
+    of 0 means that the frames are not equally spaced, and the record has to be parsed; an offset of 0 as well, that the
+    video lacks the modality.
 
     Args:
         folder: The folder of shards.
@@ -99,6 +104,7 @@ class Catalog:
         oddities: Number of each `Oddity`.
         problems: A sentence per damaged place, the first `MAX_PROBLEMS`.
         num_problems: Number of damaged places.
+        features: What the frames are.
     """
 
     folder: Path
@@ -122,6 +128,7 @@ class Catalog:
     oddities: dict[str, int]
     problems: tuple[str, ...]
     num_problems: int
+    features: Features = YOUTUBE8M
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -150,6 +157,8 @@ class Catalog:
         for shard in self.shards:
             contents = "" if shard.checksum is None else f" {shard.checksum:08x}"
             digest.update(f"{shard.name} {shard.num_bytes}{contents}\n".encode())
+        if self.features != YOUTUBE8M:
+            digest.update(self.features.digest.encode())
         return digest.hexdigest()[:16]
 
     def id_of(self, row: int) -> str:
@@ -179,9 +188,11 @@ class Catalog:
         Raises:
             UsageError: The folder or a listed shard is missing, or it contains no shards.
             ShardError: A shard is not accessible.
-            OutdatedError: Shards were added, removed or changed.
+            OutdatedError: Shards were added, removed or changed, or `features.yaml` was.
             Yt8mError: A shard has other bytes, although neither its size nor its modification time differ.
         """
+        if Features.of_folder(self.folder) != self.features:
+            raise OutdatedError(f"{self.folder}: has other features than when it was indexed.")
         paths = find_shards(self.folder)
         if [path.name for path in paths] != [shard.name for shard in self.shards]:
             raise OutdatedError(f"{self.folder}: has other shards than when it was indexed.")
@@ -322,7 +333,8 @@ def _to_table(catalog: Catalog) -> pa.Table:
 
 
 def _about(catalog: Catalog) -> dict[str, Any]:
-    return {
+    features = {} if catalog.features == YOUTUBE8M else {"features": catalog.features.model_dump(mode="json")}
+    return features | {
         "format": FORMAT_VERSION,
         "shards": [list(shard) for shard in catalog.shards],
         "oddities": catalog.oddities,
@@ -406,7 +418,12 @@ def _parsed(about: dict[str, Any]) -> dict[str, Any]:
         and len(problems) <= num_problems
     ):
         raise ValueError("its metadata have other types")
+    try:
+        features = validated(Features, about.get("features", {}), "features")
+    except UsageError as error:
+        raise ValueError(f"its {str(error).removesuffix('.')}") from None
     return {
+        "features": features,
         "shards": tuple(ShardInfo(*shard) for shard in shards),
         "oddities": oddities,
         "problems": tuple(problems),

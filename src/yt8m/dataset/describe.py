@@ -33,6 +33,7 @@ class Description:
         num_frames: Frames of all videos.
         hours: Their duration, at one frame per second.
         frames_per_video: Over the videos.
+        features: Name of its features, with the size of each modality.
         labels_per_video: Mean.
         videos_without_labels: Videos without any.
         videos_with_classes: Videos with a label of the segment vocabulary; None without a vocabulary.
@@ -56,6 +57,7 @@ class Description:
     num_frames: int
     hours: float
     frames_per_video: Summary
+    features: str
     labels_per_video: float
     videos_without_labels: int
     videos_with_classes: int | None
@@ -85,6 +87,7 @@ def describe(catalog: Catalog, vocabulary: Vocabulary | None = None) -> Descript
         num_frames=num_frames,
         hours=num_frames / 3600,
         frames_per_video=_spread(catalog.num_frames),
+        features=str(catalog.features),
         labels_per_video=float(num_labels.mean()),
         videos_without_labels=int((num_labels == 0).sum()),
         videos_with_classes=None if vocabulary is None else len(videos_with_classes(catalog, vocabulary)),

@@ -1,9 +1,9 @@
 """Random access to frames: nothing but a range of frames of a video is read from its shard.
 
 The catalog locates a video's frames, so no record is parsed. In a shard each frame follows the same few bytes of header,
-and batches take frames with their headers, as rows of 1,033 bytes (rgb) and 137 (audio): consecutive frames are then read
-straight into the batch, and sampled ones are one copy per frame. The device cuts the headers off
-(`batches.join_features`). Frames stay uint8.
+and batches take frames with their headers, of YouTube-8M as rows of 1,033 bytes (rgb) and 137 (audio): consecutive frames
+are then read straight into the batch, and sampled ones are one copy per frame. The device cuts the headers off
+(`batches.join_features`). Frames stay bytes. Those of a modality that a video lacks are `Features.missing`.
 
 Shards are read through descriptors, not mapped: a read beyond the end of a shard that another process truncates is
 short, where access to a map would kill the process.
@@ -12,6 +12,7 @@ short, where access to a map would kill the process.
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,27 +22,16 @@ from numpy.typing import DTypeLike, NDArray
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.sampling import FrameIndices
 from yt8m.errors import ShardError
+from yt8m.features import MODALITIES
 from yt8m.shards.contents import ShardFile
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB, frame_header, frame_offsets
+from yt8m.shards.records import frame_offsets, row_bytes
 from yt8m.shards.wire import MalformedRecordError
-
-NUM_FEATURES = NUM_RGB + NUM_AUDIO
-"""Bytes of a frame: 1,152."""
 
 MAX_OPEN = 1024
 """Most shards that a reader keeps open, and at most a quarter of the files that a process may open (`ulimit -n`)."""
 
 MAX_SPARSENESS = 8
 """Chosen frames are read as one range where it has at most this many frames per chosen one, and one by one otherwise."""
-
-RGB_ROW = len(frame_header(NUM_RGB)) + NUM_RGB
-AUDIO_ROW = len(frame_header(NUM_AUDIO)) + NUM_AUDIO
-"""Bytes of a frame with its header, in a batch and in shards of every known writer."""
-
-
-# A row as one element, so that numpy copies row by row, not byte by byte.
-_RGB_ITEM = np.dtype((np.void, RGB_ROW))
-_AUDIO_ITEM = np.dtype((np.void, AUDIO_ROW))
 
 
 class Allocate(Protocol):
@@ -84,6 +74,9 @@ class FrameReader:
         self._columns = tuple(getattr(catalog, name) for name in _Layout._fields)
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._scratch = np.empty(0, np.uint8)
+        self.features = catalog.features
+        self._sizes = [self.features.bytes_of(name) for name in MODALITIES]
+        self._missing = [self.features.missing(name) for name in MODALITIES]
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop the open files, which belong to a process."""
@@ -106,7 +99,7 @@ class FrameReader:
             row: The video's row in the catalog.
             start: First frame.
             stop: End; the last frame's by default.
-            out: Array to fill, uint8 (stop - start, 1152) with its last axis contiguous; a new one by default.
+            out: Array to fill, uint8 (stop - start, bytes of a frame) with its last axis contiguous; a new one by default.
 
         Returns:
             `out`.
@@ -120,7 +113,9 @@ class FrameReader:
             stop = layout.num_frames
         if not 0 <= start <= stop <= layout.num_frames:
             raise IndexError(f"frames {start} to {stop} of row {row}, which has {layout.num_frames}")
-        return self._read(row, layout, slice(start, stop), start, stop, _output(out, stop - start))
+        return self._read(
+            row, layout, slice(start, stop), start, stop, _output(out, (stop - start, self.features.frame_bytes))
+        )
 
     def gather(
         self, row: int, indices: NDArray[np.integer], *, out: NDArray[np.uint8] | None = None
@@ -130,7 +125,7 @@ class FrameReader:
         Args:
             row: The video's row in the catalog.
             indices: The frames, integer (T,), in any order.
-            out: Array to fill, uint8 (T, 1152) with its last axis contiguous; a new one by default.
+            out: Array to fill, uint8 (T, bytes of a frame) with its last axis contiguous; a new one by default.
 
         Returns:
             `out`.
@@ -143,7 +138,7 @@ class FrameReader:
         first, stop = (int(indices.min()), int(indices.max()) + 1) if len(indices) else (0, 0)
         if not (first >= 0 and stop <= layout.num_frames):
             raise IndexError(f"frames {first} to {stop} of row {row}, which has {layout.num_frames}")
-        return self._read(row, layout, indices, first, stop, _output(out, len(indices)))
+        return self._read(row, layout, indices, first, stop, _output(out, (len(indices), self.features.frame_bytes)))
 
     def _read(
         self,
@@ -155,10 +150,11 @@ class FrameReader:
         out: NDArray[np.uint8],
     ) -> NDArray[np.uint8]:
         if len(out):
-            rgb, audio = (np.empty((len(out), size), np.uint8) for size in (RGB_ROW, AUDIO_ROW))
+            rgb, audio = (np.empty((len(out), row_bytes(size)), np.uint8) for size in self._sizes)
             self._copy(row, layout, self._current(layout.shard_index), chosen, first, stop, rgb, audio)
-            out[:, :NUM_RGB] = rgb[:, -NUM_RGB:]
-            out[:, NUM_RGB:] = audio[:, -NUM_AUDIO:]
+            num_rgb, num_audio = self._sizes
+            out[:, :num_rgb] = rgb[:, rgb.shape[1] - num_rgb :]
+            out[:, num_rgb:] = audio[:, audio.shape[1] - num_audio :]
         return out
 
     def fill(
@@ -171,8 +167,9 @@ class FrameReader:
         """Read frames of several videos, with their headers, into the rows of a batch, and zero the padding.
 
         Args:
-            rgb: uint8 (B, T, 1033), contiguous; T at least the most frames of a video. A frame is the last 1,024 bytes.
-            audio: uint8 (B, T, 137), likewise; the last 128 bytes.
+            rgb: Rows, uint8 (B, T, `row_bytes`), contiguous; T at least the most frames of a video. A frame is the end of
+                its row: the last 1,024 bytes of 1,033 in YouTube-8M.
+            audio: Likewise: the last 128 bytes of 137.
             rows: The videos' rows in the catalog, integer (B,).
             chosen: The frames of each.
 
@@ -218,7 +215,7 @@ class FrameReader:
         audio: NDArray[np.uint8],
     ) -> None:
         """Read the chosen frames, which are among those from `first` to `stop`, into rows (T, row), contiguous."""
-        if not (layout.rgb_stride and layout.audio_stride):
+        if bool(layout.rgb_offset) > bool(layout.rgb_stride) or bool(layout.audio_offset) > bool(layout.audio_stride):
             _copy_unequally_spaced(self.catalog, row, file, chosen, rgb, audio)
             return
         if stop - first > MAX_SPARSENESS * len(rgb):
@@ -228,8 +225,12 @@ class FrameReader:
             return
         if not isinstance(chosen, slice):
             chosen = chosen - first
-        self._copy_rows(file, layout.rgb_offset, layout.rgb_stride, NUM_RGB, chosen, first, stop, rgb)
-        self._copy_rows(file, layout.audio_offset, layout.audio_stride, NUM_AUDIO, chosen, first, stop, audio)
+        places = ((layout.rgb_offset, layout.rgb_stride), (layout.audio_offset, layout.audio_stride))
+        for out, (offset, stride), size, missing in zip((rgb, audio), places, self._sizes, self._missing, strict=True):
+            if offset:
+                self._copy_rows(file, offset, stride, size, chosen, first, stop, out)
+            elif size:
+                out[:, -size:] = missing
 
     def _copy_rows(
         self,
@@ -258,7 +259,8 @@ class FrameReader:
         if isinstance(chosen, slice):
             file.read_into(out, begin)
             return
-        kind = _RGB_ITEM if size == NUM_RGB else _AUDIO_ITEM
+        # A row as one element, so that numpy copies row by row, not byte by byte.
+        kind = _row_dtype(stride)
         # `clip` avoids a copy in numpy; the positions are known to be valid.
         self._read_range(file, begin, count * stride).view(kind).take(chosen, out=out.view(kind)[:, 0], mode="clip")
 
@@ -314,23 +316,34 @@ def _copy_unequally_spaced(
     file.read_into(record, begin)
     payload = record.tobytes()
     number = int(catalog.record_number[row])
+    features = catalog.features
     try:
-        offsets = frame_offsets(payload)
+        offsets = frame_offsets(payload, features)
     except MalformedRecordError as error:
         raise ShardError(file.path, error.message, record=number, offset=begin + error.offset) from None
     # Where rgb and audio differ in length, the longer list is cut.
     length = int(catalog.num_frames[row])
-    if min(map(len, offsets)) < length:
-        found = f"has fewer than the {length:,} frames of the catalog; run `yt8m index {catalog.folder}`."
-        raise ShardError(file.path, found, record=number, offset=begin)
-    for target, of_feature, size in zip((rgb, audio), offsets, (NUM_RGB, NUM_AUDIO), strict=True):
+    for name, target, of_modality in zip(MODALITIES, (rgb, audio), offsets, strict=True):
+        size = features.bytes_of(name)
+        if not size:
+            continue
         target[:, :-size] = 0
-        for frame, at in zip(target, of_feature[:length][chosen].tolist(), strict=True):
+        if not getattr(catalog, f"{name}_offset")[row]:
+            target[:, -size:] = features.missing(name)
+            continue
+        if len(of_modality) < length:
+            found = f"has fewer than the {length:,} frames of the catalog; run `yt8m index {catalog.folder}`."
+            raise ShardError(file.path, found, record=number, offset=begin)
+        for frame, at in zip(target, of_modality[:length][chosen].tolist(), strict=True):
             frame[-size:] = record[at : at + size]
 
 
-def _output(out: NDArray[np.uint8] | None, num_frames: int) -> NDArray[np.uint8]:
-    shape = (num_frames, NUM_FEATURES)
+@lru_cache
+def _row_dtype(num_bytes: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, num_bytes))
+
+
+def _output(out: NDArray[np.uint8] | None, shape: tuple[int, int]) -> NDArray[np.uint8]:
     if out is None:
         return np.empty(shape, np.uint8)
     if out.shape != shape or out.dtype != np.uint8:

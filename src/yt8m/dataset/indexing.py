@@ -26,14 +26,18 @@ from yt8m.dataset.catalog import (
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info, writable_catalog_folder
 from yt8m.dataset.problems import MAX_REPORTED, REPORT_NAME, OnProblem, Problem, ShardProblems, report_written
 from yt8m.errors import ShardError, UsageError, Yt8mError, counted
+from yt8m.features import Features
 from yt8m.files import clear_leftovers
 from yt8m.runtime.console import err
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.contents import ShardFile, ShardWindow
-from yt8m.shards.records import SEGMENT_SECONDS, VideoRecord, read_video
+from yt8m.shards.ids import SEGMENT_SECONDS
+from yt8m.shards.records import VideoRecord, read_video
 from yt8m.shards.tfrecord import Record, framing_checksum, iterate_records
 from yt8m.shards.wire import MalformedRecordError, UnusableIdError, WrongDatasetError
+
+_MISSING = {"rgb": Oddity.RGB_MISSING, "audio": Oddity.AUDIO_MISSING}
 
 NUM_LABELS = 3862
 """Labels of the YouTube-8M vocabulary."""
@@ -68,9 +72,11 @@ def index_folder(
         on_problem: Called with each problem.
 
     Raises:
-        UsageError: The folder is missing or contains no shards, or listed shards are missing.
+        UsageError: The folder is missing or contains no shards, or listed shards are missing,
+            or `features.yaml` is not valid.
         ShardError: A shard is of another dataset, or no record can be used, or strict and there is a problem.
     """
+    features = Features.of_folder(folder)
     paths = find_shards(folder)
     total = sum(shard_info(path).num_bytes for path in paths)
     done = 0
@@ -84,10 +90,10 @@ def index_folder(
 
     with progress(f"index {folder}", total, "bytes") as report:
         for position, path in enumerate(paths):
-            parts.append(_index_shard(path, position, verify, vocabulary_size, note))
+            parts.append(_index_shard(path, position, features, verify, vocabulary_size, note))
             done += parts[-1].info.num_bytes
             report(done, total)
-    return _join(folder, parts, note)
+    return _join(folder, features, parts, note)
 
 
 def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS) -> Catalog:
@@ -96,7 +102,9 @@ def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_L
     Raises:
         ShardError: The shard cannot be read, is of another dataset, or has no record that can be used.
     """
-    return _join(path.parent, [_index_shard(path, 0, verify, vocabulary_size, _ignore)], _ignore)
+    features = Features.of_folder(path.parent)
+    rows = _index_shard(path, 0, features, verify, vocabulary_size, _ignore)
+    return _join(path.parent, features, [rows], _ignore)
 
 
 def index_and_save(
@@ -206,7 +214,9 @@ class _ShardRows:
     num_problems: int
 
 
-def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, on_problem: OnProblem) -> _ShardRows:
+def _index_shard(
+    path: Path, position: int, features: Features, verify: bool, vocabulary_size: int, on_problem: OnProblem
+) -> _ShardRows:
     """Index one shard: a function of its bytes alone."""
     info = shard_info(path)
     problems = ShardProblems(path, on_problem)
@@ -218,7 +228,7 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
     file = _opened(path, problems)
     for record in _intact_records(file, verify, problems, framing) if file else ():
         try:
-            video = read_video(record.payload)
+            video = read_video(record.payload, features)
         except UnusableIdError as error:
             problems.odd(Oddity.IDS_UNUSABLE, record, error.message.removesuffix("."))
             continue
@@ -230,14 +240,21 @@ def _index_shard(path: Path, position: int, verify: bool, vocabulary_size: int, 
                 raise problem from None
             problems.damage(problem, "the record was skipped")
             continue
-        rgb, audio = video.rgb, video.audio
-        num_frames = min(rgb.num_frames, audio.num_frames)
-        if rgb.num_frames != audio.num_frames:
-            found = f"{rgb.num_frames:,} rgb frames and {audio.num_frames:,} audio frames"
+        num_frames = min(video.lengths)
+        if num_frames != max(video.lengths):
+            found = f"{video.rgb.num_frames:,} rgb frames and {video.audio.num_frames:,} audio frames"
             problems.odd(Oddity.LENGTHS_DIFFER, record, found)
+        places = []
+        for name, layout in (("rgb", video.rgb), ("audio", video.audio)):
+            if layout.num_frames:
+                places += [record.offset + layout.offset, layout.stride]
+                continue
+            places += [0, 0]
+            if name in features.modalities:
+                problems.odd(_MISSING[name], record, f"no {name} frames")
         ids.append(video.id.encode())
         location = (position, record.number, record.offset, len(record.payload), num_frames)
-        rows.append((*location, record.offset + rgb.offset, rgb.stride, record.offset + audio.offset, audio.stride))
+        rows.append((*location, *places))
         labels.append(_known_labels(video.labels, vocabulary_size, record, problems))
         ratings.append(_usable_ratings(video, num_frames, vocabulary_size, record, problems))
     problems.close()
@@ -350,7 +367,7 @@ def _usable_ratings(
     return usable
 
 
-def _join(folder: Path, parts: list[_ShardRows], on_problem: OnProblem) -> Catalog:
+def _join(folder: Path, features: Features, parts: list[_ShardRows], on_problem: OnProblem) -> Catalog:
     """Concatenate the rows of all shards, and drop videos with an id that occurred before."""
     oddities = sum((part.oddities for part in parts), Counter[Oddity]())
     problems = [sentence for part in parts for sentence in part.problems][:MAX_PROBLEMS]
@@ -393,6 +410,7 @@ def _join(folder: Path, parts: list[_ShardRows], on_problem: OnProblem) -> Catal
         oddities={oddity.value: oddities[oddity] for oddity in Oddity if oddities[oddity]},
         problems=tuple(problems),
         num_problems=sum(part.num_problems for part in parts),
+        features=features,
         **columns,
     )
 

@@ -6,7 +6,7 @@ Times are in seconds, which are also frames: a segment that starts at second 30 
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 FrameIndices = slice | NDArray[np.int64]
 """Frames of a video: a range, or increasing indices, int64 (T,)."""

@@ -11,8 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from yt8m.dataset.layout import is_shard_name
-from yt8m.shards.ids import MAX_ID_BYTES
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS, frame_header
+from yt8m.features import MODALITIES
+from yt8m.shards.ids import MAX_ID_BYTES, SEGMENT_SECONDS
+from yt8m.shards.records import row_bytes
 from yt8m.shards.tfrecord import FRAMING_BYTES, HEADER_BYTES, MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -77,20 +78,26 @@ def _require_rows(c: "Catalog") -> None:
     room[1:] -= np.where(same, begin[:-1] + length[:-1] + (FRAMING_BYTES - HEADER_BYTES), 0)
     if (skipped < 0).any() or (room < FRAMING_BYTES * skipped).any() or (room[skipped == 0] != 0).any():
         _fail("its records are not in the order of their shards")
-    for kind, size in (("rgb", NUM_RGB), ("audio", NUM_AUDIO)):
+    lacks = {}
+    for kind in MODALITIES:
+        size = c.features.bytes_of(kind)
         offset, stride = getattr(c, f"{kind}_offset"), getattr(c, f"{kind}_stride").astype(np.int64)
-        header = len(frame_header(size))
+        lacks[kind] = (offset == 0) & (stride == 0)
+        if not size and not lacks[kind].all():
+            _fail(f"it has {kind} frames, which its features have not")
+        row = row_bytes(size)
         last = c.num_frames.astype(np.int64) - 1
-        if (last < 0).any() or ((last + 1) * (header + size) > length).any():
+        if (last < 0).any() or ((last + 1) * row > length)[~lacks[kind]].any():
             _fail("numbers of frames do not agree with the lengths of records")
         # A stride of 0 stands for frames that are not equally spaced; before each are its header's bytes.
-        if (stride < header + size)[stride != 0].any():
+        if (stride < row)[stride != 0].any():
             _fail(f"its {kind} frames overlap")
-        if (
-            _outside(offset, begin + header, begin + length - size)
-            or (offset + last * stride + size > begin + length).any()
-        ):
+        outside = (offset < begin + row - size) | (offset > begin + length - size)
+        outside |= offset + last * stride + size > begin + length
+        if outside[~lacks[kind]].any():
             _fail(f"{kind} frames are outside their records")
+    if np.logical_and(*lacks.values()).any():
+        _fail("a row has no frames")
 
 
 def _require_ids(c: "Catalog") -> None:

@@ -22,11 +22,11 @@ from yt8m.errors import UsageError, Yt8mError
 from yt8m.extraction.decode import Frames, UnreadableVideoError
 from yt8m.extraction.decoder import DecoderProcess, Decoding
 from yt8m.extraction.videos import Video, find_videos, path_text, read_videos, video_id, write_videos
+from yt8m.features import YOUTUBE8M
 from yt8m.files import cache_folder, clear_all_leftovers, written_atomically
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
 from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
-from yt8m.shards.records import NUM_AUDIO
 from yt8m.shards.writer import ShardWriter, encode_video
 
 SETTINGS_FILE = "extraction.yaml"
@@ -346,7 +346,7 @@ def _read(path: Path) -> tuple[NDArray[np.uint8], str]:
 
 def _sound(audio: list[NDArray[np.uint8]], num_frames: int) -> tuple[NDArray[np.uint8], list[str]]:
     """The features of sound for each frame, uint8 (n, 128), and what is odd about them."""
-    found = np.concatenate(audio)[:num_frames] if audio else np.empty((0, NUM_AUDIO), np.uint8)
+    found = np.concatenate(audio)[:num_frames] if audio else np.empty((0, YOUTUBE8M.bytes_of("audio")), np.uint8)
     missing = num_frames - len(found)
     padded = np.pad(found, ((0, missing), (0, 0)), constant_values=MISSING_SOUND)
     notes = [] if not missing else ["no sound"] if not len(found) else [f"no sound in the last {missing} seconds"]

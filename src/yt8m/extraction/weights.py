@@ -24,9 +24,9 @@ from yt8m.extraction.inception import InceptionV3
 from yt8m.extraction.pca import PCA, quantize
 from yt8m.extraction.vggish import NUM_ACTIVATIONS as NUM_AUDIO_ACTIVATIONS
 from yt8m.extraction.vggish import VGGish
+from yt8m.features import MODALITIES, YOUTUBE8M
 from yt8m.files import cache_folder
 from yt8m.runtime.console import format_bytes
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB
 from yt8m.torch_files import read_state_dict
 
 VARIABLE = "YT8M_WEIGHTS"
@@ -37,6 +37,9 @@ DIGESTS_NAME = "SHA256SUMS"
 
 CPU_CHUNK, DEVICE_CHUNK = 8, 64
 """Frames, or seconds of audio, that a network processes at a time, on a CPU and on other devices."""
+
+NUM_RGB, NUM_AUDIO = (YOUTUBE8M.bytes_of(name) for name in MODALITIES)
+"""Numbers that the PCAs keep."""
 
 _GOOGLE = "https://storage.googleapis.com"
 _GRAPH_NAME = "classify_image_graph_def.pb"

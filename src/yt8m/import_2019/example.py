@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.features import YOUTUBE8M
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier
-from yt8m.models.config import FRAME_SIZE
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a probability from the original's."""
@@ -62,9 +62,13 @@ def read_example(path: Path) -> Example:
     if probabilities is None or probabilities.dtype.kind != "f" or probabilities.ndim != 2 or not len(probabilities):
         raise Yt8mError(f"{path}: expected an array 'probabilities' of floats, examples x classes.")
     for name, array in arrays.items():
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[::2] != (len(probabilities), FRAME_SIZE):
+        if (
+            array.dtype != np.uint8
+            or array.ndim != 3
+            or array.shape[::2] != (len(probabilities), YOUTUBE8M.frame_bytes)
+        ):
             raise Yt8mError(
-                f"{path}: expected {name!r} as bytes, {len(probabilities)} x frames x {FRAME_SIZE}, found "
+                f"{path}: expected {name!r} as bytes, {len(probabilities)} x frames x {YOUTUBE8M.frame_bytes}, found "
                 f"{array.dtype} {' x '.join(map(str, array.shape))}."
             )
     return Example(path, arrays.get("video"), arrays.get("segment"), probabilities)

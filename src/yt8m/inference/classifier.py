@@ -1,6 +1,6 @@
 """Classifiers folded for prediction: nothing is computed twice, and results are batch-invariant.
 
-Shapes: N frames, S windows (segments with their margins, or contexts), W frames of a window, D=1152 features, P size of a
+Shapes: N frames, S windows (segments with their margins, or contexts), W frames of a window, D features (1152 of YouTube-8M), P size of a
 frame's embedding, C classes.
 
 In eval mode a batch norm is an affine map, so each is folded into the linear layer next to it, as are consecutive linear
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from yt8m.errors import UsageError
+from yt8m.features import Features
 from yt8m.inference.chunks import VIDEOS_PER_CHUNK, apply_in_chunks, chunk_sizes
 from yt8m.inference.encoders import FoldedEncoder, fold_encoder
 from yt8m.inference.layers import FoldedGate, FoldedLinear, FoldedMixture, fold_gate, fold_norm_into_linear
@@ -58,7 +59,7 @@ class FoldedClassifier:
         encoders: dict[str, FoldedEncoder] | None = None,
     ) -> None:
         self.kind: Kind = model.config.kind
-        self.num_classes = model.num_classes
+        self.num_classes, self.features = model.num_classes, model.features
         self.digest = digest_of(model)
         self.device = device
         known = {} if encoders is None else encoders
@@ -126,7 +127,7 @@ class FoldedClassifier:
         """Context vectors of videos, (V, d).
 
         Args:
-            frames: Frames of all of them, uint8 (N, D).
+            frames: Frames of all of them, uint8 (N, bytes).
             windows: Frames of each video's context, rows of `frames`, int64 (V, W).
             mask: bool (V, W), true where there is a frame.
         """
@@ -139,6 +140,7 @@ def load_folded(
     vocabulary_digest: str,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    features: Features | None = None,
 ) -> dict[str, FoldedClassifier]:
     """Load and fold model folders.
 
@@ -147,9 +149,10 @@ def load_folded(
         vocabulary_digest: Digest of the vocabulary in use.
         device: Device.
         dtype: Type of the matrix products.
+        features: Features of the videos; None to accept any.
 
     Raises:
-        UsageError: A folder contains no classifier of these classes, or two have the same name.
+        UsageError: A folder contains no classifier of these classes and features, or two have the same name.
         Yt8mError: The weights cannot be read, or do not fit the network.
     """
     models: dict[str, FoldedClassifier] = {}
@@ -164,6 +167,6 @@ def load_folded(
         folders = named
     for name, folder in folders.items():
         # Folded one by one, so that their weights are not in memory twice.
-        model = load_model(folder, vocabulary_digest=vocabulary_digest)
+        model = load_model(folder, vocabulary_digest=vocabulary_digest, features=features)
         models[name] = FoldedClassifier(model, device, dtype, encoders)
     return models

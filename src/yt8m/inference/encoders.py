@@ -1,6 +1,6 @@
 """Encoders folded for prediction: embeddings of frames, and their pooling over windows.
 
-Shapes: N frames, S windows, W frames of a window, D=1152 features, P size of a frame's embedding, H hidden channels,
+Shapes: N frames, S windows, W frames of a window, D features (1152 of YouTube-8M), P size of a frame's embedding, H hidden channels,
 K clusters, G groups, J features of a group.
 """
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from yt8m.inference.chunks import apply_in_chunks, chunk_sizes, pad_rows
 from yt8m.inference.layers import FoldedLinear, fold_gate, fold_norm_into_linear, linear_parameters, norm_as_affine
-from yt8m.models.config import RGB_SIZE
 from yt8m.models.dbof import DBoFEncoder
 from yt8m.models.encoder import Encoder
 from yt8m.models.nextvlad import ModalityVLAD, NeXtVLADEncoder
@@ -35,7 +34,7 @@ class FoldedEncoder(ABC):
         self._embedding_size, self._dtype = embedding_size, dtype
 
     def embed_frames(self, frames: Tensor) -> Tensor:
-        """Embed frames, uint8 (N, D) with N at least 1, as (N, P)."""
+        """Embed frames, uint8 (N, bytes) with N at least 1, as (N, P)."""
         size = self._chunks.frames
         length = torch.tensor([size], device=frames.device)
         # Allocated once: concatenating chunks would take a tenth of the time.
@@ -123,8 +122,7 @@ class FoldedDBoF(FoldedEncoder):
 class _FoldedModality:
     """One modality of NeXtVLAD; the embedding of a frame is its expanded features (G J) and its assignment (G K)."""
 
-    def __init__(self, modality: ModalityVLAD, features: slice, dtype: torch.dtype, device: torch.device) -> None:
-        self._features = features
+    def __init__(self, modality: ModalityVLAD, dtype: torch.dtype, device: torch.device) -> None:
         self._groups, self._clusters, self._size = modality.num_groups, modality.num_clusters, modality.group_size
         expansion, expansion_bias = linear_parameters(modality.expansion)
         assignment, assignment_bias = linear_parameters(modality.assignment)
@@ -143,8 +141,8 @@ class _FoldedModality:
         self._centroids = modality.centroids.detach().float().to(device)
 
     def embed(self, features: Tensor, out: Tensor) -> None:
-        """Embed features (N, D) of both modalities in `out` (N, P)."""
-        combined = self._linear(F.normalize(features[:, self._features], dim=-1))
+        """Embed features (N, D) of this modality in `out` (N, P)."""
+        combined = self._linear(F.normalize(features, dim=-1))
         expanded, logits, attention = torch.split(combined, self._sizes, 1)  # (N, G J), (N, G K), (N, G)
         assignment = torch.softmax(logits.float().view(-1, self._groups, self._clusters), -1)  # (N, G, K)
         expanded_out, weights_out = torch.split(out, self._sizes[:2], 1)  # (N, G J), (N, G K)
@@ -164,28 +162,30 @@ class _FoldedModality:
 
 
 class FoldedNeXtVLAD(FoldedEncoder):
-    """NeXtVLAD; the embedding of a frame is its expanded features and its assignment, of rgb and of audio."""
+    """NeXtVLAD; the embedding of a frame is its expanded features and its assignment, of each modality."""
 
     def __init__(self, encoder: NeXtVLADEncoder, dtype: torch.dtype, device: torch.device) -> None:
-        self._rgb = _FoldedModality(encoder.rgb, slice(None, RGB_SIZE), dtype, device)
-        self._audio = _FoldedModality(encoder.audio, slice(RGB_SIZE, None), dtype, device)
-        self._embedding_sizes = [self._rgb.embedding_size, self._audio.embedding_size]
+        self._modalities = [_FoldedModality(modality, dtype, device) for modality in encoder.modalities]
+        self._feature_sizes = list(encoder.sizes.values())
+        self._embedding_sizes = [modality.embedding_size for modality in self._modalities]
         super().__init__(encoder, device, sum(self._embedding_sizes), dtype)
         weight, bias = linear_parameters(encoder.projection)
-        norms = [norm_as_affine(modality.descriptor_norm) for modality in (encoder.rgb, encoder.audio)]
+        norms = [norm_as_affine(modality.descriptor_norm) for modality in encoder.modalities]
         scale, shift = (torch.cat(parts) for parts in zip(*norms, strict=True))
         self._projection = FoldedLinear(weight * scale, bias + weight @ shift, dtype, device)
         self._cut = encoder.config.cut_after_linear
         self._gate = fold_gate(encoder.gate, dtype, device)
 
     def _embed(self, features: Tensor, out: Tensor) -> None:
-        rgb, audio = torch.split(out, self._embedding_sizes, 1)
-        self._rgb.embed(features, rgb)
-        self._audio.embed(features, audio)
+        parts = torch.split(features, self._feature_sizes, 1)
+        for modality, part, target in zip(
+            self._modalities, parts, torch.split(out, self._embedding_sizes, 1), strict=True
+        ):
+            modality.embed(part, target)
 
     def _pool(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        rgb, audio = torch.split(embedded, self._embedding_sizes, -1)
-        return torch.cat([self._rgb.pool(rgb, mask), self._audio.pool(audio, mask)], dim=1)
+        parts = torch.split(embedded, self._embedding_sizes, -1)
+        return torch.cat([m.pool(part, mask) for m, part in zip(self._modalities, parts, strict=True)], dim=1)
 
     def _project(self, pooled: Tensor) -> Tensor:
         encoded = self._projection(pooled)

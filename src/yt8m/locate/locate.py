@@ -27,7 +27,7 @@ from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.runs.finished import ensemble_of_run
 from yt8m.runtime.machine import MachineConfig, make_fabric
 from yt8m.settings import validated
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rich.text import Text
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import printable
 from yt8m.files import written_atomically
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 Value = TypeVar("Value", np.bool_, np.float32)
 

@@ -1,6 +1,6 @@
 """The three classifiers: of videos, and of segments without and with the context of their video.
 
-Shapes: B videos or segments, T frames, D=1152 features, C classes.
+Shapes: B videos or segments, T frames, D features (1152 of YouTube-8M), C classes.
 
 A video classifier is an encoder and a mixture of experts. The context-agnostic segment classifier is the same network,
 fine-tuned on the frames of segments and their margins. The context-aware one adds a second, frozen encoder of the complete
@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.models.config import (
     ContextAgnosticClassifierConfig,
     ContextAwareClassifierConfig,
@@ -42,19 +43,20 @@ class VideoClassifier(nn.Module):
     Args:
         config: Settings.
         num_classes: C.
+        features: What the frames are.
     """
 
-    def __init__(self, config: VideoClassifierConfig, num_classes: int) -> None:
+    def __init__(self, config: VideoClassifierConfig, num_classes: int, features: Features = YOUTUBE8M) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
-        self.encoder = build_encoder(config.encoder)
+        self.config, self.num_classes, self.features = config, num_classes, features
+        self.encoder = build_encoder(config.encoder, features)
         self.mixture = MixtureOfExperts(self.encoder.output_size, num_classes, config.mixture)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Logits, float32 (B, C), of videos, or of segments with their margins.
 
         Args:
-            frames: uint8 (B, T, D); padding has no influence.
+            frames: uint8 (B, T, bytes); padding has no influence.
             lengths: int64 (B,), from 1 to T.
         """
         logits: Tensor = self.mixture(self.encoder(frames, lengths))
@@ -64,7 +66,7 @@ class VideoClassifier(nn.Module):
         """Probabilities, float32 (B, C), of videos, or of segments with their margins.
 
         Args:
-            frames: Array or tensor, uint8 (B, T, D), rgb ++ audio as in the shards.
+            frames: Array or tensor, uint8 (B, T, bytes), rgb ++ audio as in the shards.
             lengths: Number of frames of each, (B,); None if all T frames exist.
 
         Raises:
@@ -72,7 +74,7 @@ class VideoClassifier(nn.Module):
             ValueError: The frames or the lengths have another shape or range.
         """
         with _evaluating(self):
-            return torch.sigmoid(self(*as_batch(frames, lengths, _device_of(self))))
+            return torch.sigmoid(self(*as_batch(frames, lengths, _device_of(self), self.features)))
 
 
 class ContextAgnosticClassifier(VideoClassifier):
@@ -86,7 +88,7 @@ class ContextAgnosticClassifier(VideoClassifier):
         config = ContextAgnosticClassifierConfig(
             encoder=video.config.encoder, mixture=video.config.mixture, margin_frames=margin_frames
         )
-        agnostic = cls(config, video.num_classes)
+        agnostic = cls(config, video.num_classes, video.features)
         agnostic.load_state_dict(video.state_dict())
         return agnostic
 
@@ -100,13 +102,14 @@ class ContextAwareClassifier(nn.Module):
     Args:
         config: Settings.
         num_classes: C.
+        features: What the frames are.
     """
 
-    def __init__(self, config: ContextAwareClassifierConfig, num_classes: int) -> None:
+    def __init__(self, config: ContextAwareClassifierConfig, num_classes: int, features: Features = YOUTUBE8M) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
-        self.context_encoder = build_encoder(config.context_encoder).requires_grad_(False)
-        self.segment_encoder = build_encoder(config.segment_encoder)
+        self.config, self.num_classes, self.features = config, num_classes, features
+        self.context_encoder = build_encoder(config.context_encoder, features).requires_grad_(False)
+        self.segment_encoder = build_encoder(config.segment_encoder, features)
         joint = self.context_encoder.output_size + self.segment_encoder.output_size
         self.fusion_norm = MaskedBatchNorm(joint)
         self.fusion_dropout = Dropout(config.fusion.dropout)
@@ -125,7 +128,7 @@ class ContextAwareClassifier(nn.Module):
         """Encode videos as context vectors (B, d), without gradient.
 
         Args:
-            frames: Array or tensor, uint8 (B, T', D), rgb ++ audio as in the shards.
+            frames: Array or tensor, uint8 (B, T', bytes), rgb ++ audio as in the shards.
             lengths: Number of frames of each, (B,); None if all T' frames exist.
 
         Raises:
@@ -133,14 +136,14 @@ class ContextAwareClassifier(nn.Module):
             ValueError: The frames or the lengths have another shape or range.
         """
         with torch.no_grad():
-            context: Tensor = self.context_encoder(*as_batch(frames, lengths, _device_of(self)))
+            context: Tensor = self.context_encoder(*as_batch(frames, lengths, _device_of(self), self.features))
         return context
 
     def probabilities(self, frames: Frames, lengths: Tensor | ArrayLike | None = None, *, context: Tensor) -> Tensor:
         """Probabilities, float32 (B, C), of segments with their margins.
 
         Args:
-            frames: Array or tensor, uint8 (B, T, D), rgb ++ audio as in the shards.
+            frames: Array or tensor, uint8 (B, T, bytes), rgb ++ audio as in the shards.
             lengths: Number of frames of each, (B,); None if all T frames exist.
             context: Context vector of each segment's video (`encode_context`), (B, d), or (1, d) if it is the same.
 
@@ -148,7 +151,7 @@ class ContextAwareClassifier(nn.Module):
             TypeError: The frames are not uint8.
             ValueError: The frames or the lengths have another shape or range.
         """
-        frames, lengths = as_batch(frames, lengths, _device_of(self))
+        frames, lengths = as_batch(frames, lengths, _device_of(self), self.features)
         with _evaluating(self):
             return torch.sigmoid(self(frames, lengths, context.expand(len(frames), -1)))
 
@@ -156,7 +159,7 @@ class ContextAwareClassifier(nn.Module):
         """Logits, float32 (B, C), of segments with their margins.
 
         Args:
-            frames: uint8 (B, T, D); padding has no influence.
+            frames: uint8 (B, T, bytes); padding has no influence.
             lengths: int64 (B,), from 1 to T.
             context: Context vector of each segment's video, (B, d).
         """
@@ -191,7 +194,7 @@ class ContextAwareClassifier(nn.Module):
             mixture=mixture or MixtureConfig(),
             margin_frames=margin_frames,
         )
-        aware = cls(config, context.num_classes)
+        aware = cls(config, context.num_classes, context.features)
         aware.context_encoder.load_state_dict(context.encoder.state_dict())
         trained = segment.encoder.state_dict()
         aware.segment_encoder.load_state_dict({name: trained[name] for name in aware.segment_encoder.state_dict()})

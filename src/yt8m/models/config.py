@@ -1,15 +1,13 @@
 """Settings of the networks, which load without torch."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from yt8m.settings import MAX_SIZE, Settings
 
-RGB_SIZE = 1024
-AUDIO_SIZE = 128
-FRAME_SIZE = RGB_SIZE + AUDIO_SIZE
-
+Modalities = list[Literal["rgb", "audio"]]
+"""Names of modalities."""
 InputValues = Literal["dequantized", "bytes"]
 """Input of a network: dequantized values, or the bytes 0 to 255 themselves."""
 
@@ -37,6 +35,8 @@ class DBoFConfig(Settings):
     """Whether to normalize each input feature over the batch's frames, which the paper does not."""
     input: InputValues = "dequantized"
     """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
+    modalities: Modalities = Field(["rgb", "audio"], min_length=1, max_length=2, repr=False)
+    """The modalities that the network sees, where the dataset has them: one of the two for a network of that one alone."""
 
 
 class NeXtVLADConfig(Settings):
@@ -61,18 +61,12 @@ class NeXtVLADConfig(Settings):
     """Whether to normalize each input feature over the batch's frames, which the paper does not."""
     input: InputValues = "dequantized"
     """Input of the network: dequantized values, or the bytes 0 to 255 themselves, as in the 2019 implementation."""
+    modalities: Modalities = Field(["rgb", "audio"], min_length=1, max_length=2, repr=False)
+    """The modalities that the network sees, where the dataset has them: one of the two for a network of that one alone."""
     assignment_batch_norm: bool = True
     """Whether to normalize the logits of the assignment, per cluster over all frames and groups."""
     cut_after_linear: bool = False
     """Whether to end with the Linear, without ReLU and gate: the segment encoder of a context-aware classifier."""
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        if self.expansion * AUDIO_SIZE % self.num_groups:
-            raise ValueError(
-                f"num_groups {self.num_groups} must divide the expanded audio features, {self.expansion * AUDIO_SIZE}"
-            )
-        return self
 
 
 EncoderConfig = Annotated[DBoFConfig | NeXtVLADConfig, Field(discriminator="type")]

@@ -1,6 +1,6 @@
 """Context-gated deep bag of frames (DBoF): a wide layer and a gate per frame, then pooling over the video.
 
-Shapes: B videos or segments, T frames, D=1152 features, H hidden channels, C classes.
+Shapes: B videos or segments, T frames, D features (1152 of YouTube-8M), H hidden channels, C classes.
 
 frames -> Linear(D -> H) -> ReLU -> SE gate -> masked max ++ masked mean (2H) -> BatchNorm -> Dropout ->
 Linear(2H -> output_size, no bias) -> ReLU -> SE gate (docs/method.md, "DBoF"). Weights have torch's initialization.
@@ -9,7 +9,8 @@ Linear(2H -> output_size, no bias) -> ReLU -> SE gate (docs/method.md, "DBoF"). 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from yt8m.models.config import FRAME_SIZE, DBoFConfig
+from yt8m.features import YOUTUBE8M, Features
+from yt8m.models.config import DBoFConfig
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
@@ -20,10 +21,10 @@ from yt8m.models.layers.pooling import gated_max_mean_pool
 class DBoFEncoder(Encoder):
     """Gated DBoF: (B, T, D) -> (B, output_size)."""
 
-    def __init__(self, config: DBoFConfig) -> None:
-        super().__init__(config.output_size, config.input_batch_norm, config.input)
+    def __init__(self, config: DBoFConfig, features: Features = YOUTUBE8M) -> None:
+        super().__init__(config, features)
         self.config = config
-        self.frame_projection = nn.Linear(FRAME_SIZE, config.hidden_size)
+        self.frame_projection = nn.Linear(self.frame_input.size, config.hidden_size)
         self.frame_gate = squeeze_excite(config.hidden_size, config.frame_se_reduction)
         self.pooled_norm = MaskedBatchNorm(2 * config.hidden_size)
         self.pooled_dropout = Dropout(config.dropout)

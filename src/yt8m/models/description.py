@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, JsonValue
 
 from yt8m.errors import UsageError
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.models.config import Kind
 from yt8m.settings import MAX_SIZE, Settings, read_yaml, validated
 
@@ -30,6 +31,8 @@ class ModelDescription(Settings):
     """Columns of the model's output."""
     vocabulary: str
     """Digest of the vocabulary that the columns follow (`Vocabulary.digest`)."""
+    features: Features = YOUTUBE8M
+    """The features that the model was trained on."""
     config: dict[str, Any]
     """Settings of the classifier, by its kind."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)

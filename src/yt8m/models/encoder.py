@@ -1,13 +1,14 @@
 """The base class of encoders: frames of a video or segment -> one vector.
 
-Shapes: B videos or segments, T frames, D=1152 features.
+Shapes: B videos or segments, T frames, D features (1152 of YouTube-8M).
 """
 
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from yt8m.models.config import InputValues
+from yt8m.features import YOUTUBE8M, Features
+from yt8m.models.config import DBoFConfig, NeXtVLADConfig
 from yt8m.models.layers.input import FrameInput
 
 
@@ -15,18 +16,20 @@ class Encoder(nn.Module, ABC):
     """Encodes the frames of a video or segment as one vector; subclasses implement `encode`.
 
     Args:
-        output_size: Size of the vector.
-        input_batch_norm: See `FrameInput`.
-        input_values: See `FrameInput`.
+        config: Settings.
+        features: What the frames are.
+
+    Raises:
+        UsageError: See `FrameInput`.
     """
 
-    def __init__(self, output_size: int, input_batch_norm: bool, input_values: InputValues = "dequantized") -> None:
+    def __init__(self, config: DBoFConfig | NeXtVLADConfig, features: Features = YOUTUBE8M) -> None:
         super().__init__()
-        self.output_size = output_size
-        self.frame_input = FrameInput(input_batch_norm, input_values)
+        self.output_size, self.features = config.output_size, features
+        self.frame_input = FrameInput(config.input_batch_norm, config.input, features, config.modalities)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Encode frames, uint8 (B, T, D) with lengths int64 (B,) from 1 to T, as (B, output_size).
+        """Encode frames, uint8 (B, T, bytes) with lengths int64 (B,) from 1 to T, as (B, output_size).
 
         Padding has no influence, and in eval mode a video's row depends on that video alone.
         """

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.models.config import DBoFConfig, NeXtVLADConfig
 from yt8m.models.dbof import DBoFEncoder
 from yt8m.models.encoder import Encoder
@@ -13,7 +14,11 @@ ENCODERS: dict[type[DBoFConfig | NeXtVLADConfig], Any] = {
 }
 
 
-def build_encoder(config: DBoFConfig | NeXtVLADConfig) -> Encoder:
-    """Build an encoder from its config, initialized from torch's global random generator."""
-    encoder: Encoder = ENCODERS[type(config)](config)
+def build_encoder(config: DBoFConfig | NeXtVLADConfig, features: Features = YOUTUBE8M) -> Encoder:
+    """Build an encoder from its config for some features, initialized from torch's global random generator.
+
+    Raises:
+        UsageError: The encoder cannot be built for these features.
+    """
+    encoder: Encoder = ENCODERS[type(config)](config, features)
     return encoder

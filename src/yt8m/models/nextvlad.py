@@ -1,6 +1,6 @@
 """NeXtVLAD: groups of a frame's features are softly assigned to clusters, and residuals to the centroids summed.
 
-Shapes: B videos or segments, T frames, D=1152 features (1,024 rgb and 128 audio, apart), K clusters (half for audio),
+Shapes: B videos or segments, T frames, D features (of YouTube-8M 1,024 rgb and 128 audio, apart), K clusters (half for audio),
 G groups, J = expansion * D / G features of a group, C classes.
 
 rgb and audio apart: x / |x| -> expansion Linear (D -> G J) -> per group a sigmoid attention and a softmax over the
@@ -10,13 +10,15 @@ Lin, Xiao, Fan 2018). The sum of a_tgk (x_tg - c_k) is a matrix product minus a_
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from yt8m.models.config import AUDIO_SIZE, RGB_SIZE, NeXtVLADConfig
+from yt8m.errors import UsageError
+from yt8m.features import YOUTUBE8M, Features
+from yt8m.models.config import NeXtVLADConfig
 from yt8m.models.encoder import Encoder
 from yt8m.models.layers.batch_norm import MaskedBatchNorm
 from yt8m.models.layers.dropout import Dropout
@@ -133,23 +135,38 @@ class ModalityVLAD(nn.Module):
 
 
 class NeXtVLADEncoder(Encoder):
-    """NeXtVLAD of rgb and audio: (B, T, D) -> (B, output_size)."""
+    """NeXtVLAD of rgb and audio, or of one of them: (B, T, D) -> (B, output_size).
 
-    def __init__(self, config: NeXtVLADConfig) -> None:
-        super().__init__(config.output_size, config.input_batch_norm, config.input)
+    Raises:
+        UsageError: The number of groups does not divide the expanded features of a modality; or see `FrameInput`.
+    """
+
+    def __init__(self, config: NeXtVLADConfig, features: Features = YOUTUBE8M) -> None:
+        super().__init__(config, features)
         self.config = config
         shared = (config.num_groups, config.expansion, config.cluster_dropout, config.assignment_batch_norm)
-        self.rgb = ModalityVLAD(RGB_SIZE, config.num_clusters, *shared)
-        self.audio = ModalityVLAD(AUDIO_SIZE, config.num_clusters // 2, *shared)
-        size = self.rgb.descriptor_norm.num_features + self.audio.descriptor_norm.num_features
-        self.projection = nn.Linear(size, config.output_size)
+        self.sizes = self.frame_input.sizes
+        for name, size in self.sizes.items():
+            if config.expansion * size % config.num_groups:
+                raise UsageError(
+                    f"num_groups {config.num_groups} must divide the expanded {name} features, {config.expansion * size}."
+                )
+            self.add_module(name, ModalityVLAD(size, config.num_clusters // (2 if name == "audio" else 1), *shared))
+        described = sum(modality.descriptor_norm.num_features for modality in self.modalities)
+        self.projection = nn.Linear(described, config.output_size)
         reduction = 0 if config.cut_after_linear else config.se_reduction
         self.gate = squeeze_excite(config.output_size, reduction)
 
+    @property
+    def modalities(self) -> list[ModalityVLAD]:
+        """The modalities that the encoder uses, in the order of their features."""
+        return [cast("ModalityVLAD", self.get_submodule(name)) for name in self.sizes]
+
     def encode(self, features: Tensor, mask: Tensor) -> Tensor:
         """Encode features (B, T, D) with their mask (B, T) as (B, output_size)."""
-        rgb, audio = features[..., :RGB_SIZE], features[..., RGB_SIZE:]
-        encoded: Tensor = self.projection(torch.cat([self.rgb(rgb, mask), self.audio(audio, mask)], dim=1))
+        parts = torch.split(features, list(self.sizes.values()), dim=-1)
+        described = [modality(part, mask) for modality, part in zip(self.modalities, parts, strict=True)]
+        encoded: Tensor = self.projection(torch.cat(described, dim=1))
         if self.config.cut_after_linear:
             return encoded
         encoded = F.relu(encoded)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from yt8m import __version__
 from yt8m.errors import UsageError, Yt8mError, reason_of
+from yt8m.features import Features
 from yt8m.files import file_checksum, shown_checksum, written_atomically
 from yt8m.models.classifier import Classifier, ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.config import (
@@ -70,6 +71,7 @@ def save_model(
         kind=model.config.kind,
         num_classes=model.num_classes,
         vocabulary=vocabulary_digest,
+        features=model.features,
         config=model.config.model_dump(mode="json"),
         provenance=dict(provenance or {}),
         weights_checksum=shown_checksum(google_crc32c.value(weights)),
@@ -86,17 +88,23 @@ def save_model(
 
 
 def load_model(
-    folder: Path | str, *, vocabulary_digest: str | None = None, device: torch.device | str = "cpu"
+    folder: Path | str,
+    *,
+    vocabulary_digest: str | None = None,
+    features: Features | None = None,
+    device: torch.device | str = "cpu",
 ) -> Classifier:
     """Load a model from its folder, in eval mode.
 
     Args:
         folder: A model folder, as a path or a string.
         vocabulary_digest: Digest of the vocabulary in use; None to accept any.
+        features: Features of the videos in use; None to accept any.
         device: Device of the weights.
 
     Raises:
-        UsageError: There is no such model folder, its `config.yaml` is not valid, or the model has another vocabulary.
+        UsageError: There is no such model folder, its `config.yaml` is not valid, or the model has another vocabulary
+            or was trained on other features.
         Yt8mError: A file is damaged, or the weights do not fit the network.
     """
     folder = Path(folder)
@@ -106,10 +114,12 @@ def load_model(
             f"{folder}: the model's {description.num_classes} classes are of another vocabulary (digest "
             f"{description.vocabulary}) than the one in use ({vocabulary_digest}); use the vocabulary it was trained with."
         )
+    if features is not None:
+        description.features.require_same(features, f"{folder}: the model was trained on")
     config_type, model_type = CLASSIFIERS[description.kind]
     config = validated(config_type, description.config, f"{folder / CONFIG_NAME}, config")
     with torch.device("meta"):
-        model: Classifier = model_type(config, description.num_classes)
+        model: Classifier = model_type(config, description.num_classes, description.features)
     path = folder / WEIGHTS_NAME
     _verify(description, values, folder)
     try:
@@ -118,7 +128,8 @@ def load_model(
         raise Yt8mError(f"{path}: cannot be read as a safetensors file ({reason_of(error)}).") from None
     check_tensors(tensors, model.state_dict(), path)
     model.load_state_dict(tensors, assign=True)
-    return model.eval()
+    # What is derived from the settings.
+    return model.to(device).eval()
 
 
 def _verify(description: ModelDescription, values: Mapping[str, Any], folder: Path) -> None:

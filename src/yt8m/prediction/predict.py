@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from yt8m.dataset.frames import NUM_FEATURES, FrameReader
+from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.sampling import crop, evaluated_segments, even_frames
 from yt8m.errors import UsageError
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
 from yt8m.prediction.quantization import encode, mean_logits
 from yt8m.prediction.segments import Segments
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 SEGMENTS_PER_BATCH = 2048
 """Segments of a batch, those of some 55 videos, so that little of the last chunk of each product is padding. GPUs use
@@ -100,7 +100,12 @@ def predict(
 
     Yields:
         Predictions of each batch, in order.
+
+    Raises:
+        UsageError: A model was trained on other features than the videos have.
     """
+    for name, model in models.items():
+        model.features.require_same(reader.features, f"{name}: was trained on")
     if batches is None:
         batches = batches_of([slice(0, len(segments))], segments_per_batch(next(iter(models.values())).device))
     previous: _PendingBatch | None = None
@@ -157,10 +162,12 @@ def _launch(
     lengths = reader.catalog.num_frames[rows].astype(np.int64)  # (V,)
     ends = np.cumsum(lengths)
     offsets = ends - lengths  # (V,) row of each video's first frame
-    flat = torch.empty((int(ends[-1]), NUM_FEATURES), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    flat = torch.empty(
+        (int(ends[-1]), reader.features.frame_bytes), dtype=torch.uint8, pin_memory=device.type == "cuda"
+    )
     for row, offset, end in zip(rows.tolist(), offsets.tolist(), ends.tolist(), strict=True):
         reader.read(row, out=flat.numpy()[offset:end])
-    frames = flat.to(device, non_blocking=True)  # (frames of all videos, D)
+    frames = flat.to(device, non_blocking=True)  # (frames of all videos, bytes)
     video_of_segment = torch.from_numpy(places).to(device)
 
     windows: dict[int, _Windows] = {}

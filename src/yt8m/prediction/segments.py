@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.sampling import GOLDEN_GAMMA, splitmix64
 from yt8m.errors import Yt8mError
-from yt8m.shards.ids import id_fault
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS, id_fault
 
 
 def segment_hashes(

@@ -12,6 +12,7 @@ from yt8m.dataset.indexing import current_catalog, damaged_places, index_and_sav
 from yt8m.dataset.layout import part_folder, writable_catalog_folder
 from yt8m.dataset.problems import REPORT_NAME
 from yt8m.errors import UsageError, Yt8mError
+from yt8m.features import Features
 from yt8m.models.description import CONFIG_NAME, WEIGHTS_NAME, read_description
 from yt8m.runs.recipe import Recipe
 from yt8m.runtime.console import err
@@ -65,7 +66,7 @@ class RunContext:
         """Catalog of a part of the dataset ("video/train", ...), indexed first where that has not been done.
 
         Raises:
-            UsageError: The dataset lacks this part.
+            UsageError: The dataset lacks this part, or its features are not those of the others.
             Yt8mError: Indexing found damage. The catalog of the intact records is kept, and the next run uses it.
         """
         if part not in self._catalogs:
@@ -75,7 +76,13 @@ class RunContext:
             self._catalogs[part] = current_catalog(folder) or _index(folder)
             if self.fabric.is_global_zero:
                 self.fabric.barrier()
+            self.features.require_same(self._catalogs[part].features, f"{self.data}: a part of the dataset has")
         return self._catalogs[part]
+
+    @property
+    def features(self) -> Features:
+        """Features of the dataset, of which a catalog is loaded already."""
+        return next(iter(self._catalogs.values())).features
 
     def reader(self, part: str) -> FrameReader:
         """Frames of a part of the dataset."""

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from yt8m.dataset.batches import SegmentBatch, VideoBatch, join_features
-from yt8m.dataset.frames import AUDIO_ROW, RGB_ROW
 from yt8m.errors import UsageError
+from yt8m.features import MODALITIES, YOUTUBE8M
 from yt8m.models.classifier import Classifier, ContextAwareClassifier
 from yt8m.runs.memory import memory_of, read_ahead_bytes, require_memory_of_network
 from yt8m.runs.recipe import Recipe
@@ -31,6 +31,7 @@ from yt8m.runs.stages import Stage, fresh_base, training_stages
 from yt8m.runtime.machine import MachineConfig, make_fabric, missing_compiler
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.settings import did_you_mean
+from yt8m.shards.records import row_bytes
 from yt8m.training.losses import segment_loss, video_loss
 from yt8m.training.optimization import make_optimizer
 from yt8m.training.step import make_step, micro_batches
@@ -50,8 +51,10 @@ def random_batch(stage: Stage, size: int, num_classes: int, device: torch.device
         device: Where to make it.
     """
     rgb, audio = (
-        torch.randint(256, (size, stage.num_frames, width), dtype=torch.uint8, device=device)
-        for width in (RGB_ROW, AUDIO_ROW)
+        torch.randint(
+            256, (size, stage.num_frames, row_bytes(YOUTUBE8M.bytes_of(name))), dtype=torch.uint8, device=device
+        )
+        for name in MODALITIES
     )
     lengths = torch.full((size,), stage.num_frames, device=device)
     labels = torch.zeros(size, num_classes, dtype=torch.bool, device=device)

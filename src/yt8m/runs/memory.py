@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from yt8m.dataset.frames import AUDIO_ROW, NUM_FEATURES, RGB_ROW
 from yt8m.dataset.read_ahead import BATCHES_AHEAD
 from yt8m.errors import UsageError, counted
+from yt8m.features import MODALITIES, YOUTUBE8M, Features
 from yt8m.runs.stages import Stage, fresh_base
 from yt8m.runtime.machine import MachineConfig
+from yt8m.shards.records import row_bytes
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -34,13 +35,15 @@ def memory_of(device: torch.device) -> int | None:
     return available
 
 
-def read_ahead_bytes(machine: MachineConfig, examples: int, num_frames: int) -> int:
+def read_ahead_bytes(machine: MachineConfig, examples: int, num_frames: int, features: Features = YOUTUBE8M) -> int:
     """Bytes of the batches that one process holds in memory, each of some examples with as many frames."""
     slots = machine.num_workers * BATCHES_AHEAD + 2 if machine.num_workers else 1
-    return slots * examples * num_frames * (RGB_ROW + AUDIO_ROW)
+    return slots * examples * num_frames * sum(row_bytes(features.bytes_of(name)) for name in MODALITIES)
 
 
-def require_memory(stage: Stage, num_classes: int, device: torch.device, num_processes: int) -> None:
+def require_memory(
+    stage: Stage, num_classes: int, device: torch.device, num_processes: int, features: Features = YOUTUBE8M
+) -> None:
     """Refuse a training stage whose network or batch is larger than the memory.
 
     Args:
@@ -48,17 +51,18 @@ def require_memory(stage: Stage, num_classes: int, device: torch.device, num_pro
         num_classes: C.
         device: Where it is trained.
         num_processes: Processes that share each batch.
+        features: What the frames are.
 
     Raises:
         UsageError: It cannot fit; the message names the setting.
     """
-    require_memory_of_network(stage, num_classes, device)
+    require_memory_of_network(stage, num_classes, device, features)
     training = stage.config.training
     examples = max(1, training.batch_size // num_processes)
-    needed = read_ahead_bytes(stage.recipe.machine, examples, stage.num_frames)
+    needed = read_ahead_bytes(stage.recipe.machine, examples, stage.num_frames, features)
     if device.type == "cpu":
         # The features of a micro-batch, as float32.
-        needed += 4 * max(1, examples // training.gradient_accumulation) * stage.num_frames * NUM_FEATURES
+        needed += 4 * max(1, examples // training.gradient_accumulation) * stage.num_frames * features.size
     available = memory_of(torch.device("cpu"))
     if available is not None and needed > available:
         raise UsageError(
@@ -68,13 +72,17 @@ def require_memory(stage: Stage, num_classes: int, device: torch.device, num_pro
         )
 
 
-def require_memory_of_network(stage: Stage, num_classes: int, device: torch.device) -> None:
+def require_memory_of_network(
+    stage: Stage, num_classes: int, device: torch.device, features: Features = YOUTUBE8M
+) -> None:
     """Refuse a training stage whose network alone is larger than the memory.
 
     Args and errors: as `require_memory`.
     """
     with torch.device("meta"):
-        network = stage.network(num_classes, lambda name: fresh_base(stage.recipe, name, num_classes))
+        network = stage.network(
+            num_classes, lambda name: fresh_base(stage.recipe, name, num_classes, features), features
+        )
     # AdamW has a gradient and two moments of each trained parameter.
     needed = sum(parameter.numel() * (16 if parameter.requires_grad else 4) for parameter in network.parameters())
     available = memory_of(device)

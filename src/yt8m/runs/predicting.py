@@ -110,12 +110,12 @@ def predict_folders(
         Names of the models; None on all processes but the first.
 
     Raises:
-        UsageError: A folder contains no classifier of this vocabulary, two have the same name, or the config names a
+        UsageError: A folder contains no classifier of this vocabulary and these features, two have the same name, or the config names a
             missing model.
         Interrupted: The processes received a signal to stop.
     """
     fabric = make_fabric(machine)
-    models = load_folded(folders, classes.digest, fabric.device, machine.matmul_dtype)
+    models = load_folded(folders, classes.digest, fabric.device, machine.matmul_dtype, catalog.features)
     output = outputs.submission or outputs.table
     merger = None
     if output is not None:

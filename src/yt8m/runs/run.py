@@ -15,6 +15,7 @@ from yt8m.runs.training import require_trainable, train
 from yt8m.runtime.locks import locked
 from yt8m.runtime.processes import lost_processes_named
 from yt8m.settings import to_yaml
+from yt8m.training.loop import CHECKPOINT_FILE
 
 
 class Run:
@@ -84,6 +85,9 @@ class Run:
         # No process starts the stage before all have read its record.
         self.context.fabric.barrier()
         if is_finished:
+            if self.context.fabric.is_global_zero:
+                # A kill right after the stage's record leaves it.
+                (stage.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
             self.context.report(f"{stage.title}: finished before, skipped")
             return predict_stage.previous_scores(stage) if stage.kind == "predict" else None
         if stage.kind == "predict":

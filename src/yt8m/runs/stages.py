@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.files import file_checksum, shown_checksum, written_atomically
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.config import VideoClassifierConfig
@@ -22,7 +23,7 @@ from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, SegmentModelConfig
 from yt8m.runs.records import STAGE_FILE, StageRecord, read_record
 from yt8m.settings import did_you_mean, dump_yaml, fingerprint, validated
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 StageKind = Literal["pretrain", "finetune", "predict"]
 
@@ -101,17 +102,18 @@ class Stage:
         return settings | {"training": training, "seed": self.seed} | precision | folds
 
     def network(
-        self, num_classes: int, base: Callable[[str], VideoClassifier]
+        self, num_classes: int, base: Callable[[str], VideoClassifier], features: Features = YOUTUBE8M
     ) -> VideoClassifier | ContextAgnosticClassifier | ContextAwareClassifier:
         """The network before its first step.
 
         Args:
             num_classes: C.
             base: Returns a base model by its name.
+            features: What the frames are.
         """
         config = self.config
         if isinstance(config, BaseModelConfig):
-            return VideoClassifier(config.classifier, num_classes)
+            return VideoClassifier(config.classifier, num_classes, features)
         if isinstance(config, AgnosticModelConfig):
             return ContextAgnosticClassifier.from_video_classifier(base(config.base), config.margin_frames)
         return ContextAwareClassifier.from_video_classifiers(
@@ -130,13 +132,14 @@ def training_stages(recipe: Recipe) -> list[Stage]:
     ]
 
 
-def fresh_base(recipe: Recipe, name: str, num_classes: int) -> VideoClassifier:
+def fresh_base(recipe: Recipe, name: str, num_classes: int, features: Features = YOUTUBE8M) -> VideoClassifier:
     """A base model of a recipe with fresh weights, whether it is to be trained or trained already."""
     if name in recipe.base_models:
-        return VideoClassifier(recipe.base_models[name].classifier, num_classes)
+        return VideoClassifier(recipe.base_models[name].classifier, num_classes, features)
     folder = Path(recipe.trained_models[name])
-    config = validated(VideoClassifierConfig, read_description(folder).config, f"{folder / CONFIG_NAME}, config")
-    return VideoClassifier(config, num_classes)
+    description = read_description(folder)
+    config = validated(VideoClassifierConfig, description.config, f"{folder / CONFIG_NAME}, config")
+    return VideoClassifier(config, num_classes, description.features)
 
 
 @dataclass(frozen=True, eq=False)

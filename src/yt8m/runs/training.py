@@ -39,13 +39,14 @@ def require_trainable(stage: RunStage) -> None:
         UsageError: The data cannot train the model, the machine lacks the memory, or the processes cannot share a batch.
     """
     context, config = stage.context, stage.config
-    require_memory(stage, len(context.vocabulary), context.fabric.device, context.fabric.world_size)
     require_divisible(config.training.batch_size, context.fabric.world_size)
     if isinstance(config, BaseModelConfig):
         for part in PARTS_NEEDED["pretrain"]:
             labeled_videos(context.catalog(part), context.vocabulary)
     else:
         split_ratings(context.catalog("segment/train"), context.vocabulary, config.fold, context.recipe.folds)
+    fabric = context.fabric
+    require_memory(stage, len(context.vocabulary), fabric.device, fabric.world_size, context.features)
 
 
 def build(stage: RunStage) -> tuple[Classifier, Task]:
@@ -91,7 +92,8 @@ def build(stage: RunStage) -> tuple[Classifier, Task]:
 
 
 def _network(stage: RunStage) -> Classifier:
-    return stage.network(len(stage.context.vocabulary), lambda name: load_base(stage.context, name))
+    context = stage.context
+    return stage.network(len(context.vocabulary), lambda name: load_base(context, name), context.features)
 
 
 def train(stage: RunStage) -> None:
@@ -137,7 +139,7 @@ def load_base(context: RunContext, name: str) -> VideoClassifier:
     """
     if name in context.recipe.trained_models:
         folder = Path(context.recipe.trained_models[name])
-        model = load_model(folder, vocabulary_digest=context.vocabulary.digest, device=context.fabric.device)
+        model = _load(context, folder)
     else:
         folder, model = _load_trained(context, "pretrain", name)
     if not isinstance(model, VideoClassifier):
@@ -167,8 +169,13 @@ def _load_trained(context: RunContext, kind: StageKind, name: str) -> tuple[Path
             f"{stage.folder}: was trained with other settings or data than the recipe's; run that stage again."
         )
     folder = stage.folder / MODEL_FOLDER
-    model = load_model(folder, vocabulary_digest=context.vocabulary.digest, device=context.fabric.device)
+    model = _load(context, folder)
     return folder, model
+
+
+def _load(context: RunContext, folder: Path) -> Classifier:
+    digest, device = context.vocabulary.digest, context.fabric.device
+    return load_model(folder, vocabulary_digest=digest, features=context.features, device=device)
 
 
 @dataclass(frozen=True)

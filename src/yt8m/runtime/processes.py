@@ -93,6 +93,8 @@ def launch(fabric: Fabric, num_devices: int, num_nodes: int) -> None:
 
     Fabric would start them in the same way, but kill all of them without a word when one fails.
     """
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
         with _watched_until_connected(_start_processes(environment, num_devices, num_nodes)):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from yt8m.errors import printable
 from yt8m.runtime.plotting import BLUE, DARK_GRAY, GRAY, ORANGE, hide_frame, save_figure
 from yt8m.scoring.scores import ScoreRow
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 
 def plot_scores(path: Path, rows: Sequence[ScoreRow], k: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.indexing import load_or_index
 from yt8m.errors import UsageError, Yt8mError, counted, reason_of
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 from yt8m.vocabulary import Vocabulary
 
 RATINGS_FILE = "test_ratings.csv"

@@ -7,7 +7,7 @@ import numpy as np
 
 from yt8m.locate.timeline import clock
 from yt8m.prediction.segments import ListedSegments
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 
 
 @dataclass(frozen=True)

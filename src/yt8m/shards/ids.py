@@ -1,6 +1,9 @@
-"""Ids of videos: those that a submission, lists of `video:start` separated by spaces, can hold."""
+"""Names of segments: `video:start`, of the id of a video that a submission can hold and a multiple of 5 seconds."""
 
 import re
+
+SEGMENT_SECONDS = 5
+"""Length of a segment, in seconds, which is also its number of frames."""
 
 MAX_ID_BYTES = 64
 

@@ -8,6 +8,7 @@ unknown ones) is read as protobuf reads it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yt8m.errors import ShardError
+from yt8m.features import YOUTUBE8M, Features
 from yt8m.shards.contents import ShardFile, ShardWindow
 from yt8m.shards.ids import MAX_ID_BYTES, id_fault
 from yt8m.shards.tfrecord import iterate_records
@@ -40,22 +42,16 @@ from yt8m.shards.wire import (
     read_scores,
 )
 
-NUM_RGB = 1024
-"""Bytes of a frame's visual features, and size of a video's mean."""
-
-NUM_AUDIO = 128
-"""Bytes of a frame's audio features, and size of a video's mean."""
-
-SEGMENT_SECONDS = 5
-"""Length of a segment, in seconds, which is also its number of frames."""
+MEAN_SIZES = {"mean_rgb": 1024, "mean_audio": 128}
+"""Numbers of a video-level record's means."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """Where the frames of one feature are.
+    """Where the frames of one modality are.
 
     Args:
-        num_frames: Number of frames, at least 1.
+        num_frames: Number of frames; 0 where the record lacks the modality.
         offset: Byte offset of the first frame in the payload.
         stride: Bytes from one frame to the next; 0 where they are not equally spaced (see `frame_offsets`).
     """
@@ -76,8 +72,8 @@ class VideoRecord:
         segment_start_times: Seconds.
         segment_end_times: Seconds.
         segment_scores: 0 or 1.
-        rgb: Frames of 1,024 bytes.
-        audio: Frames of 128 bytes.
+        rgb: Its frames of what is seen.
+        audio: Its frames of what is heard.
     """
 
     id: str
@@ -88,6 +84,11 @@ class VideoRecord:
     segment_scores: tuple[float, ...]
     rgb: FrameLayout
     audio: FrameLayout
+
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of frames of the modalities that there are."""
+        return [layout.num_frames for layout in (self.rgb, self.audio) if layout.num_frames]
 
 
 class VideoLevelRecord(NamedTuple):
@@ -108,6 +109,8 @@ _VIDEO_LEVEL_NAMES = frozenset([_ID, _OLD_ID, _LABELS, _MEAN_RGB, _MEAN_AUDIO])
 _CONTEXT_NAMES = _VIDEO_LEVEL_NAMES | {_SEGMENT_LABELS, _SEGMENT_STARTS, _SEGMENT_ENDS, _SEGMENT_SCORES}
 _LIST_NAMES = frozenset([_RGB, _AUDIO, _AUDIOSET])
 
+_NO_FRAMES = FrameLayout(0, 0, 0)
+
 _AUDIOSET_FOUND = (
     "this is an AudioSet shard (audio_embedding, no rgb), not frame-level data of YouTube-8M; "
     "its frame-level partitions are 2/frame and 3/frame."
@@ -119,6 +122,7 @@ _VIDEO_LEVEL_FOUND = (
 _FRAME_LEVEL_FOUND = "this is a frame-level shard, and video-level ones (mean_rgb) are needed; YouTube-8M has them in the partition 2/video."
 
 
+@lru_cache
 def frame_header(num_bytes: int) -> bytes:
     """The bytes before each frame of a feature list, as every known writer encodes it.
 
@@ -130,16 +134,23 @@ def frame_header(num_bytes: int) -> bytes:
     return header
 
 
-_HEADERS = {size: frame_header(size) for size in (NUM_RGB, NUM_AUDIO)}
+@lru_cache
+def row_bytes(num_bytes: int) -> int:
+    """Bytes of a frame with its header, as every known writer encodes it; 0 without frames."""
+    return len(frame_header(num_bytes)) + num_bytes if num_bytes else 0
 
 
-def read_video(payload: Payload) -> VideoRecord:
+def read_video(payload: Payload, features: Features = YOUTUBE8M) -> VideoRecord:
     """Read a frame-level record, except the frames themselves.
+
+    Args:
+        payload: The record.
+        features: What frames the dataset has. A record may lack a modality; others than these are not read.
 
     Raises:
         WrongDatasetError: The record is AudioSet's or video-level.
         UnusableIdError: Its id is one that a submission cannot hold.
-        MalformedRecordError: It is damaged, or a feature is missing, empty or of the wrong size.
+        MalformedRecordError: It is damaged, or has no frames, or frames of another size.
     """
     context_parts, list_parts = parse_sections(payload)
     context = parse_map(payload, context_parts, _CONTEXT_NAMES, check_feature)
@@ -148,6 +159,9 @@ def read_video(payload: Payload) -> VideoRecord:
     for name in (_MEAN_RGB, _MEAN_AUDIO):
         check_feature(payload, context.get(name, []))
     check_feature_list(payload, lists.get(_AUDIOSET, []))
+    rgb, audio = (_layout(payload, lists, name, features) for name in (_RGB, _AUDIO))
+    if not (rgb.num_frames or audio.num_frames):
+        raise MalformedRecordError(f"the record has no {' or '.join(features.modalities)} frames.", 0)
     return VideoRecord(
         id=_id(payload, context),
         labels=read_integers(payload, context, _LABELS),
@@ -155,23 +169,24 @@ def read_video(payload: Payload) -> VideoRecord:
         segment_start_times=read_integers(payload, context, _SEGMENT_STARTS),
         segment_end_times=read_integers(payload, context, _SEGMENT_ENDS),
         segment_scores=read_scores(payload, context, _SEGMENT_SCORES),
-        rgb=_layout(payload, lists, _RGB, NUM_RGB),
-        audio=_layout(payload, lists, _AUDIO, NUM_AUDIO),
+        rgb=rgb,
+        audio=audio,
     )
 
 
-def frame_offsets(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def frame_offsets(payload: Payload, features: Features = YOUTUBE8M) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Byte offset of each frame in the payload: the slow way, for frames that are not equally spaced.
 
     Returns:
-        Offsets of the rgb frames (1,024 bytes each) and of the audio frames (128 bytes each), int64.
+        Offsets of the rgb frames and of the audio frames, int64; empty where there are none.
 
     Raises:
         MalformedRecordError: As `read_video`.
     """
     _, list_parts = parse_sections(payload)
     lists = parse_map(payload, list_parts, _LIST_NAMES, check_feature_list)
-    return _walk_frames(payload, lists, _RGB, NUM_RGB), _walk_frames(payload, lists, _AUDIO, NUM_AUDIO)
+    rgb, audio = (_walk_frames(payload, lists, name, features.bytes_of(name.decode())) for name in (_RGB, _AUDIO))
+    return rgb, audio
 
 
 def read_video_level(payload: Payload) -> VideoLevelRecord:
@@ -193,8 +208,8 @@ def read_video_level(payload: Payload) -> VideoLevelRecord:
     return VideoLevelRecord(
         _id(payload, context),
         read_integers(payload, context, _LABELS),
-        _mean(payload, context, _MEAN_RGB, NUM_RGB),
-        _mean(payload, context, _MEAN_AUDIO, NUM_AUDIO),
+        _mean(payload, context, _MEAN_RGB),
+        _mean(payload, context, _MEAN_AUDIO),
     )
 
 
@@ -214,18 +229,16 @@ def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
 
 
 def _require_frames(context: dict[bytes, list[Span]], lists: dict[bytes, list[Span]]) -> None:
-    if _RGB not in lists:
-        if _AUDIOSET in lists:
-            raise WrongDatasetError(_AUDIOSET_FOUND, 0)
-        if _MEAN_RGB in context or _MEAN_AUDIO in context:
-            raise WrongDatasetError(_VIDEO_LEVEL_FOUND, 0)
-    for name in (_RGB, _AUDIO):
-        if name not in lists:
-            raise MalformedRecordError(f"the record has no {name.decode()} frames.", 0)
+    if _RGB in lists or _AUDIO in lists:
+        return
+    if _AUDIOSET in lists:
+        raise WrongDatasetError(_AUDIOSET_FOUND, 0)
+    if _MEAN_RGB in context or _MEAN_AUDIO in context:
+        raise WrongDatasetError(_VIDEO_LEVEL_FOUND, 0)
 
 
-def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.float32]:
-    values = read_floats(payload, context, name)
+def _mean(payload: Payload, context: dict[bytes, list[Span]], name: bytes) -> NDArray[np.float32]:
+    values, size = read_floats(payload, context, name), MEAN_SIZES[name.decode()]
     if len(values) != size:
         raise MalformedRecordError(
             f"the feature {name.decode()} contains {len(values):,} numbers, expected {size:,}.", 0
@@ -250,10 +263,14 @@ def _id(payload: Payload, context: dict[bytes, list[Span]]) -> str:
     return raw.decode()
 
 
-def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> FrameLayout:
+def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, features: Features) -> FrameLayout:
     """Locate the frames: check that they are equally spaced after the usual header, and parse them where not."""
-    parts = lists[name]
-    header = _HEADERS[size]
+    size = features.bytes_of(name.decode())
+    parts = lists.get(name, [])
+    if not size:
+        check_feature_list(payload, parts)
+        return _NO_FRAMES
+    header = frame_header(size)
     stride = len(header) + size
     if len(parts) == 1:
         start, stop = parts[0]
@@ -263,15 +280,17 @@ def _layout(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size:
             if headers.tobytes() == header * num_frames:
                 return FrameLayout(num_frames, start + len(header), stride)
     offsets = _walk_frames(payload, lists, name, size)
+    if not len(offsets):
+        return _NO_FRAMES
     steps = np.diff(offsets)
     evenly = bool((steps == steps[:1]).all())
     return FrameLayout(len(offsets), int(offsets[0]), (int(steps[0]) if len(steps) else stride) if evenly else 0)
 
 
 def _walk_frames(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, size: int) -> NDArray[np.int64]:
-    """Byte offset of each frame, found by parsing every one: int64 (T,), T at least 1."""
+    """Byte offset of each frame, found by parsing every one: int64 (T,)."""
     offsets: list[int] = []
-    for start, stop in lists.get(name, []):
+    for start, stop in lists.get(name, []) if size else []:
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number != FEATURE or wire_type != LENGTH_DELIMITED:
                 continue
@@ -280,6 +299,4 @@ def _walk_frames(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, 
             if last - first != size:
                 raise MalformedRecordError(f"{what} has {last - first:,} bytes, expected {size:,}.", first)
             offsets.append(first)
-    if not offsets:
-        raise MalformedRecordError(f"the record has no {name.decode()} frames.", 0)
     return np.array(offsets, np.int64)

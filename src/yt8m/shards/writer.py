@@ -16,8 +16,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from yt8m.features import MODALITIES, YOUTUBE8M, Features
 from yt8m.files import written_atomically
-from yt8m.shards.records import NUM_AUDIO, NUM_RGB, SEGMENT_SECONDS, frame_header
+from yt8m.shards.ids import SEGMENT_SECONDS
+from yt8m.shards.records import frame_header
 from yt8m.shards.tfrecord import frame_record
 from yt8m.shards.wire import FEATURE_LISTS, MAP_ENTRY, MAP_KEY, MAP_VALUE, delimited_header
 
@@ -79,20 +81,22 @@ def encode_video(
     labels: Sequence[int] = (),
     *,
     ratings: Sequence[tuple[int, int, float]] = (),
+    features: Features = YOUTUBE8M,
 ) -> bytes:
     """Serialize a frame-level record.
 
     Args:
         video_id: The id.
-        frames: uint8 (T, 1152), rgb then audio.
+        frames: Bytes of the frames, uint8 (T, bytes), rgb then audio: (T, 1152) of YouTube-8M.
         labels: Label ids of the video; without any, the record has no such feature, as in the test set.
         ratings: (label id, start in seconds, 0 or 1) of rated segments.
+        features: What the frames are.
 
     Returns:
         A serialized `tf.train.SequenceExample`.
     """
-    if frames.ndim != 2 or frames.shape[1] != NUM_RGB + NUM_AUDIO or frames.dtype != np.uint8:
-        raise ValueError(f"expected frames uint8 (T, {NUM_RGB + NUM_AUDIO}), got {frames.dtype} {frames.shape}")
+    if frames.ndim != 2 or frames.shape[1] != features.frame_bytes or frames.dtype != np.uint8:
+        raise ValueError(f"expected frames uint8 (T, {features.frame_bytes}), got {frames.dtype} {frames.shape}")
     message: Any = message_class("SequenceExample")()
     context = message.context.feature
     context["id"].bytes_list.value.append(video_id.encode())
@@ -104,7 +108,8 @@ def encode_video(
         context["segment_start_times"].int64_list.value.extend(starts)
         context["segment_end_times"].int64_list.value.extend(start + SEGMENT_SECONDS for start in starts)
         context["segment_scores"].float_list.value.extend(scores)
-    lists = _feature_list("rgb", frames[:, :NUM_RGB]) + _feature_list("audio", frames[:, NUM_RGB:])
+    parts = np.split(frames, [features.bytes_of("rgb")], axis=1)
+    lists = b"".join(_feature_list(name, part) for name, part in zip(MODALITIES, parts, strict=True) if part.shape[1])
     return b"".join([message.SerializeToString(deterministic=True), delimited_header(FEATURE_LISTS, len(lists)), lists])
 
 
@@ -127,8 +132,8 @@ class ShardWriter:
         Yt8mError: The disk is full or the folder cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

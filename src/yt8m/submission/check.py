@@ -18,7 +18,7 @@ from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import counted
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import SEGMENT_SECONDS
 from yt8m.submission.format import ProblemKind, located, parse_submission, segment_message
 from yt8m.submission.opening import opened_submission
 from yt8m.vocabulary import Vocabulary

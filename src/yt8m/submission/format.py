@@ -15,8 +15,7 @@ from typing import Self
 
 from yt8m.errors import Yt8mError
 from yt8m.ranking import MAX_SEGMENTS
-from yt8m.shards.ids import ID_BYTE
-from yt8m.shards.records import SEGMENT_SECONDS
+from yt8m.shards.ids import ID_BYTE, SEGMENT_SECONDS
 from yt8m.submission.opening import MAX_LINE_BYTES, opened_submission
 from yt8m.vocabulary import Vocabulary
 

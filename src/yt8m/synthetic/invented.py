@@ -8,7 +8,7 @@ confused: the context of a segment helps.
 
 import numpy as np
 
-from yt8m.dataset.frames import NUM_FEATURES
+from yt8m.features import YOUTUBE8M
 from yt8m.synthetic.splice import Sources
 from yt8m.vocabulary import Vocabulary
 
@@ -62,7 +62,7 @@ def invented_sources(num_sources: int, vocabulary: Vocabulary, seed: int = 0) ->
     of_topic = np.split(np.arange(len(vocabulary)), np.cumsum([len(classes) for classes in topics])[:-1])
     topic_directions = rng.standard_normal((len(topics), LATENT_SIZE))
     class_directions = rng.standard_normal((len(vocabulary), LATENT_SIZE))
-    mapping = rng.standard_normal((LATENT_SIZE, NUM_FEATURES)) / np.sqrt(LATENT_SIZE)
+    mapping = rng.standard_normal((LATENT_SIZE, YOUTUBE8M.size)) / np.sqrt(LATENT_SIZE)
     latent = OWN_STRENGTH * rng.standard_normal((num_sources, LATENT_SIZE))
     labels = []
     for source in range(num_sources):

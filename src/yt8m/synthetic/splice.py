@@ -18,14 +18,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from yt8m.dataset.frames import NUM_FEATURES
 from yt8m.dataset.layout import find_shards
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import UsageError, counted
+from yt8m.features import YOUTUBE8M
 from yt8m.files import write_csv, writing_error
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
-from yt8m.shards.records import SEGMENT_SECONDS, read_video_level_shard
+from yt8m.shards.ids import SEGMENT_SECONDS
+from yt8m.shards.records import read_video_level_shard
 from yt8m.shards.writer import ShardWriter, encode_video
 from yt8m.vocabulary import FILE_NAME as VOCABULARY_FILE
 from yt8m.vocabulary import Vocabulary
@@ -112,7 +113,7 @@ def splice(sources: Sources, chosen: NDArray[np.integer], rng: np.random.Generat
     # A video rarely ends with a complete segment.
     num_frames = num_segments * SEGMENT_SECONDS - int(rng.integers(0, SEGMENT_SECONDS))
     frame_owner = owner[np.arange(num_frames) // SEGMENT_SECONDS]
-    noise = rng.standard_normal((num_frames, NUM_FEATURES), dtype=np.float32)
+    noise = rng.standard_normal((num_frames, YOUTUBE8M.size), dtype=np.float32)
     fresh = np.float32(np.sqrt(1 - NOISE_CORRELATION**2))
     for t in range(1, num_frames):
         if frame_owner[t] == frame_owner[t - 1]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from yt8m.models.config import FRAME_SIZE
 from yt8m.models.layers.input import FrameInput, dequantize, frame_mask
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
@@ -30,7 +29,7 @@ def test_input_other_than_bytes_is_rejected() -> None:
     with pytest.raises(TypeError, match="expected frames as bytes"):
         dequantize(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="expected frames as bytes"):
-        FrameInput(values="bytes")(torch.zeros(2, 3, FRAME_SIZE), torch.tensor([3, 3]))
+        FrameInput(values="bytes")(torch.zeros(2, 3, 1152), torch.tensor([3, 3]))
 
 
 def test_the_frame_mask_marks_valid_frames() -> None:
@@ -38,7 +37,7 @@ def test_the_frame_mask_marks_valid_frames() -> None:
 
 
 def test_input_is_zero_at_padding() -> None:
-    frames = torch.randint(0, 256, (2, 4, FRAME_SIZE), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (2, 4, 1152), dtype=torch.uint8)
     features, mask = FrameInput()(frames, torch.tensor([4, 2]))
     assert mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert features[1, 2:].abs().max() == 0
@@ -47,7 +46,7 @@ def test_input_is_zero_at_padding() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_input_of_bytes_is_exact_and_zero_at_padding(dtype: torch.dtype) -> None:
-    frames = torch.arange(2 * 4 * FRAME_SIZE).remainder(256).to(torch.uint8).view(2, 4, FRAME_SIZE)
+    frames = torch.arange(2 * 4 * 1152).remainder(256).to(torch.uint8).view(2, 4, 1152)
     kept = frames.clone()
     features, mask = FrameInput(values="bytes")(frames, torch.tensor([4, 2]), dtype)
     assert mask.tolist() == [[True] * 4, [True, True, False, False]]
@@ -60,8 +59,8 @@ def test_input_of_bytes_is_exact_and_zero_at_padding(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("values", ["dequantized", "bytes"])
 def test_input_batch_norm_uses_the_valid_frames(values: Literal["dequantized", "bytes"]) -> None:
-    module, plain = FrameInput(batch_norm=True, values=values), nn.BatchNorm1d(FRAME_SIZE, affine=False)
-    frames = torch.randint(0, 256, (4, 5, FRAME_SIZE), dtype=torch.uint8)
+    module, plain = FrameInput(batch_norm=True, values=values), nn.BatchNorm1d(1152, affine=False)
+    frames = torch.randint(0, 256, (4, 5, 1152), dtype=torch.uint8)
     for training in (True, False):
         module.train(training)
         plain.train(training)
