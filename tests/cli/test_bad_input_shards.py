@@ -59,14 +59,14 @@ def test_a_record_with_a_wrong_checksum_is_skipped(tmp_path: Path) -> None:
     assert len(Catalog.load(tmp_path)) == 3
 
 
-def test_a_record_without_rgb_is_skipped(tmp_path: Path) -> None:
+def test_a_record_without_rgb_is_kept_and_counted(tmp_path: Path) -> None:
     videos = random_videos(2)
-    path = write_records(tmp_path / "a.tfrecord", [videos[0].encoded(), record_without_rgb(), videos[1].encoded()])
-    problems, _ = indexed(tmp_path)
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{path}, record 1, byte ")
-    assert "rgb" in problems[0]
-    assert Catalog.load(tmp_path).video_ids == ["0000", "0001"]
+    write_records(tmp_path / "a.tfrecord", [videos[0].encoded(), record_without_rgb(), videos[1].encoded()])
+    shown = succeeds("index", tmp_path)
+    assert "videos without rgb frames (kept, with values of 0)" in " ".join(shown.out.split())
+    catalog = Catalog.load(tmp_path)
+    assert len(catalog) == 3
+    assert catalog.num_problems == 0
 
 
 def test_a_folder_without_a_usable_record_is_refused(tmp_path: Path) -> None:

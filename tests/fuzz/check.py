@@ -116,22 +116,24 @@ def check_record(payload: bytes) -> Outcome:
 def video_fault(message: Any) -> str | None:
     """Why a SequenceExample is no valid frame-level record by the rules of records.py, or None."""
     context, lists = message.context.feature, message.feature_lists.feature_list
-    if "rgb" not in lists and ("audio_embedding" in lists or any(name in context for name in MEANS)):
+    if not lists.keys() & SIZES.keys() and ("audio_embedding" in lists or any(name in context for name in MEANS)):
         return WRONG
     if context_fault := _id_fault(context) or _integers_fault(context, INTEGERS):
         return context_fault
     if _kind_of(context, "segment_scores") == "bytes_list":
         return "scores that are no numbers"
-    return lists_fault(message)
+    if fault := lists_fault(message):
+        return fault
+    return None if any(lists[name].feature for name in SIZES if name in lists) else "no frames"
 
 
 def lists_fault(message: Any) -> str | None:
     """Why the frames of a SequenceExample are invalid, or None: each must be one string of the right size."""
     lists = message.feature_lists.feature_list
     for name, size in SIZES.items():
-        if name not in lists or not lists[name].feature:
-            return f"no {name}"
-        if any([len(value) for value in feature.bytes_list.value] != [size] for feature in lists[name].feature):
+        if name in lists and any(
+            [len(value) for value in feature.bytes_list.value] != [size] for feature in lists[name].feature
+        ):
             return f"a frame of {name} of the wrong size"
     return None
 
@@ -447,6 +449,8 @@ def _same_row(catalog: Catalog, row: int, payload: bytes) -> None:
     message = parsed(payload, "SequenceExample")
     context = message.context.feature
     rgb, audio = (protobuf_frames(message, name) for name in SIZES)
+    # For a list that is missing, the bytes that are nearest to a value of 0.
+    rgb, audio = rgb or [b"\x7f" * 1024] * len(audio), audio or [b"\x7f" * 128] * len(rgb)
     # The longer list is truncated.
     frames = [first + second for first, second in zip(rgb, audio, strict=False)]
     _same("id", catalog.id_of(row), _protobuf_id(context))

@@ -223,7 +223,7 @@ def test_held_out_videos_without_a_class_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", random_videos(4, label_ids=[3, 5]))
     write_shards(tmp_path / "valid", random_videos(4, label_ids=[8, 9]))
     train, valid = (FrameReader(index_folder(tmp_path / part)) for part in ("train", "valid"))
-    with pytest.raises(UsageError, match=r"valid: none of its \d+ videos has a label of the segment vocabulary; is"):
+    with pytest.raises(UsageError, match=r"valid: none of its \d+ videos has a label of the segment vocabulary; check"):
         VideoTask(train, valid, CLASSES, 10, FrameSampling(10), 2, 0, {})
 
 
