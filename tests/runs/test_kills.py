@@ -26,12 +26,12 @@ def kill_run(folder: Path, dataset: Path, recipe: Path, first: int, step: int, *
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(8))
+@pytest.mark.parametrize("first", range(4))
 @pytest.mark.parametrize("store", ["false", "true"])
 def test_a_kill_at_any_event_of_a_run(
     tiny_dataset: Path, tiny_recipe: Path, tmp_path: Path, store: str, first: int
 ) -> None:
-    kill_run(tmp_path, tiny_dataset, tiny_recipe, first, 8, "--set", f"ensemble.store={store}")
+    kill_run(tmp_path, tiny_dataset, tiny_recipe, first, 4, "--set", f"ensemble.store={store}")
 
 
 @pytest.mark.slow

@@ -4,22 +4,25 @@ A script, because the processes are forked from one that has imported everything
 
     python -m tests.support.kills FOLDER RANKS FIRST STEP COMMAND ... --out OUT
 
-Every STEP-th event from FIRST on is tried, in each of RANKS processes that run together; when one is killed the others get
-SIGTERM, as from torchrun. `OUT` stands for a folder below FOLDER. Prints a JSON object: number of events, events tried,
-and what went wrong at which event.
+Every STEP-th event from FIRST on is tried. `OUT` stands for a folder below FOLDER. Prints a JSON object: number of events,
+events tried, and what went wrong at which event.
+
+What a killed process leaves is what its files contain at that moment, so a single process is run once, and its folder is
+copied at each event. Of RANKS processes that run together, one is killed and the others get SIGTERM, as from torchrun.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,28 +34,46 @@ SECONDS_TO_STOP = 30.0
 EVENTS = frozenset(
     ["os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"]
 )
+MOST_EVENTS = 10_000
 NOT_COMPARED = ("stage.yaml", "config.yaml", "recipe.yaml")
 """Files with times, or with the folder's name: only their existence is compared."""
 
 
 class EventCounter:
-    """Counts what Python does to a folder and its lock, and kills the process at one of these events."""
+    """Counts what Python does to a folder and its lock, and kills the process at one of these events.
 
-    def __init__(self, folder: Path, kill_at: int | None) -> None:
+    Args:
+        folder: The folder.
+        kill_at: The event; None for no kill.
+        copies: Receives a copy of the folder before each of the events `copied`, named by its number.
+        copied: The events to copy the folder at.
+    """
+
+    def __init__(
+        self, folder: Path, kill_at: int | None, copies: Path | None = None, copied: Container[int] = ()
+    ) -> None:
         self.count = 0
         self._lock = str(folder.with_name(f".{folder.name}.lock"))
-        self._folder, self._kill_at = str(folder), kill_at
+        self._folder, self._kill_at = folder, kill_at
+        self._copies, self._copied, self._is_copying = copies, copied, False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Handle an audit event."""
+        if self._is_copying:
+            return
         is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES
         if not (is_write or event in EVENTS):
             return
         path = arguments[0]
-        if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith((self._folder, self._lock)):
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith((str(self._folder), self._lock)):
             return
         if self.count == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._copies is not None and self.count in self._copied:
+            self._is_copying = True
+            if self._folder.exists():
+                shutil.copytree(self._folder, self._copies / str(self.count))
+            self._is_copying = False
         self.count += 1
 
 
@@ -65,8 +86,15 @@ class Ended:
     printed: str
 
 
-def run_forked(arguments: list[str], out: Path, ranks: int, kill_at: tuple[int, int] | None = None) -> Ended:
-    """Run the command in forked processes, and kill one of them, (rank, event), if asked."""
+def run_forked(
+    arguments: list[str],
+    out: Path,
+    ranks: int,
+    kill_at: tuple[int, int] | None = None,
+    copies: Path | None = None,
+    copied: Container[int] = (),
+) -> Ended:
+    """Run the command in forked processes, and kill one of them, (rank, event), if asked; see `EventCounter`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,7 +109,7 @@ def run_forked(arguments: list[str], out: Path, ranks: int, kill_at: tuple[int, 
                 group = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank}
                 group |= {"MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            counter = EventCounter(out, kill_at[1] if kill_at and kill_at[0] == rank else None)
+            counter = EventCounter(out, kill_at[1] if kill_at and kill_at[0] == rank else None, copies, copied)
             _run_and_exit(arguments, out, log, counter, writing)
         os.close(writing)
         processes.append(process)
@@ -152,42 +180,73 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def _comparable(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Unfinished files have random names, and a checkpoint contains times."""
+    unfinished = re.compile(r"\.[0-9a-f]{8}(/|$)")
+    return {
+        unfinished.sub(r"\1", name): b"" if name.endswith("checkpoint.pt") else content
+        for name, content in files.items()
+    }
+
+
+def _differing(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[str]:
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
 def attack(folder: Path, ranks: int, first: int, step: int, arguments: list[str]) -> dict[str, Any]:
     """Kill the command at every `step`-th event of every rank; see the module."""
-    whole = folder / "whole"
-    ended = run_forked(arguments, whole, ranks)
+    out, copies = folder / "run", folder / "copies"
+    copied = range(first, MOST_EVENTS, step) if ranks == 1 else ()
+    ended = run_forked(arguments, out, ranks, None, copies, copied)
     if any(ended.statuses):
         return {"events": 0, "tried": 0, "problems": {"whole": ended.printed}}
-    expected = contents(whole)
+    expected = contents(out)
     events = [(rank, event) for rank, count in enumerate(ended.counts) for event in range(count)]
     problems: dict[str, str] = {}
     tried = events[first::step]
     for rank, event in tried:
-        name = f"{rank}-{event}"
-        if problem := _problem(folder / f"killed-{name}", ranks, (rank, event), arguments, expected):
-            problems[name] = problem
+        shutil.rmtree(out)
+        if ranks == 1:
+            # The first one is killed too, to prove that its copy is what a kill leaves.
+            problem = _killed(out, ranks, (rank, event), arguments) if event == first else None
+            killed = contents(out) if out.exists() else {}
+            copy = copies / str(event)
+            if (
+                problem is None
+                and event == first
+                and (names := _differing(_comparable(killed), _comparable(contents(copy))))
+            ):
+                problem = f"a kill leaves other files than the copy has: {names}"
+            shutil.rmtree(out, ignore_errors=True)
+            if copy.exists():
+                copy.rename(out)
+            out.with_name(f".{out.name}.lock").touch()
+        else:
+            problem = _killed(out, ranks, (rank, event), arguments)
+        if problem := problem or _problem(out, ranks, arguments, expected):
+            problems[f"{rank}-{event}"] = problem
     return {"events": len(events), "tried": len(tried), "problems": problems}
 
 
-def _problem(
-    out: Path, ranks: int, kill_at: tuple[int, int], arguments: list[str], expected: Mapping[str, bytes]
-) -> str | None:
-    """Kill the command at an event, run it again, and say what is wrong afterwards."""
+def _killed(out: Path, ranks: int, kill_at: tuple[int, int], arguments: list[str]) -> str | None:
+    """Kill the command at an event, and say what is wrong."""
     ended = run_forked(arguments, out, ranks, kill_at)
     if ended.statuses[kill_at[0]] != -signal.SIGKILL:
         return f"ended with {ended.statuses} instead of being killed: {ended.printed}"
-    before = sorted(contents(out))
+    return None
+
+
+def _problem(out: Path, ranks: int, arguments: list[str], expected: Mapping[str, bytes]) -> str | None:
+    """Run the command again, and say what is wrong afterwards."""
+    before = sorted(contents(out)) if out.exists() else []
     ended = run_forked(arguments, out, ranks)
     if any(ended.statuses):
         return f"ended with {ended.statuses} after {before[-6:]}: {ended.printed[-1500:]}"
     found = contents(out)
-    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if names:
+    if names := _differing(found, expected):
         return f"differs in {names} after {before[-6:]}"
-    beside = [path.name for path in out.parent.iterdir() if path.name not in (out.name, f"{out.name}.log", "whole")]
-    others = [name for name in beside if out.name in name]
-    shutil.rmtree(out)
-    return f"leaves {others}" if others else None
+    beside = {path.name for path in out.parent.iterdir()} - {out.name, f"{out.name}.log", "copies"}
+    return f"leaves {sorted(beside)}" if beside else None
 
 
 if __name__ == "__main__":
