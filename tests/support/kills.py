@@ -13,6 +13,7 @@ copied at each event. Of RANKS processes that run together, one is killed and th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -72,9 +73,21 @@ class EventCounter:
         if self._copies is not None and self.count in self._copied:
             self._is_copying = True
             if self._folder.exists():
-                shutil.copytree(self._folder, self._copies / str(self.count))
+                _copy_at_rest(self._folder, self._copies / str(self.count))
             self._is_copying = False
         self.count += 1
+
+
+def _copy_at_rest(folder: Path, copy: Path) -> None:
+    """Copy a folder in which other threads may rename files meanwhile."""
+    for _ in range(100):
+        before = sorted(folder.rglob("*"))
+        with contextlib.suppress(shutil.Error):
+            shutil.copytree(folder, copy)
+            if before == sorted(folder.rglob("*")):
+                return
+        shutil.rmtree(copy)
+    raise RuntimeError(f"{folder} never rests")
 
 
 @dataclass
