@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from outputs import make_ranking
 from ranking import make_vocabulary
+from yt8m.ranking.calibration import Calibration
 from yt8m.submission.table import write_table
 
 THRESHOLD = 0.5
@@ -60,7 +61,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "segments.parquet"
-        write_table(path, make_ranking((arguments.segments, arguments.classes, arguments.k)), vocabulary)
+        ranking = make_ranking((arguments.segments, arguments.classes, arguments.k))
+        identity = Calibration(low=1, high=1, offset=0, ensemble="", num_ratings=0)
+        write_table(path, ranking, vocabulary, calibration=identity)
         print(f"{arguments.classes * arguments.k:,} rows, {path.stat().st_size / 1e6:.0f} MB")
         label_ids = np.random.default_rng(0).choice(vocabulary.label_ids, arguments.repeats, replace=False).tolist()
         ways: dict[str, list[tuple[float, float]]] = {"yt8m search": [], "pyarrow's filter": []}

@@ -52,7 +52,7 @@ def test_moments_are_a_table_on_a_terminal(table: Path, monkeypatch: pytest.Monk
     lines = [line.split() for line in succeeds("search", "food", "Car", "--table", table).out.splitlines()]
     assert " ".join(lines[0]) == "Food (11): 2 moments of 0.5 or more in 2 videos"
     assert lines[1:] == [
-        ["video", "time", "probability", "segments"],
+        ["video", "time", "score", "segments"],
         ["ab12", "0:30-0:40", "0.875", "2"],
         ["cd34", "0:35-0:40", "0.500", "1"],
     ]
@@ -61,7 +61,7 @@ def test_moments_are_a_table_on_a_terminal(table: Path, monkeypatch: pytest.Monk
 def test_a_guess_and_an_empty_result_are_reported(table: Path) -> None:
     assert succeeds("search", "foodd", "--table", table).err == "'foodd': showing 'Food'\n"
     nothing = succeeds("search", "car", "--table", table)
-    assert (nothing.out, nothing.err) == ("", "Car: no moment of 0.5 or more listed; the highest probability is 0.25\n")
+    assert (nothing.out, nothing.err) == ("", "Car: no moment of 0.5 or more listed; the highest score is 0.25\n")
     of_video = succeeds("search", "food", "--table", table, "--video", "zz99")
     assert (of_video.out, of_video.err) == ("", "Food: no segment in video 'zz99'\n")
 
@@ -70,20 +70,20 @@ def test_json_and_csv_contain_the_moments_shown(table: Path, tmp_path: Path) -> 
     path = tmp_path / "new" / "moments.csv"
     options = ["--table", table, "--limit", 1, "--csv", path]
     found = json.loads(succeeds("search", "food", "car", *options, "--json").out)
-    moment = {"video_id": "ab12", "start": 30, "end": 40, "probability": 0.875, "num_segments": 2}
+    moment = {"video_id": "ab12", "start": 30, "end": 40, "score": 0.875, "num_segments": 2}
     assert found == [
         {"label_id": 11, "name": "Food", "num_moments": 2, "num_videos": 2, "moments": [moment]},
         {"label_id": 7, "name": "Car", "num_moments": 0, "num_videos": 0, "moments": []},
     ]
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["class", "name", "video", "start", "end", "probability", "segments"],
+            ["class", "name", "video", "start", "end", "score", "segments"],
             ["11", "Food", "ab12", "30", "40", "0.875", "2"],
         ]
 
 
 def test_a_run_a_table_and_a_store_give_the_same_moments(
-    finished_run: FinishedRun, models: list[object], tiny_dataset: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
+    finished_run: FinishedRun, models: list[object], tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     rows = pq.read_table(finished_run.out / "segments.parquet").to_pylist()
     label_id = int(tiny_vocabulary.label_ids[4])
@@ -99,8 +99,13 @@ def test_a_run_a_table_and_a_store_give_the_same_moments(
     assert found["moments"][0]["video_id"] == best["video"]
     assert found["moments"][0]["start"] <= best["start"] < found["moments"][0]["end"]
     assert succeeds("search", *options, "--table", finished_run.out / "segments.parquet").out == of_run
+    assert all("probability" in moment for moment in found["moments"])
+    succeeds("predict", "--run", finished_run.out, "--store", tmp_path / "of_run", "--accelerator", "cpu")
+    assert succeeds("search", *options, "--store", tmp_path / "of_run").out == of_run
+    # Model folders have no calibration.
     succeeds("predict", *models, "--store", tmp_path / "store", "--accelerator", "cpu")
-    assert succeeds("search", *options, "--store", tmp_path / "store").out == of_run
+    (found,) = json.loads(succeeds("search", label_id, "--threshold", 0, "--json", "--store", tmp_path / "store").out)
+    assert all("score" in moment and "probability" not in moment for moment in found["moments"])
 
 
 def test_search_refuses_invalid_arguments(table: Path, finished_run: FinishedRun, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def make_timeline(num_frames: int, *rows: tuple[str, list[float]], threshold: fl
     starts = np.arange(0, num_frames, 5, dtype=np.int32)
     columns = np.array([probabilities for _, probabilities in rows], np.float32).T
     names, label_ids = tuple(name for name, _ in rows), tuple(range(7, 7 + len(rows)))
-    return Timeline("SjJ3", num_frames, label_ids, names, starts, columns, threshold)
+    return Timeline("SjJ3", num_frames, label_ids, names, starts, columns, threshold, True)
 
 
 def test_lines_of_a_small_timeline() -> None:
@@ -58,6 +58,14 @@ def test_lines_of_a_small_timeline() -> None:
         "probability  ▂ below 0.25  ▄ below 0.5  ▆ below 0.75  █ to 1",
         "a column is 5 s, on screen: 0.5 or more, ╌ never rated",
     ]
+
+
+def test_values_that_are_not_calibrated_are_called_scores() -> None:
+    timeline = replace(make_timeline(58, ("Surfing", [0.5] * 12)), is_calibrated=False)
+    assert "score  ▂ below 0.25" in printed(timeline)
+    assert "probabilit" not in printed(timeline)
+    [concept] = timeline.as_dict()["concepts"]
+    assert (concept["scores"], "probabilities" in concept) == ([0.5] * 12, False)
 
 
 def test_columns_contain_several_segments_on_a_narrow_terminal() -> None:

@@ -14,6 +14,7 @@ from tests.support.full_disk import FullDisk
 from tests.support.rankings import make_ranking, make_segments
 from yt8m.errors import Yt8mError
 from yt8m.prediction.segments import Segments
+from yt8m.ranking.calibration import Calibration
 from yt8m.ranking.topk import Ranking, TopK
 from yt8m.submission.format import read_submission
 from yt8m.submission.table import RankingTable, write_table
@@ -25,7 +26,7 @@ COLUMNS = {
     "name": "dictionary<values=string, indices=int32, ordered=0>",
     "video": "dictionary<values=string, indices=int32, ordered=0>",
     "start": "int32",
-    "probability": "float",
+    "score": "float",
 }
 
 
@@ -39,7 +40,7 @@ def test_rows_and_columns_of_a_small_table(tmp_path: Path) -> None:
     ranker.update([0, 1, 2], [[0.25, 0.5], [0.75, 0.125], [0.5, 1.0]])
     path = tmp_path / "new" / "table.parquet"
     write_table(path, ranker.result(), Vocabulary(np.array([30, 7]), ("Surfing", "Ski, Alpine")))
-    names = ("class", "name", "video", "start", "probability")
+    names = ("class", "name", "video", "start", "score")
     expected = [
         (30, "Surfing", "ab12", 5, 0.75),
         (30, "Surfing", "日本", 1005, 0.5),
@@ -83,6 +84,27 @@ def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     write_table(tmp_path / "table.parquet", TopK(2, 5, empty).result(), Vocabulary(np.array([4, 2]), ("x", "y")))
     assert rows_of(tmp_path / "table.parquet") == []
     assert {field.name: str(field.type) for field in pq.read_schema(tmp_path / "table.parquet")} == COLUMNS
+
+
+def test_a_calibrated_table_has_probabilities_in_the_same_order(tmp_path: Path) -> None:
+    ranking, scores = make_ranking(make_segments(["a", "b"], 30), 3, 60)
+    vocabulary = Vocabulary(np.array([5, 8, 2]), ("x", "y", "z"))
+    calibration = Calibration(low=1.5, high=0.5, offset=-1, ensemble="", num_ratings=9)
+    write_table(tmp_path / "s.parquet", ranking, vocabulary)
+    write_table(tmp_path / "p.parquet", ranking, vocabulary, calibration=calibration)
+    of_scores, of_probabilities = rows_of(tmp_path / "s.parquet"), rows_of(tmp_path / "p.parquet")
+    assert {field.name for field in pq.read_schema(tmp_path / "p.parquet")} == (COLUMNS.keys() - {"score"}) | {
+        "probability"
+    }
+    expected = [1 / (1 + (1 - s) ** 0.5 / s**1.5 * np.e) for s in (row.pop("score") for row in of_scores)]
+    assert [row.pop("probability") for row in of_probabilities] == pytest.approx(expected, rel=1e-5)
+    assert of_scores == of_probabilities
+    for name, is_calibrated in (("s", False), ("p", True)):
+        table = RankingTable.open(tmp_path / f"{name}.parquet")
+        assert table.is_calibrated == is_calibrated
+        listed = table.segments(1).probabilities
+        assert listed.tolist() == sorted(listed.tolist(), reverse=True)
+        assert (listed.tolist() == np.sort(scores[:, 1])[::-1].tolist()) != is_calibrated
 
 
 def test_a_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:

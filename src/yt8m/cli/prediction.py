@@ -94,7 +94,8 @@ def predict(
     from yt8m.runs.predicting import PredictionOutputs, predict_folders
 
     outputs = PredictionOutputs(out, table, store, top_k, overwrite)
-    names = predict_folders(folders, catalog, classes, config, outputs, machine, shifts)
+    calibration = None if of_run is None else of_run.calibration
+    names = predict_folders(folders, catalog, classes, config, outputs, machine, shifts, calibration)
     for path, what in ((store, "probabilities"), (out, "submission"), (table, "table")):
         if path is not None and names is not None:
             console_beside(out, table).print(f"{path}: {what} of {', '.join(names)}")

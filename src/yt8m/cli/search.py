@@ -106,12 +106,14 @@ def _print(results: Sequence[SearchResult], threshold: float, video: str | None)
     """Print moments: a table per concept on a terminal, otherwise lines with tabs."""
     from rich.table import Table
 
+    from yt8m.ranking import value_name
     from yt8m.runtime.console import err, out
 
     for number, result in enumerate(results):
+        value = value_name(result.is_calibrated)
         if not result.moments:
             where = f"in video {video!r}" if video else "listed"
-            reached = "" if result.highest is None else f"; the highest probability is {result.highest:.3g}"
+            reached = "" if result.highest is None else f"; the highest {value} is {result.highest:.3g}"
             what = f"no moment of {threshold:g} or more" if reached else "no segment"
             err.print(f"{result.name}: {what} {where}{reached}")
             continue
@@ -127,7 +129,7 @@ def _print(results: Sequence[SearchResult], threshold: float, video: str | None)
             f"{result.name} ({result.label_id}): {counted(result.num_moments, 'moment')} of {threshold:g} or more "
             f"in {counted(result.num_videos, 'video')}"
         )
-        table = Table("video", "time", "probability", "segments", box=None, pad_edge=False)
+        table = Table("video", "time", value, "segments", box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for moment in result.moments:

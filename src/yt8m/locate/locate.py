@@ -23,6 +23,7 @@ from yt8m.dataset.indexing import index_shard
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.locate.timeline import THRESHOLD, Timeline
 from yt8m.prediction.segments import Segments
+from yt8m.ranking.calibration import Calibration
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.runs.finished import ensemble_of_run
 from yt8m.runtime.machine import MachineConfig, make_fabric
@@ -44,11 +45,13 @@ class Ensemble:
         models: By name.
         merger: Merges the probabilities.
         shifts: Seconds to shift the window of a segment by (test-time augmentation).
+        calibration: Makes probabilities of the merged scores; None where there is none.
     """
 
     models: dict[str, FoldedClassifier]
     merger: Merger
     shifts: Sequence[int] = (0,)
+    calibration: Calibration | None = None
 
 
 def load_ensemble(folders: Sequence[Path], vocabulary: Vocabulary, accelerator: str = "auto") -> Ensemble:
@@ -90,7 +93,10 @@ def load_ensemble_of_run(run: Path, vocabulary: Vocabulary, accelerator: str = "
     if settings.method == "rank":
         settings = settings.model_copy(update={"method": "arithmetic"})
     models = load_folded(found.folders, vocabulary.digest, _device(accelerator))
-    return Ensemble(models, Merger(settings, found.members), settings.shifts)
+    merger = Merger(settings, found.members)
+    digests = {name: model.digest for name, model in models.items()}
+    calibration = found.calibration and found.calibration.of(merger, digests, settings.shifts)
+    return Ensemble(models, merger, settings.shifts, calibration)
 
 
 def _device(accelerator: str) -> torch.device:
@@ -134,7 +140,8 @@ def segment_probabilities(
         row: Row of the video in the catalog.
 
     Returns:
-        Start of each segment in seconds, int32 (S,), and probabilities, float32 (S, C).
+        Start of each segment in seconds, int32 (S,), and probabilities (scores, where the ensemble is not calibrated),
+        float32 (S, C).
 
     Raises:
         ShardError: The shard is missing or has changed.
@@ -152,7 +159,8 @@ def segment_probabilities(
                 f"{reader.catalog.id_of(row)}: the model {name!r} predicts values that are no numbers (NaN); its weights are "
                 "damaged, so train or import it again."
             )
-    return starts, ensemble.merger(predictions.codes)
+    scores = ensemble.merger(predictions.codes)
+    return starts, scores if ensemble.calibration is None else ensemble.calibration(scores)
 
 
 def timelines(
@@ -187,6 +195,7 @@ def timelines(
                 starts,
                 probabilities[:, top_classes],
                 threshold,
+                ensemble.calibration is not None,
             )
         )
     return found

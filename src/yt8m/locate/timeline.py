@@ -21,6 +21,7 @@ from rich.text import Text
 from yt8m.dataset.sampling import CROP_START_SECONDS, num_evaluated_segments
 from yt8m.errors import printable
 from yt8m.files import written_atomically
+from yt8m.ranking import value_name
 from yt8m.shards.ids import SEGMENT_SECONDS
 
 Value = TypeVar("Value", np.bool_, np.float32)
@@ -58,6 +59,7 @@ class Timeline:
         starts: Start of each segment of the video in seconds, in steps of 5 from 0, int (S,).
         probabilities: From 0 to 1, float (S, n).
         threshold: A concept is on screen in segments of at least this probability.
+        is_calibrated: Whether the probabilities are calibrated; otherwise they are called scores.
     """
 
     video_id: str
@@ -67,9 +69,10 @@ class Timeline:
     starts: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     threshold: float = THRESHOLD
+    is_calibrated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The timeline as plain values for JSON, times in seconds, probabilities rounded to 4 digits."""
+        """The timeline as plain values for JSON, times in seconds, probabilities (or scores) rounded to 4 digits."""
         probabilities = [[round(value, 4) for value in column] for column in self.probabilities.T.tolist()]
         concepts = zip(self.label_ids, self.names, self.spans(), probabilities, strict=True)
         return {
@@ -83,7 +86,7 @@ class Timeline:
                     "name": name,
                     "peak": max(values, default=0.0),
                     "spans": [list(span) for span in spans],
-                    "probabilities": values,
+                    "probabilities" if self.is_calibrated else "scores": values,
                 }
                 for label_id, name, spans, values in concepts
             ],
@@ -134,7 +137,7 @@ class Timeline:
         for parts in _axis(per_column, is_evaluated):
             yield Text.assemble(indent, *((part, "dim") for part in parts))
         yield Text()
-        yield _legend()
+        yield _legend(value_name(self.is_calibrated))
         notes = [f"a column is {per_column * SEGMENT_SECONDS} s", f"on screen: {self.threshold:g} or more"]
         if not is_evaluated.all():
             notes.append(f"{_NEVER_RATED} never rated")
@@ -178,9 +181,9 @@ def block(probability: float) -> str:
     return BLOCKS[min(int(probability * 8 + 0.5), 8)]
 
 
-def _legend() -> Text:
-    """The bars of the four quarters of probability, in their heights and colors."""
-    legend = Text.assemble(("probability", "dim"))
+def _legend(name: str) -> Text:
+    """The bars of the four quarters of probability or score, in their heights and colors."""
+    legend = Text.assemble((name, "dim"))
     for quarter, color_name in enumerate(COLORS):
         upper = (quarter + 1) / len(COLORS)
         legend.append(f"  {block(upper)}", style=color_name)

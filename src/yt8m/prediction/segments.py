@@ -44,7 +44,7 @@ class ListedSegments:
         video_ids: Ids of videos, those of other classes among them.
         rows: Position of each segment's video in `video_ids`, int32 (n,).
         start_seconds: Start of each segment, int32 (n,).
-        probabilities: From 0 to 1, float32 (n,).
+        probabilities: From 0 to 1, float32 (n,); scores, where they are not calibrated.
     """
 
     video_ids: Sequence[str]

@@ -110,6 +110,17 @@ class Merger:
         self._tables = {name: table * weight for name, weight in self._weights.items()}
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Share of each segment model in the sum of the weights; models of weight 0 are left out."""
+        return {name: float(weight / self._total) for name, weight in self._weights.items()}
+
+    def part(self, model_names: Iterable[str]) -> "Merger":
+        """A merger of some of the segment models, otherwise like this one."""
+        names = list(model_names)
+        weights = {name: float(self._weights[name]) for name in names}
+        return Merger(self.settings.model_copy(update={"weights": weights}), names)
+
+    @property
     def models(self) -> list[str]:
         """All models whose codes are merged."""
         return [*self._weights, *(name for name in self.settings.video_models if name not in self._weights)]

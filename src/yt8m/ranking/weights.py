@@ -20,7 +20,7 @@ from yt8m.dataset.labels import rated_segments
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.prediction.predict import NO_SHIFT, predict
 from yt8m.prediction.quantization import lookup, probabilities_of_codes
-from yt8m.prediction.segments import Segments
+from yt8m.ranking.out_of_fold import segments_of_ratings
 from yt8m.vocabulary import Vocabulary
 
 PENALTY = 1e-3
@@ -78,11 +78,7 @@ def predict_out_of_fold(
         shifts: Test-time shifts.
     """
     ratings = rated_segments(reader.catalog, vocabulary, videos)
-    seconds = int(ratings.start_seconds.max(initial=0)) + 1
-    # Several ratings may be of one segment: (S,) distinct segments; (R,) segment of each rating.
-    unique, segment_of_rating = np.unique(ratings.rows * seconds + ratings.start_seconds, return_inverse=True)
-    rows, starts = np.divmod(unique, seconds)
-    segments = Segments(reader.catalog.video_ids, rows.astype(np.int32), starts.astype(np.int32))
+    segments, segment_of_rating = segments_of_ratings(reader, ratings)  # (S,), (R,)
     probabilities = np.zeros((len(models), len(ratings)), np.float32)
     table = probabilities_of_codes()
     for batch in predict(reader, segments, models, shifts=shifts):

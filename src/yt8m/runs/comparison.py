@@ -1,18 +1,20 @@
 """Compare the rankings of a run: each model, each kind of model, the ensemble, a random order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yt8m.prediction.passes import PredictionPass
 from yt8m.prediction.predict import predict
+from yt8m.ranking.calibration import Calibration
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
 from yt8m.scoring.map_at_k import Score, map_at_k, write_class_scores
-from yt8m.scoring.plots import plot_scores, plot_timeline
+from yt8m.scoring.plots import plot_reliability, plot_scores, plot_timeline
+from yt8m.scoring.reliability import LOWEST_SCORE, RELIABILITY_FILE, outcomes_of, reliability_of, write_reliability
 from yt8m.scoring.scores import SCORES_FILE, ScoreRow, write_scores
 from yt8m.scoring.truth import GroundTruth, Truth
 from yt8m.submission.writing import ranked_segments
@@ -94,19 +96,66 @@ def score_rankings(
     return rows
 
 
+def report_reliability(
+    folder: Path,
+    ranking: Ranking,
+    calibration: Calibration | None,
+    truth: GroundTruth,
+    vocabulary: Vocabulary,
+    report: Callable[[str], None],
+) -> None:
+    """Measure the reliability of a ranking's scores and probabilities on known truth, in `reliability.csv` and `.png`.
+
+    Args:
+        folder: Receives the files.
+        ranking: The submission.
+        calibration: Makes probabilities of its scores; without it nothing is measured.
+        truth: Ground truth of the test set.
+        vocabulary: The classes.
+        report: Receives the expected calibration errors in a sentence.
+    """
+    if calibration is None:
+        return
+    measured = {}
+    for name, known, lowest in (("rated", truth.ratings, 0.0), ("all", truth.positives, LOWEST_SCORE)):
+        if known is None:
+            continue
+        found = outcomes_of(ranking, known, vocabulary, lowest)
+        if len(found.scores):
+            for kind, values in (("score", found.scores), ("probability", calibration(found.scores))):
+                measured[name, kind] = reliability_of(values, found.positives, found.videos)
+    if not measured:
+        return
+    write_reliability(folder / RELIABILITY_FILE, measured)
+    plot_reliability(folder / "reliability.png", measured)
+    if ("all", "score") in measured:
+        before, after = (measured["all", kind] for kind in ("score", "probability"))
+        report(
+            f"predict: expected calibration error {before.error:.3f} before and {after.error:.3f} after calibration (95% "
+            f"interval {after.interval[0]:.3f} to {after.interval[1]:.3f}), all segments of {LOWEST_SCORE:g} or more"
+        )
+
+
 def write_timeline(
-    path: Path, work: PredictionPass, merger: Merger, truth: GroundTruth, vocabulary: Vocabulary
+    path: Path,
+    work: PredictionPass,
+    merger: Merger,
+    calibration: Calibration | None,
+    truth: GroundTruth,
+    vocabulary: Vocabulary,
 ) -> None:
     """Plot the timeline of the video with the most distinct sets of concepts; without dense truth, of the first video."""
     row = _most_varied_video(work, truth)
     segments, video_id = work.segments, work.reader.catalog.id_of(row)
     if merger.needs_all_segments:
-        # Probabilities are easier to read than ranks.
+        # Means of probabilities are easier to read than ranks.
         merger = Merger(merger.settings.model_copy(update={"method": "arithmetic"}), merger.segment_models)
     positions = np.flatnonzero(segments.rows == row)
     batch = slice(int(positions[0]), int(positions[-1]) + 1)
     [predictions] = predict(work.reader, segments, work.models, [batch], work.shifts)
     probabilities = merger(predictions.codes)  # (segments, C)
+    if calibration is not None:
+        probabilities = calibration(probabilities)
     starts = segments.start_seconds[segments.rows == row]
     positives = None
     strength = probabilities.max(axis=0)
@@ -128,6 +177,7 @@ def write_timeline(
         starts,
         probabilities[:, chosen],
         None if positives is None else positives[:, chosen],
+        calibration is not None,
     )
 
 

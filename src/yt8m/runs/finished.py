@@ -12,6 +12,7 @@ from yt8m.dataset.layout import PARTS
 from yt8m.errors import UsageError
 from yt8m.models.description import read_description
 from yt8m.prediction.store import Store
+from yt8m.ranking.calibration import Calibration
 from yt8m.runs.recipe import RECIPE_FILE, EnsembleConfig, read_recipe
 from yt8m.runs.records import STAGE_FILE, STORE_FOLDER, read_record
 from yt8m.settings import validated
@@ -28,11 +29,13 @@ class RunEnsemble:
         settings: How its models are merged, with the weights that were found, if the recipe has them fitted.
         members: Names of the merged segment models.
         folders: Model folders of these and of the video classifiers that the ensemble uses, by name.
+        calibration: Of its scores; None where the prediction is not finished, or has none.
     """
 
     settings: EnsembleConfig
     members: list[str]
     folders: dict[str, Path]
+    calibration: Calibration | None = None
 
 
 def ensemble_of_run(run: Path) -> RunEnsemble:
@@ -42,11 +45,12 @@ def ensemble_of_run(run: Path) -> RunEnsemble:
         UsageError: It is not the folder of a run.
     """
     record = read_record(run / "predict")
+    calibration = None
     if record is not None and record.status == "finished" and record.models:
         values = {name: value for name, value in record.settings.items() if name in EnsembleConfig.model_fields}
         settings = validated(EnsembleConfig, values, str(run / "predict" / STAGE_FILE))
         folders = {name: run / folder for name, folder in record.models.items()}
-        members = settings.models
+        members, calibration = settings.models, record.calibration
     else:
         if not (run / RECIPE_FILE).is_file():
             raise UsageError(f"{run}: is not the folder of a run (it has no {RECIPE_FILE}); `yt8m run` makes one.")
@@ -59,7 +63,8 @@ def ensemble_of_run(run: Path) -> RunEnsemble:
     if settings.find_weights:
         weights = {} if record is None else record.ensemble_weights
         settings = settings.model_copy(update={"find_weights": False, "weights": weights})
-    return RunEnsemble(settings, members, {name: folders[name] for name in [*members, *settings.video_models]})
+    used = {name: folders[name] for name in [*members, *settings.video_models]}
+    return RunEnsemble(settings, members, used, calibration)
 
 
 @dataclass(frozen=True)

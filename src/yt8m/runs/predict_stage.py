@@ -10,12 +10,16 @@ from pathlib import Path
 from yt8m.dataset.labels import fold_of_videos
 from yt8m.inference.classifier import FoldedClassifier
 from yt8m.inference.encoders import FoldedEncoder
+from yt8m.prediction.passes import PredictionPass
 from yt8m.prediction.predict import segments_of
 from yt8m.prediction.store import StoreIndex
+from yt8m.ranking.calibration import Calibration, write_calibration
+from yt8m.ranking.ensemble import Merger
+from yt8m.ranking.out_of_fold import calibrate
 from yt8m.ranking.rank import rank_segments
 from yt8m.ranking.streaming import remove_partial_rankings
 from yt8m.ranking.weights import find_weights, predict_out_of_fold
-from yt8m.runs.comparison import ranking_specs, score_rankings, write_timeline
+from yt8m.runs.comparison import ranking_specs, report_reliability, score_rankings, write_timeline
 from yt8m.runs.predicting import shared_pass
 from yt8m.runs.records import STORE_FOLDER
 from yt8m.runs.stages import RunStage
@@ -107,21 +111,27 @@ def predict(stage: RunStage) -> RunScores | None:
         )
     if rankings is None:
         return None
+    merger = specs[-1].merger
+    calibration = None if merger is None else _calibrated(stage, work, merger)
     write_submission(submission, rankings[-1], vocabulary)
-    write_table(table, rankings[-1], vocabulary)
-    if (merger := specs[-1].merger) is not None:
-        write_timeline(folder / "timeline.png", work, merger, context.truth, vocabulary)
+    write_table(table, rankings[-1], vocabulary, calibration=calibration)
+    if merger is not None:
+        write_timeline(folder / "timeline.png", work, merger, calibration, context.truth, vocabulary)
     if ensemble.store:
         vocabulary.save(store_folder)
+        if calibration is not None:
+            write_calibration(store_folder, calibration)
     elif store_folder.is_dir():
         shutil.rmtree(store_folder)
     remove_partial_rankings(folder)
+    report_reliability(folder, rankings[-1], calibration, context.truth, vocabulary, context.report)
     rows = score_rankings(folder, specs, rankings, context.truth, recipe.top_k, vocabulary, context.progress)
     seconds = time.monotonic() - started
     stage.finish(
         seconds,
         num_segments=len(segments),
         ensemble_weights=weights,
+        calibration=calibration,
         models=_model_folders(stage),
         results=[submission, table],
     )
@@ -137,6 +147,30 @@ def _model_folders(stage: RunStage) -> dict[str, str]:
         trained = recipe.trained_models.get(name)
         folders[name] = f"pretrain/{name}/{MODEL_FOLDER}" if trained is None else str(Path(trained).resolve())
     return folders
+
+
+def _calibrated(stage: RunStage, work: PredictionPass, merger: Merger) -> Calibration | None:
+    """Calibrate the ensemble on the ratings that its models held out; the first process calls this."""
+    context, recipe = stage.context, stage.recipe
+    rated = context.reader("segment/train")
+    calibration = calibrate(
+        work.models,
+        merger,
+        {name: recipe.segment_models[name].fold for name in merger.segment_models},
+        rated,
+        fold_of_videos(rated.catalog, recipe.folds),
+        work.reader,
+        work.segments,
+        context.vocabulary,
+        work.shifts,
+        context.progress,
+    )
+    if calibration is None:
+        why = "ranks have none" if merger.needs_all_segments else "the held-out ratings do not determine any"
+        context.report(f"predict: scores are not calibrated to probabilities, because {why}")
+    else:
+        context.report(f"predict: probabilities calibrated on {calibration.num_ratings:,} held-out ratings")
+    return calibration
 
 
 def _found_weights(stage: RunStage, models: Mapping[str, FoldedClassifier]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from yt8m.prediction.predict import NO_SHIFT, segments_of
 from yt8m.prediction.segments import Segments
 from yt8m.prediction.store import INDEX_FILE, Store, StoreIndex
 from yt8m.ranking import MAX_SEGMENTS
+from yt8m.ranking.calibration import Calibration, read_calibration, write_calibration
 from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec, rank_segments, rank_stored
 from yt8m.ranking.streaming import remove_partial_rankings
@@ -62,12 +63,12 @@ class PredictionOutputs:
             clear_leftovers(*self.paths)
             yield
 
-    def write(self, ranking: Ranking, vocabulary: Vocabulary) -> None:
-        """Write the submission and the table."""
+    def write(self, ranking: Ranking, vocabulary: Vocabulary, calibration: Calibration | None) -> None:
+        """Write the submission, and the table with calibrated probabilities where that is possible."""
         if self.submission is not None:
             write_submission(self.submission, ranking, vocabulary)
         if self.table is not None:
-            write_table(self.table, ranking, vocabulary)
+            write_table(self.table, ranking, vocabulary, calibration=calibration)
 
 
 def shared_pass(
@@ -92,6 +93,7 @@ def predict_folders(
     outputs: PredictionOutputs,
     machine: MachineConfig,
     shifts: Sequence[int] = NO_SHIFT,
+    calibration: Calibration | None = None,
 ) -> list[str] | None:
     """Predict every segment of a catalog with the models of some folders, in one pass, and merge them.
 
@@ -105,6 +107,7 @@ def predict_folders(
         outputs: The files to write.
         machine: Devices and precision.
         shifts: Test-time shifts, in seconds.
+        calibration: Of an ensemble, used if it is this one, and kept with the store.
 
     Returns:
         Names of the models; None on all processes but the first.
@@ -155,12 +158,16 @@ def predict_folders(
                 store=None if outputs.store is None else (outputs.store, index),
             )
             if rankings is not None:
-                outputs.write(rankings[0], classes)
+                digests = {name: model.digest for name, model in models.items()}
+                of_merger = None if calibration is None else calibration.of(merger, digests, shifts)
+                outputs.write(rankings[0], classes, of_merger)
                 remove_partial_rankings(folder)
         elif outputs.store is not None:
             store_predictions(work, outputs.store, index)
         if outputs.store is not None and fabric.is_global_zero:
             classes.save(outputs.store)
+            if calibration is not None:
+                write_calibration(outputs.store, calibration)
         fabric.barrier()
     return list(models) if fabric.is_global_zero else None
 
@@ -205,7 +212,8 @@ def merge_stores(
     segments, stores = open_stores(folders, catalog, classes)
     merger = merger_of_stores(stores, config, members)
     with outputs.locked():
-        outputs.write(rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge"), classes)
+        ranking = rank_stored(stores, merger, segments, outputs.top_k, terminal_progress, "merge")
+        outputs.write(ranking, classes, calibration_of_stores(stores, merger))
     return merger.segment_models
 
 
@@ -242,6 +250,20 @@ def merger_of_stores(stores: Mapping[str, Store], config: MergeConfig, members: 
     if members is not None:
         kinds = {name: kind for name, kind in kinds.items() if kind == "video" or name in members}
     return _make_merger(config, kinds, allow_unused=True)
+
+
+def calibration_of_stores(stores: Mapping[str, Store], merger: Merger) -> Calibration | None:
+    """The calibration of merged stores, if one of them has that of this ensemble."""
+    used = {name: stores[name].index for name in merger.models}
+    digests = {name: index.models[name].digest for name, index in used.items()}
+    shifts, *others = {tuple(index.shifts) for index in used.values()}
+    if others:
+        return None
+    for folder in dict.fromkeys(store.folder for store in stores.values()):
+        calibration = read_calibration(folder)
+        if calibration is not None and calibration.of(merger, digests, shifts):
+            return calibration
+    return None
 
 
 def _make_merger(config: MergeConfig, kinds: Mapping[str, str], allow_unused: bool) -> Merger:

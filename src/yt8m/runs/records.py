@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from yt8m.errors import UsageError
+from yt8m.ranking.calibration import Calibration
 from yt8m.settings import Settings, read_yaml, validated
 
 STAGE_FILE = "stage.yaml"
@@ -30,6 +31,8 @@ class StageRecord(Settings):
     """Segments predicted."""
     ensemble_weights: dict[str, float] = Field(default_factory=dict)
     """Weights found for the models of the ensemble, by name."""
+    calibration: Calibration | None = None
+    """Of the ensemble's scores."""
     data: str = ""
     """Dataset folder, as an absolute path."""
     models: dict[str, str] = Field(default_factory=dict)

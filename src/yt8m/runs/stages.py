@@ -19,6 +19,7 @@ from yt8m.files import file_checksum, shown_checksum, written_atomically
 from yt8m.models.classifier import ContextAgnosticClassifier, ContextAwareClassifier, VideoClassifier
 from yt8m.models.config import VideoClassifierConfig
 from yt8m.models.description import CONFIG_NAME, read_description
+from yt8m.ranking.calibration import Calibration
 from yt8m.runs.context import RunContext
 from yt8m.runs.recipe import AgnosticModelConfig, BaseModelConfig, Recipe, SegmentModelConfig
 from yt8m.runs.records import STAGE_FILE, StageRecord, read_record
@@ -29,7 +30,7 @@ StageKind = Literal["pretrain", "finetune", "predict"]
 
 PARTS_NEEDED: dict[StageKind, tuple[str, ...]] = {"pretrain": PARTS[:2], "finetune": PARTS[:3], "predict": PARTS}
 """Parts of the dataset that each kind of stage needs, those that its base models were trained on included."""
-CODE_VERSION = 3
+CODE_VERSIONS: dict[StageKind, int] = {"pretrain": 3, "finetune": 3, "predict": 4}
 """Raised when a change of the code changes the result of a stage with the same settings."""
 NOT_DECISIVE = frozenset(["log_every", "checkpoint_every"])
 """Training settings that do not change the result."""
@@ -180,7 +181,7 @@ class RunStage(Stage):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that decides the stage's result."""
-        return fingerprint([CODE_VERSION, self.kind, self.settings, self.inputs])
+        return fingerprint([CODE_VERSIONS[self.kind], self.kind, self.settings, self.inputs])
 
     @property
     def record(self) -> StageRecord | None:
@@ -218,6 +219,7 @@ class RunStage(Stage):
         metrics: dict[str, float] | None = None,
         num_segments: int | None = None,
         ensemble_weights: dict[str, float] | None = None,
+        calibration: Calibration | None = None,
         models: dict[str, str] | None = None,
         results: Sequence[Path] = (),
     ) -> None:
@@ -233,6 +235,7 @@ class RunStage(Stage):
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
                 num_segments=num_segments,
                 ensemble_weights=ensemble_weights or {},
+                calibration=calibration,
                 models=models or {},
                 checksums={path.name: shown_checksum(file_checksum(path)) for path in results},
             )

@@ -1,6 +1,6 @@
 """Plots: scores of rankings, and the timeline of a video."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from yt8m.errors import printable
+from yt8m.ranking import value_name
 from yt8m.runtime.plotting import BLUE, DARK_GRAY, GRAY, ORANGE, hide_frame, save_figure
+from yt8m.scoring.reliability import Reliability
 from yt8m.scoring.scores import ScoreRow
 from yt8m.shards.ids import SEGMENT_SECONDS
 
@@ -89,6 +91,36 @@ def _label(row: ScoreRow) -> str:
     return row.name if row.kind in row.name or row.kind in ("", "ensemble") else f"{row.name} ({row.kind})"
 
 
+def plot_reliability(path: Path, measured: Mapping[tuple[str, str], Reliability]) -> None:
+    """Plot the share of positives over the predicted value, before and after calibration, a panel per truth.
+
+    Args:
+        path: The PNG file.
+        measured: See `write_reliability`.
+    """
+    truths = [truth for truth in ("all", "rated") if (truth, "score") in measured]
+    figure = Figure(figsize=(4.4 * len(truths), 4.3), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(truths), sharey=True))
+    titles = {"all": "all segments and classes", "rated": "rated segments"}
+    for axes, truth in zip(panels, truths, strict=True):
+        axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
+        for kind, color, marker in (("score", DARK_GRAY, "s"), ("probability", BLUE, "o")):
+            found = measured[truth, kind]
+            low, high = found.interval
+            label = f"{kind}: ECE {found.error:.3f} ({low:.3f} to {high:.3f})"
+            axes.plot(found.probabilities, found.shares, marker=marker, color=color, markersize=5, label=label)
+        axes.set_title(titles[truth], fontsize=10, loc="left")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.set_xlabel("predicted", fontsize=9)
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        hide_frame(axes)
+    panels[0].set_ylabel("share of positives", fontsize=9)
+    figure.suptitle("Reliability before and after calibration", fontsize=12, x=0.01, ha="left")
+    save_figure(path, figure)
+
+
 def plot_timeline(
     path: Path,
     video_id: str,
@@ -96,6 +128,7 @@ def plot_timeline(
     start_seconds: NDArray[np.integer],
     probabilities: NDArray[np.floating],
     truth: NDArray[np.bool_] | None,
+    is_calibrated: bool = False,
 ) -> None:
     """Plot the probability of a few classes over the segments of a video, and where they are on screen.
 
@@ -106,6 +139,7 @@ def plot_timeline(
         start_seconds: Start of each segment, increasing, (S,).
         probabilities: (S, n).
         truth: Where each class is on screen, bool (S, n); None if unknown.
+        is_calibrated: Whether the values are probabilities, not scores.
     """
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
@@ -114,7 +148,7 @@ def plot_timeline(
         if truth is not None:
             label = "ground truth" if index == 0 else None
             axes.stairs(truth[:, index].astype(float), edges, fill=True, color=GRAY, alpha=0.55, label=label)
-        label = "predicted probability" if index == 0 else None
+        label = f"predicted {value_name(is_calibrated)}" if index == 0 else None
         axes.stairs(probabilities[:, index], edges, color=BLUE, linewidth=1.6, label=label)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([0, 1], ["0", "1"], fontsize=7)
@@ -125,6 +159,7 @@ def plot_timeline(
     panels[-1].xaxis.set_major_locator(MultipleLocator(seconds))
     panels[-1].xaxis.set_major_formatter(lambda seconds, _: f"{int(seconds) // 60}:{int(seconds) % 60:02}")
     panels[-1].set_xlabel("time in the video, minutes:seconds")
-    figure.suptitle(f"Video {video_id}: the ensemble's probabilities", fontsize=12, x=0.01, ha="left")
+    values = "probabilities" if is_calibrated else "scores"
+    figure.suptitle(f"Video {video_id}: the ensemble's {values}", fontsize=12, x=0.01, ha="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     save_figure(path, figure)

@@ -7,6 +7,7 @@ import numpy as np
 
 from yt8m.locate.timeline import clock
 from yt8m.prediction.segments import ListedSegments
+from yt8m.ranking import value_name
 from yt8m.shards.ids import SEGMENT_SECONDS
 
 
@@ -18,7 +19,7 @@ class Moment:
         video_id: The video.
         start: Its start in seconds.
         end: Its end in seconds.
-        probability: The highest probability of its segments.
+        probability: The highest probability of its segments, or the highest score.
         num_segments: Number of its segments.
     """
 
@@ -45,6 +46,7 @@ class SearchResult:
         num_moments: Number of all moments.
         num_videos: Number of videos that they are in.
         highest: The highest probability of any segment searched; None where there is no segment.
+        is_calibrated: Whether the probabilities are calibrated; otherwise they are called scores.
     """
 
     label_id: int
@@ -53,9 +55,10 @@ class SearchResult:
     num_moments: int
     num_videos: int
     highest: float | None
+    is_calibrated: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON, times in seconds, probabilities rounded to 4 digits."""
+        """The result as plain values for JSON, times in seconds, probabilities (or scores) rounded to 4 digits."""
         return {
             "label_id": self.label_id,
             "name": self.name,
@@ -66,7 +69,7 @@ class SearchResult:
                     "video_id": moment.video_id,
                     "start": moment.start,
                     "end": moment.end,
-                    "probability": round(moment.probability, 4),
+                    value_name(self.is_calibrated): round(moment.probability, 4),
                     "num_segments": moment.num_segments,
                 }
                 for moment in self.moments
@@ -75,7 +78,13 @@ class SearchResult:
 
 
 def find_moments(
-    segments: ListedSegments, label_id: int, name: str, threshold: float, limit: int, video_id: str | None = None
+    segments: ListedSegments,
+    label_id: int,
+    name: str,
+    threshold: float,
+    limit: int,
+    video_id: str | None = None,
+    is_calibrated: bool = False,
 ) -> SearchResult:
     """Merge neighbouring segments of at least some probability into moments, the most probable first.
 
@@ -87,6 +96,7 @@ def find_moments(
         threshold: Lowest probability of a segment.
         limit: Most moments to list; 0 for all.
         video_id: Only moments of this video.
+        is_calibrated: Whether the probabilities are calibrated.
     """
     rows, starts, probabilities = segments.rows, segments.start_seconds, segments.probabilities
     searched = np.ones(len(segments), np.bool_)
@@ -96,7 +106,7 @@ def find_moments(
     highest = float(probabilities[searched].max()) if searched.any() else None
     chosen = np.flatnonzero(searched & (probabilities >= np.float32(threshold)))  # (n,)
     if not len(chosen):
-        return SearchResult(label_id, name, [], 0, 0, highest)
+        return SearchResult(label_id, name, [], 0, 0, highest, is_calibrated)
     chosen = chosen[np.lexsort((starts[chosen], rows[chosen]))]
     continues = (np.diff(rows[chosen]) == 0) & (np.diff(starts[chosen]) == SEGMENT_SECONDS)  # (n - 1,)
     first = np.flatnonzero(np.concatenate([[True], ~continues]))  # (m,) first segment of each moment
@@ -113,4 +123,5 @@ def find_moments(
         )
         for m in (order[:limit] if limit else order).tolist()
     ]
-    return SearchResult(label_id, name, moments, len(first), int(np.count_nonzero(np.diff(rows[chosen]))) + 1, highest)
+    num_videos = int(np.count_nonzero(np.diff(rows[chosen]))) + 1
+    return SearchResult(label_id, name, moments, len(first), num_videos, highest, is_calibrated)

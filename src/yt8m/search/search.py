@@ -7,11 +7,10 @@ from typing import Protocol
 from yt8m.errors import UsageError
 from yt8m.files import write_csv
 from yt8m.prediction.segments import ListedSegments
+from yt8m.ranking import value_name
 from yt8m.search.moments import SearchResult, find_moments
 from yt8m.submission.table import TABLE_FILE, RankingTable
 from yt8m.vocabulary import Vocabulary
-
-CSV_HEADER = ("class", "name", "video", "start", "end", "probability", "segments")
 
 
 class Source(Protocol):
@@ -20,6 +19,10 @@ class Source(Protocol):
     @property
     def vocabulary(self) -> Vocabulary:
         """The classes."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the values of segments are calibrated probabilities."""
 
     def segments(self, class_index: int) -> ListedSegments:
         """Segments of a class with their probabilities."""
@@ -61,16 +64,21 @@ def search(
             threshold,
             limit,
             video_id,
+            source.is_calibrated,
         )
         for index in class_indices
     ]
 
 
 def write_moments(path: Path, results: Sequence[SearchResult]) -> None:
-    """Write moments as CSV, one line each: class, name, video, start and end in seconds, probability, segments."""
+    """Write moments as CSV, one line each: class, name, video, start and end in seconds, probability, segments.
+
+    The column of probabilities is `score` where they are not calibrated.
+    """
+    value = value_name(all(result.is_calibrated for result in results))
     write_csv(
         path,
-        CSV_HEADER,
+        ("class", "name", "video", "start", "end", value, "segments"),
         (
             (r.label_id, r.name, m.video_id, m.start, m.end, round(m.probability, 6), m.num_segments)
             for r in results

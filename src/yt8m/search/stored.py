@@ -8,8 +8,9 @@ from typing import Self
 from yt8m.dataset.catalog import Catalog
 from yt8m.prediction.segments import ListedSegments, Segments
 from yt8m.prediction.store import Store
+from yt8m.ranking.calibration import Calibration
 from yt8m.ranking.ensemble import MergeConfig, Merger
-from yt8m.runs.predicting import merger_of_stores, open_stores
+from yt8m.runs.predicting import calibration_of_stores, merger_of_stores, open_stores
 from yt8m.vocabulary import Vocabulary
 
 
@@ -22,12 +23,19 @@ class StoredSegments:
         all_segments: The segments.
         stores: Store of each model, by name.
         merger: Merges the models.
+        calibration: Makes probabilities of the merged scores; None where there is none.
     """
 
     vocabulary: Vocabulary
     all_segments: Segments
     stores: Mapping[str, Store]
     merger: Merger
+    calibration: Calibration | None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the values of segments are calibrated probabilities."""
+        return self.calibration is not None
 
     @classmethod
     def open(cls, folder: Path, catalog: Catalog, vocabulary: Vocabulary) -> Self:
@@ -37,7 +45,8 @@ class StoredSegments:
             UsageError: It is not a store, of other videos or classes, or has no segment model.
         """
         segments, stores = open_stores([folder], catalog, vocabulary)
-        return cls(vocabulary, segments, stores, merger_of_stores(stores, MergeConfig()))
+        merger = merger_of_stores(stores, MergeConfig())
+        return cls(vocabulary, segments, stores, merger, calibration_of_stores(stores, merger))
 
     def segments(self, class_index: int) -> ListedSegments:
         """All segments with their probabilities of a class.
@@ -46,5 +55,7 @@ class StoredSegments:
             Yt8mError: A file is damaged.
         """
         codes = {name: self.stores[name].codes(name, class_index) for name in self.merger.models}
-        segments = self.all_segments
-        return ListedSegments(segments.video_ids, segments.rows, segments.start_seconds, self.merger(codes))
+        segments, values = self.all_segments, self.merger(codes)
+        if self.calibration is not None:
+            values = self.calibration(values)
+        return ListedSegments(segments.video_ids, segments.rows, segments.start_seconds, values)

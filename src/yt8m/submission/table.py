@@ -1,15 +1,19 @@
 """A ranking as a Parquet table: one row per listed segment, class by class, best first.
 
+Its last column is the probability of the segment, or the score of an ensemble that is not calibrated.
+
 Several classes form a row group, so a table of 100 million rows needs little memory. Ids and names are
-dictionary-encoded once per row group; the probabilities are stored as byte streams, which compresses sorted numbers to a
+dictionary-encoded once per row group; the values are stored as byte streams, which compresses sorted numbers to a
 third. The file's metadata lists the classes and their numbers of rows, so that one class is read without the others.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +22,13 @@ import pyarrow.parquet as pq
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.files import written_atomically
 from yt8m.prediction.segments import ListedSegments
+from yt8m.ranking import value_name
 from yt8m.ranking.topk import Ranking
 from yt8m.submission.writing import label_ids_of
 from yt8m.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from yt8m.ranking.calibration import Calibration
 
 TABLE_FILE = "segments.parquet"
 """The table in the folder of a run."""
@@ -37,13 +45,19 @@ SCHEMA = pa.schema(
         pa.field("name", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("video", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("start", pa.int32(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),
     ]
 )
-"""The columns: `class` is a dataset id, `start` is in seconds."""
+"""The first columns: `class` is a dataset id, `start` is in seconds. The last one is `probability`, or `score` where the
+ensemble is not calibrated; float32."""
 
 
-def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_group: int = ROWS_PER_GROUP) -> None:
+def write_table(
+    path: Path,
+    ranking: Ranking,
+    vocabulary: Vocabulary,
+    rows_per_group: int = ROWS_PER_GROUP,
+    calibration: Calibration | None = None,
+) -> None:
     """Write a ranking as a table, class by class in the vocabulary's row order; the write is atomic.
 
     Args:
@@ -51,6 +65,7 @@ def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_g
         ranking: One class for each row of the vocabulary.
         vocabulary: The classes.
         rows_per_group: Minimum size of a row group, except the last.
+        calibration: Makes probabilities of the ranking's scores; None leaves them as they are.
 
     Raises:
         Yt8mError: The disk is full or the folder cannot be written to.
@@ -62,16 +77,18 @@ def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_g
     name_of_class = np.array([name_indices[name] for name in vocabulary.names], np.int32)
     names, video_ids = pa.array(name_indices, pa.string()), pa.array(ranking.segments.video_ids, pa.string())
     num_rows = [len(keys) for keys in ranking.keys]
+    value = value_name(calibration is not None)
+    schema = SCHEMA.append(pa.field(value, pa.float32(), nullable=False))
     classes_listed = json.dumps(list(zip(label_ids.tolist(), vocabulary.names, num_rows, strict=True)))
     with (
         written_atomically(path) as temporary,
         temporary.open("wb") as output,
         pq.ParquetWriter(
             output,
-            SCHEMA,
+            schema,
             compression="zstd",
             use_dictionary=["class", "name", "video", "start"],
-            use_byte_stream_split=["probability"],
+            use_byte_stream_split=[value],
         ) as file,
     ):
         file.add_key_value_metadata({CLASSES_KEY: classes_listed.encode()})
@@ -79,14 +96,15 @@ def write_table(path: Path, ranking: Ranking, vocabulary: Vocabulary, rows_per_g
             lists = [ranking.positions(class_index) for class_index in classes]
             class_of_row = np.repeat(np.array(classes, np.int64), [len(listed) for listed in lists])  # (rows,)
             positions = np.concatenate(lists)  # (rows,)
+            scores = np.concatenate([ranking.probabilities(class_index) for class_index in classes])
             columns = [
                 pa.array(label_ids[class_of_row]),
                 pa.DictionaryArray.from_arrays(name_of_class[class_of_row], names),
                 pa.DictionaryArray.from_arrays(ranking.segments.rows[positions], video_ids),
                 pa.array(ranking.segments.start_seconds[positions]),
-                pa.array(np.concatenate([ranking.probabilities(class_index) for class_index in classes])),
+                pa.array(scores if calibration is None else calibration(scores)),
             ]
-            file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(positions))
+            file.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(positions))
 
 
 def _row_groups(ranking: Ranking, rows_per_group: int) -> Iterator[list[int]]:
@@ -111,11 +129,13 @@ class RankingTable:
         path: The file.
         vocabulary: The classes in the order of their first rows.
         row_groups: Numbers of the row groups with rows of each class.
+        is_calibrated: Whether its values are probabilities.
     """
 
     path: Path
     vocabulary: Vocabulary
     row_groups: tuple[list[int], ...]
+    is_calibrated: bool
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -127,7 +147,9 @@ class RankingTable:
         """
         try:
             with pq.ParquetFile(path) as file:
-                missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+                names = file.schema_arrow.names
+                is_calibrated = value_name(True) in names
+                missing = [name for name in [*SCHEMA.names, value_name(is_calibrated)] if name not in names]
                 if missing:
                     raise UsageError(
                         f"{path}: is not the table of a ranking, it has no column {missing[0]!r}; `yt8m run` and "
@@ -139,10 +161,8 @@ class RankingTable:
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split()).removesuffix(".")
             raise UsageError(f"{path}: cannot be read as a Parquet table ({reason}).") from None
-        names = tuple(name for name, _ in found.values())
-        return cls(
-            path, Vocabulary(np.array(list(found), np.int64), names), tuple(groups for _, groups in found.values())
-        )
+        vocabulary = Vocabulary(np.array(list(found), np.int64), tuple(name for name, _ in found.values()))
+        return cls(path, vocabulary, tuple(groups for _, groups in found.values()), is_calibrated)
 
     def segments(self, class_index: int) -> ListedSegments:
         """Segments listed for a class, best first.
@@ -151,7 +171,8 @@ class RankingTable:
             Yt8mError: The file is damaged.
         """
         groups = self.row_groups[class_index]
-        columns = ["class", "video", "start", "probability"]
+        value = value_name(self.is_calibrated)
+        columns = ["class", "video", "start", value]
         try:
             with pq.ParquetFile(self.path) as file:
                 rows = file.read_row_groups(groups, columns)
@@ -166,7 +187,7 @@ class RankingTable:
             videos.dictionary.to_pylist(),
             np.asarray(videos.indices, np.int32)[is_of_class],
             np.asarray(rows["start"], np.int32)[is_of_class],
-            np.asarray(rows["probability"], np.float32)[is_of_class],
+            np.asarray(rows[value], np.float32)[is_of_class],
         )
 
 
