@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
@@ -238,6 +239,28 @@ def test_a_store_of_other_models_is_replaced_only_on_request(tmp_path: Path, mod
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
     succeeds("predict", models[1], *options, "--overwrite")
     assert not (tmp_path / "store/aware.npy").exists()
+
+
+def test_an_unfinished_store_of_other_models_is_discarded_only_on_request(tmp_path: Path, models: list[object]) -> None:
+    options = ["--store", tmp_path / "store", "--accelerator", "cpu"]
+    succeeds("predict", *models, *options)
+    unfinished = tmp_path / "store.unfinished"
+    (tmp_path / "store").rename(unfinished)
+    (unfinished / "predictions.yaml").rename(unfinished / "unfinished.yaml")
+    np.save(unfinished / "done.npy", np.ones(1, np.uint8))
+    before = {path.name: path.read_bytes() for path in unfinished.iterdir()}
+    sentence = refused(2, "predict", models[0], *options)
+    assert sentence == (
+        f"{unfinished}: contains an unfinished prediction of aware, bare, with other models or settings; finish it with the "
+        "same command as before, give another folder, or --overwrite to discard it."
+    )
+    assert {path.name: path.read_bytes() for path in unfinished.iterdir()} == before
+    shutil.copytree(unfinished, tmp_path / "copy.unfinished")
+    succeeds("predict", *models, "--store", tmp_path / "copy", "--accelerator", "cpu")  # resumes: nothing is left to do
+    assert (tmp_path / "copy/bare.npy").read_bytes() == before["bare.npy"]
+    succeeds("predict", models[0], *options, "--overwrite")
+    assert not unfinished.exists()
+    assert not (tmp_path / "store/bare.npy").exists()
 
 
 # --- Stopped predictions ---------------------------------------------------------------------------------------------

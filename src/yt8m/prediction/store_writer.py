@@ -235,12 +235,22 @@ class StoreWriter:
         return Store(self.folder, self.index)
 
 
+def read_unfinished_index(folder: Path) -> StoreIndex | None:
+    """Index of the unfinished predictions of a store; None where there are none, or none that can be resumed."""
+    return _read_index(unfinished_folder(folder) / UNFINISHED_INDEX_FILE)
+
+
+def _read_index(path: Path) -> StoreIndex | None:
+    try:
+        return validated(StoreIndex, read_yaml(path), str(path))
+    except UsageError:
+        return None
+
+
 def _has_index(path: Path, index: StoreIndex) -> bool:
     """Whether a file contains this index."""
-    try:
-        return validated(StoreIndex, read_yaml(path), str(path)).same_predictions(index)
-    except UsageError:
-        return False
+    found = _read_index(path)
+    return found is not None and found.same_predictions(index)
 
 
 def _allocate(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:

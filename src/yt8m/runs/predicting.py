@@ -15,7 +15,8 @@ from yt8m.inference.classifier import FoldedClassifier, load_folded
 from yt8m.prediction.passes import PredictionPass, ProcessGroup, store_predictions
 from yt8m.prediction.predict import NO_SHIFT, segments_of
 from yt8m.prediction.segments import Segments
-from yt8m.prediction.store import INDEX_FILE, Store, StoreIndex
+from yt8m.prediction.store import INDEX_FILE, Store, StoreIndex, unfinished_folder
+from yt8m.prediction.store_writer import read_unfinished_index
 from yt8m.ranking import MAX_SEGMENTS
 from yt8m.ranking.calibration import Calibration, read_calibration, write_calibration
 from yt8m.ranking.ensemble import MergeConfig, Merger
@@ -42,7 +43,7 @@ class PredictionOutputs:
         table: The ranking as a Parquet table.
         store: Folder for all probabilities.
         top_k: Segments to list per class.
-        overwrite: Whether to replace a store of other predictions.
+        overwrite: Whether to replace a store of other predictions, finished or not.
     """
 
     submission: Path | None
@@ -173,7 +174,13 @@ def predict_folders(
 
 
 def _refuse_to_replace(folder: Path, index: StoreIndex) -> None:
-    """Refuse to replace stored predictions by other ones; UsageError."""
+    """Refuse to replace stored predictions by other ones, finished or not; UsageError."""
+    unfinished = unfinished_folder(folder)
+    if (stored := read_unfinished_index(folder)) is not None and not stored.same_predictions(index):
+        raise UsageError(
+            f"{unfinished}: contains an unfinished prediction of {', '.join(stored.models)}, with other models or settings; "
+            "finish it with the same command as before, give another folder, or --overwrite to discard it."
+        )
     if not (folder / INDEX_FILE).is_file():
         return
     stored = Store.open(folder).index
