@@ -12,8 +12,8 @@ from yt8m.scoring.scores import ScoreRow, read_scores, score_table, write_scores
 
 ROWS = [
     ScoreRow("random", "random", 0.60004, 0.004),
-    ScoreRow("dbof", "agnostic", 0.85, None),
-    ScoreRow("ensemble", "ensemble", 0.84996, 0.19),
+    ScoreRow("dbof", "agnostic", 0.85, None, 0.01),
+    ScoreRow("ensemble", "ensemble", 0.84996, 0.19, 0.011, 0.02),
 ]
 
 
@@ -45,11 +45,13 @@ def test_scores_round_trip_through_a_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "scores.csv"
     write_scores(path, ROWS)
     assert path.read_text().splitlines() == [
-        "ranking,kind,map_at_k,dense_map",
-        "random,random,0.600040,0.004000",
-        "dbof,agnostic,0.850000,",
-        "ensemble,ensemble,0.849960,0.190000",
+        "ranking,kind,map_at_k,dense_map,map_margin,dense_margin",
+        "random,random,0.600040,0.004000,,",
+        "dbof,agnostic,0.850000,,0.010000,",
+        "ensemble,ensemble,0.849960,0.190000,0.011000,0.020000",
     ]
     assert read_scores(path) == ROWS
+    path.write_text("ranking,kind,map_at_k,dense_map\nrandom,random,0.600040,\n")  # of an earlier version
+    assert read_scores(path) == [ScoreRow("random", "random", 0.60004, None)]
     write_scores(path, [])
     assert read_scores(path) == []

@@ -43,7 +43,10 @@ def predict(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a --store that contains predictions of other models, finished or not.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a --store that contains predictions of other models, finished or not."
+        ),
     ] = False,
     table: TableOption = None,
     weight: WeightOption = None,

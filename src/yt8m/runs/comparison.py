@@ -12,6 +12,7 @@ from yt8m.ranking.ensemble import MergeConfig, Merger
 from yt8m.ranking.rank import RankingSpec
 from yt8m.ranking.topk import Ranking
 from yt8m.runtime.progress import ProgressFactory, no_progress, track
+from yt8m.scoring.intervals import MapBootstrap
 from yt8m.scoring.map_at_k import Score, map_at_k, write_class_scores
 from yt8m.scoring.plots import plot_reliability, plot_scores, plot_timeline
 from yt8m.scoring.reliability import LOWEST_SCORE, RELIABILITY_FILE, outcomes_of, reliability_of, write_reliability
@@ -84,11 +85,16 @@ def score_rankings(
     def score(ranking: Ranking, known: Truth | None) -> Score | None:
         return None if known is None else map_at_k(ranked_segments(ranking, vocabulary), known, top_k, vocabulary)
 
+    bootstraps = [
+        None if known is None else MapBootstrap(rankings[0].segments, known, vocabulary)
+        for known in (truth.ratings, truth.positives)
+    ]
     rows, rated = [], None
     for spec, ranking in track(list(zip(specs, rankings, strict=True)), "score", progress):
         rated, dense = score(ranking, truth.ratings), score(ranking, truth.positives)
         values = [None if found is None else found.mean_average_precision for found in (rated, dense)]
-        rows.append(ScoreRow(spec.name, spec.kind, *values))
+        margins = [None if bootstrap is None else bootstrap.margin(ranking, top_k) for bootstrap in bootstraps]
+        rows.append(ScoreRow(spec.name, spec.kind, *values, *margins))
     if rated is not None:  # of the submission
         write_class_scores(folder / "class_scores.csv", rated, vocabulary)
     write_scores(folder / SCORES_FILE, rows)

@@ -20,7 +20,7 @@ from yt8m.shards.ids import SEGMENT_SECONDS
 def plot_scores(path: Path, rows: Sequence[ScoreRow], k: int) -> None:
     """Plot the rankings as dots: MAP@K over rated segments on the left, MAP over all segments on the right.
 
-    Each axis covers the models and ensembles only, so that their differences are visible; an arrow stands for a score
+    Bars are 95% intervals over videos, where they are measured. Each axis covers the models and ensembles only, so that their differences are visible; an arrow stands for a score
     outside of it, such as that of a random ranking. The submission, which is the last row, is bold and has a dashed line.
 
     Args:
@@ -29,32 +29,39 @@ def plot_scores(path: Path, rows: Sequence[ScoreRow], k: int) -> None:
         k: K of MAP@K.
     """
     series = [
-        (f"MAP@{k:,}, rated segments", [row.map_at_k for row in rows]),
-        ("dense MAP, all segments", [row.dense_map for row in rows]),
+        (f"MAP@{k:,}, rated segments", [(row.map_at_k, row.map_margin or 0.0) for row in rows]),
+        ("dense MAP, all segments", [(row.dense_map, row.dense_margin or 0.0) for row in rows]),
     ]
-    series = [(title, values) for title, values in series if any(value is not None for value in values)] or series[:1]
+    series = [(title, values) for title, values in series if any(value is not None for value, _ in values)] or series[
+        :1
+    ]
     figure = Figure(figsize=(9, 0.32 * len(rows) + 1.7), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(series), sharey=True))
     groups = [_group(row) for row in rows]
     places = np.arange(len(rows))[::-1]
-    for axes, (title, values) in zip(panels, series, strict=True):
+    for axes, (title, of_rows) in zip(panels, series, strict=True):
+        values, margins = zip(*of_rows, strict=True)
         known = [value for value in values if value is not None]
         models = [value for value, group in zip(values, groups, strict=True) if value is not None and group != "random"]
         lowest, highest = min(models or known, default=0.0), max(models or known, default=1.0)
+        widest = max(margin for margin, group in zip(margins, groups, strict=True) if group != "random" or not models)
+        lowest, highest = lowest - widest, highest + widest
         margin = 0.12 * (highest - lowest) or 0.005
         left, right = lowest - margin, highest + 4 * margin  # room for the numbers
         axes.set_xlim(left, right)
         axes.hlines(places, left, right, color="#ececec", linewidth=0.8, zorder=0)
         if values[-1] is not None:
             axes.axvline(values[-1], color=GROUPS["ensemble"][0], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        for place, value, group in zip(places, values, groups, strict=True):
+        for place, value, interval, group in zip(places, values, margins, groups, strict=True):
             if value is None:
                 continue
             color, marker = GROUPS[group]
             inside = left <= value <= right
+            if inside and interval:
+                axes.hlines(place, value - interval, value + interval, color=color, linewidth=1.4, alpha=0.6, zorder=2)
             axes.plot(max(value, left), place, marker if inside else "<", color=color, markersize=7, clip_on=False)
             axes.annotate(
-                f"{value:.4f}" + ("" if inside else " (off the axis)"), (max(value, left), place), (7, 0), textcoords="offset points", va="center", fontsize=8.5,
+                f"{value:.4f}" + ("" if inside else " (off the axis)"), (max(value + (interval if inside else 0), left), place), (7, 0), textcoords="offset points", va="center", fontsize=8.5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
             )  # fmt: skip
         axes.set_title(title, fontsize=10, loc="left")
@@ -67,7 +74,8 @@ def plot_scores(path: Path, rows: Sequence[ScoreRow], k: int) -> None:
     panels[0].set_yticks(places, [_label(row) for row in rows], fontsize=9.5, parse_math=False)
     panels[0].get_yticklabels()[-1].set_fontweight("bold")
     panels[0].set_ylim(-0.6, len(rows) - 0.4)
-    figure.suptitle("Rankings of the test set: mean average precision", fontsize=12, x=0.01, ha="left")
+    bars = ", bars: 95% intervals over videos" if any(margin for _, values in series for _, margin in values) else ""
+    figure.suptitle(f"Rankings of the test set: mean average precision{bars}", fontsize=12, x=0.01, ha="left")
     shown = [group for group in GROUPS if group in groups]
     handles = [
         Line2D([], [], color=color, marker=marker, linestyle="") for color, marker in map(GROUPS.__getitem__, shown)

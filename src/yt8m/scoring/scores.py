@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from rich.table import Table
@@ -21,12 +21,16 @@ class ScoreRow:
         kind: "agnostic", "aware", "ensemble" or "random".
         map_at_k: MAP@K over the rated segments; None without ratings.
         dense_map: MAP over all segments; None if not all positives are known.
+        map_margin: Half of the 95% interval of `map_at_k` over videos; None if not measured.
+        dense_margin: That of `dense_map`.
     """
 
     name: str
     kind: str
     map_at_k: float | None
     dense_map: float | None
+    map_margin: float | None = None
+    dense_margin: float | None = None
 
 
 def score_table(rows: Sequence[ScoreRow], k: int) -> Table:
@@ -41,12 +45,12 @@ def score_table(rows: Sequence[ScoreRow], k: int) -> Table:
 
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
-    """Write a CSV file `ranking,kind,map_at_k,dense_map`."""
-    cells = (
-        [row.name, row.kind, *("" if value is None else f"{value:.6f}" for value in (row.map_at_k, row.dense_map))]
-        for row in rows
+    """Write a CSV file `ranking,kind,map_at_k,dense_map,map_margin,dense_margin`."""
+    cells = (["" if value is None else f"{value:.6f}" for value in astuple(row)[2:]] for row in rows)
+    names = [field.name for field in fields(ScoreRow)]
+    write_csv(
+        path, ("ranking", *names[1:]), ([row.name, row.kind, *of_row] for row, of_row in zip(rows, cells, strict=True))
     )
-    write_csv(path, ("ranking", "kind", "map_at_k", "dense_map"), cells)
 
 
 def read_scores(path: Path) -> list[ScoreRow]:
