@@ -131,6 +131,7 @@ except SystemExit:
         (["run", "demo", "--data", "{data}", "--out", "o", "--only", "predikt"], "has no stage 'predikt'"),
         (["pretrain", "demo", "dboff", "--data", "{data}", "--out", "o"], "has no stage 'pretrain/dboff'"),
         (["find-lr", "demo", "dbof", "--data", "absent", "--out", "o"], "absent: there is no such dataset folder."),
+        (["find-lr", "demo", "dboff", "--data", "{data}", "--out", "o"], "The recipe has no model 'dboff'"),
         (["estimate", "demo", "--set", "foldz=3"], "unknown key 'foldz'"),
         (["locate", "abcd", "{vocabulary}"], "yt8m locate needs either model folders, or --run DIR"),
         (["locate", "abcd", "absent", "{vocabulary}", "{shards}"], "absent: there is no such model folder."),

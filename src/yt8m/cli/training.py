@@ -178,6 +178,7 @@ def find_lr(
 
     settings = require_recipe(recipe, overrides, data)
     settings.machine.require_one_process("find-lr")
+    settings.stage_of_model(model)
 
     from yt8m.runs import training
     from yt8m.runs.context import RunContext

@@ -191,6 +191,20 @@ class Recipe(Settings):
         """Names of the merged models."""
         return self.ensemble.models or list(self.segment_models)
 
+    def stage_of_model(self, name: str) -> Literal["pretrain", "finetune"]:
+        """The kind of stage that trains a model.
+
+        Raises:
+            UsageError: The recipe has no such model to train, or two of that name.
+        """
+        is_base, is_segment = name in self.base_models, name in self.segment_models
+        if not (is_base or is_segment):
+            models = [*self.base_models, *self.segment_models]
+            raise UsageError(f"The recipe has no model {name!r}{did_you_mean(name, models)}.")
+        if is_base and is_segment:
+            raise UsageError(f"The recipe has a base model and a segment model {name!r}; give one of them another name.")
+        return "pretrain" if is_base else "finetune"
+
     def require_stage(self, only: str | None) -> None:
         """Require that the recipe has a stage, named by its kind or as `pretrain/NAME`; None names all.
 

@@ -14,7 +14,6 @@ from yt8m.runs.context import RunContext
 from yt8m.runs.memory import require_memory
 from yt8m.runs.recipe import BaseModelConfig
 from yt8m.runs.stages import PARTS_NEEDED, RunStage, StageKind
-from yt8m.settings import did_you_mean
 from yt8m.training.config import MODEL_FOLDER
 from yt8m.training.loop import CHECKPOINT_FILE, Task, Trainer
 from yt8m.training.lr_finder import (
@@ -203,13 +202,7 @@ def find_lr(context: RunContext, name: str, sweep: LRSweepConfig) -> FoundLR:
         Yt8mError: The loss falls at no learning rate; the files are written.
     """
     recipe = context.recipe
-    is_base, is_segment = name in recipe.base_models, name in recipe.segment_models
-    if not (is_base or is_segment):
-        models = [*recipe.base_models, *recipe.segment_models]
-        raise UsageError(f"The recipe has no model {name!r}{did_you_mean(name, models)}.")
-    if is_base and is_segment:
-        raise UsageError(f"The recipe has a base model and a segment model {name!r}; give one of them another name.")
-    stage = RunStage.of(context, "pretrain" if is_base else "finetune", name)
+    stage = RunStage.of(context, recipe.stage_of_model(name), name)
     training = stage.config.training
     model, task = build(stage)
     curve = lr_sweep(context.fabric, model, task, training, sweep, stage.seed, recipe.machine, context.progress)
