@@ -202,7 +202,9 @@ class Recipe(Settings):
             models = [*self.base_models, *self.segment_models]
             raise UsageError(f"The recipe has no model {name!r}{did_you_mean(name, models)}.")
         if is_base and is_segment:
-            raise UsageError(f"The recipe has a base model and a segment model {name!r}; give one of them another name.")
+            raise UsageError(
+                f"The recipe has a base model and a segment model {name!r}; give one of them another name."
+            )
         return "pretrain" if is_base else "finetune"
 
     def require_stage(self, only: str | None) -> None:
