@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from tests.support.tiny_shards import random_videos, write_shard
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_and_save
-from yt8m.dataset.layout import OFFICIAL_PARTS, PARTS, dataset_parts, find_shards, is_shard_name, part_folder
+from yt8m.dataset.layout import OFFICIAL_PARTS, PARTS, dataset_parts, find_shards, part_folder
 from yt8m.errors import ShardError
 from yt8m.shards.contents import ShardFile
+from yt8m.shards.names import is_shard_name
 
 
 @pytest.mark.parametrize(

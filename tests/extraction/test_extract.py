@@ -13,7 +13,8 @@ from tests.support.videos import Sound, tone_hz, write_video
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
-from yt8m.extraction.extract import MISSING_SOUND, Extracted, extract
+from yt8m.extraction.extract import extract
+from yt8m.extraction.output import MISSING_SOUND, Extracted
 from yt8m.extraction.videos import VIDEOS_FILE, Video, find_videos, read_videos, video_id
 
 

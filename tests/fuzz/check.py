@@ -116,7 +116,10 @@ def check_record(payload: bytes) -> Outcome:
 def video_fault(message: Any) -> str | None:
     """Why a SequenceExample is no valid frame-level record by the rules of records.py, or None."""
     context, lists = message.context.feature, message.feature_lists.feature_list
-    if not lists.keys() & SIZES.keys() and ("audio_embedding" in lists or any(name in context for name in MEANS)):
+    other = lists.keys() & {"audio_embedding", "RGB/feature/floats", "AUDIO/feature/floats"}
+    if not lists.keys() & SIZES.keys() and (other or any(name in context for name in MEANS)):
+        return WRONG
+    if lists_fault(message) == WRONG:
         return WRONG
     if context_fault := _id_fault(context) or _integers_fault(context, INTEGERS):
         return context_fault
@@ -128,13 +131,17 @@ def video_fault(message: Any) -> str | None:
 
 
 def lists_fault(message: Any) -> str | None:
-    """Why the frames of a SequenceExample are invalid, or None: each must be one string of the right size."""
+    """Why the frames of a SequenceExample are invalid, or None: each must be one string of the right size.
+
+    A list whose first frame is floats is another dataset's.
+    """
     lists = message.feature_lists.feature_list
     for name, size in SIZES.items():
-        if name in lists and any(
-            [len(value) for value in feature.bytes_list.value] != [size] for feature in lists[name].feature
-        ):
-            return f"a frame of {name} of the wrong size"
+        for number, feature in enumerate(lists[name].feature if name in lists else []):
+            if number == 0 and feature.WhichOneof("kind") == "float_list":
+                return WRONG
+            if [len(value) for value in feature.bytes_list.value] != [size]:
+                return f"a frame of {name} of the wrong size"
     return None
 
 

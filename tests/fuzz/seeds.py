@@ -28,14 +28,19 @@ UNKNOWN_FIELDS = (
 
 
 def valid_record(rng: np.random.Generator) -> bytes:
-    """A valid record: mostly frame-level, some video-level, some of AudioSet."""
-    match rng.choice(["written", "handmade", "video level", "audioset"], p=[0.2, 0.62, 0.12, 0.06]):
+    """A valid record: mostly frame-level, some video-level, some of AudioSet, some of floats."""
+    kinds = ["written", "handmade", "video level", "audioset", "floats"]
+    match rng.choice(kinds, p=[0.2, 0.58, 0.12, 0.05, 0.05]):
         case "written":
             return _written(rng)
         case "handmade":
             return _handmade(rng)
         case "video level":
             return _video_level(rng)
+        case "floats":
+            names = ("rgb", "audio") if rng.integers(2) else ("RGB/feature/floats", "AUDIO/feature/floats")
+            floats = b"".join(delimited(1, delimited(2, delimited(1, bytes(40)))) for _ in range(3))
+            return _sections(rng, _context(rng), [entry(name, floats) for name in names])
         case _:
             return _sections(rng, _context(rng), [entry("audio_embedding", frame_list(_frames(rng, NUM_AUDIO)))])
 

@@ -15,7 +15,7 @@ from yt8m.errors import UsageError, Yt8mError, counted
 from yt8m.extraction.videos import VIDEOS_FILE
 
 if TYPE_CHECKING:
-    from yt8m.extraction.extract import Extracted
+    from yt8m.extraction.output import Extracted
     from yt8m.extraction.youtube8m import YouTube8M
 
 WeightsOption = Annotated[
@@ -49,6 +49,14 @@ def extract(
             help="Compare the weights with the official test data in DIR, and extract nothing.",
         ),
     ] = None,
+    from_features: Annotated[
+        bool,
+        typer.Option(
+            "--from-features",
+            help="The inputs are features that other programs extracted: MediaPipe's features.pb, shards of the official "
+            "extractor or of floats, or .npz files; see below.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Extract features of video files into shards, as YouTube-8M has them.
@@ -60,8 +68,13 @@ def extract(
     A file that cannot be decoded is listed with the reason, and the exit status is then 1; the others are extracted. The
     same command resumes an interrupted extraction, and adds videos that are new. `yt8m weights` fetches the networks' weights.
 
+    With --from-features the inputs are files of features, or folders of them: `features.pb` of MediaPipe, shards with
+    floats or with ids that a submission cannot hold, and `.npz` files with `rgb` (seconds, 1024) and `audio` (seconds, 128).
+    Floats are quantized. Neither weights nor a decoder are needed.
+
     ```sh
     yt8m extract holiday.mp4 recordings/ --out data/mine
+    yt8m extract --from-features mediapipe/ old.tfrecord --out data/converted
     yt8m extract --self-test youtube-8m/feature_extractor/testdata
     ```
     """
@@ -70,6 +83,18 @@ def extract(
 
     if self_test is None and (not videos or out is None):
         raise UsageError("yt8m extract needs videos and --out DIR, or --self-test DIR.")
+    if from_features:
+        from yt8m.extraction.converting import convert
+
+        if self_test is not None or max_seconds is not None:
+            raise UsageError("--from-features takes features as they are; give neither --self-test nor --max-seconds.")
+        out = cast("Path", out)
+        _finish(
+            convert(videos or [], out, videos_per_shard=videos_per_shard, progress=terminal_progress, report=err.print),
+            out,
+            as_json,
+        )
+        return
     extractor = load_extractor(accelerator, weights)
     if self_test is not None:
         _print_self_test(extractor, self_test, as_json)
@@ -88,6 +113,11 @@ def extract(
         progress=terminal_progress,
         report=err.print,
     )
+    _finish(found, out, as_json)
+
+
+def _finish(found: Extracted, out: Path, as_json: bool) -> None:
+    """Index the shards of an extraction, and print its result; Yt8mError if a file failed."""
     if any(video.is_extracted for video in found.videos):
         load_catalog(out)
     _print_extracted(found, out, as_json)

@@ -195,13 +195,13 @@ def locate(
     ```
     """
     from yt8m.dataset.frames import FrameReader
-    from yt8m.dataset.layout import is_shard_name
     from yt8m.locate.locate import find_video, load_ensemble, load_ensemble_of_run, read_shard, timelines
     from yt8m.locate.moments import moments_of, write_chapters, write_clips
     from yt8m.locate.timeline import write_svg
     from yt8m.runs.finished import ensemble_of_run, origin_of
     from yt8m.runtime.console import err, out
     from yt8m.runtime.progress import terminal_progress
+    from yt8m.shards.names import is_shard_name
 
     _require_models_or_run("locate", models, run_folder)
     folders = (models or []) if run_folder is None else ensemble_of_run(run_folder).folders.values()

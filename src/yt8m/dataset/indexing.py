@@ -373,7 +373,9 @@ def _join(folder: Path, features: Features, parts: list[_ShardRows], on_problem:
     problems = [sentence for part in parts for sentence in part.problems][:MAX_PROBLEMS]
     ids = np.concatenate([part.ids for part in parts])
     if not len(ids):
-        unusable = counted(oddities[Oddity.IDS_UNUSABLE], "video") + " with ids that a submission cannot hold."
+        unusable = counted(oddities[Oddity.IDS_UNUSABLE], "video") + (
+            " with ids that a submission cannot hold; `yt8m extract --from-features` gives them others."
+        )
         no_records = unusable if oddities else "they contain no records."
         reason = problems[0] if problems else no_records
         raise ShardError(folder, f"no usable video in {counted(len(parts), 'shard')}: {reason}")

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from yt8m.download.plan import PARTITIONS
 from yt8m.errors import ShardError, UsageError, Yt8mError, counted
 from yt8m.files import cache_folder, read_names
 from yt8m.shards.contents import ShardFile
+from yt8m.shards.names import SHARD_NAMES, is_shard_name
 
 LIST_NAME = "shards.txt"
 
@@ -23,11 +23,6 @@ PARTS = ("video/train", "video/valid", "segment/train", "segment/test")
 
 OFFICIAL_PARTS = {part: partition for partition, part in PARTITIONS.items() if part in PARTS}
 """The same folders in the layout of the official download: 2/frame/train and others."""
-
-SHARD_NAMES = "*.tfrecord, *.tfrecords or NAME-00000-of-00100"
-"""Names of shards, for messages."""
-
-_SHARD_NAME = re.compile(r"[^./][^/]*?(\.tfrecords?(-\d+-of-\d+)?|-\d+-of-\d+(\.tfrecords?)?)")
 
 
 class ShardInfo(NamedTuple):
@@ -59,11 +54,6 @@ class ShardList(NamedTuple):
 
     path: Path
     names: list[str]
-
-
-def is_shard_name(name: str) -> bool:
-    """Whether a file name is that of a shard; hidden files, such as shards being written, are not."""
-    return _SHARD_NAME.fullmatch(name) is not None
 
 
 def shard_info(path: Path) -> ShardInfo:

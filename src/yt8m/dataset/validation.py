@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from yt8m.dataset.layout import is_shard_name
 from yt8m.features import MODALITIES
 from yt8m.shards.ids import MAX_ID_BYTES, SEGMENT_SECONDS
+from yt8m.shards.names import is_shard_name
 from yt8m.shards.records import row_bytes
 from yt8m.shards.tfrecord import FRAMING_BYTES, HEADER_BYTES, MAX_RECORD_BYTES
 

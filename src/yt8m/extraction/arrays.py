@@ -87,7 +87,15 @@ def read_npz(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, NDArray[
         UsageError: It cannot be read.
         Yt8mError: It is damaged, too large, or contains anything but numbers.
     """
-    content = read_bounded(path, max_bytes)
+    return parse_npz(read_bounded(path, max_bytes), path, max_bytes)
+
+
+def parse_npz(content: bytes, path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, NDArray[Any]]:
+    """Parse the content of a .npz file; `path` is for messages.
+
+    Raises:
+        Yt8mError: It is damaged, too large, or contains anything but numbers.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -10,34 +10,34 @@ import shutil
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from yt8m.errors import UsageError, Yt8mError
+from yt8m.errors import Yt8mError
 from yt8m.extraction.decode import Frames, UnreadableVideoError
 from yt8m.extraction.decoder import DecoderProcess, Decoding
+from yt8m.extraction.output import (
+    NO_SOUND,
+    Extracted,
+    ExtractionSettings,
+    next_shard,
+    require_settings,
+    sound_of_frames,
+)
 from yt8m.extraction.videos import Video, find_videos, path_text, read_videos, video_id, write_videos
-from yt8m.features import YOUTUBE8M
 from yt8m.files import cache_folder, clear_all_leftovers, written_atomically
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, ProgressTask, no_progress
-from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
 from yt8m.shards.writer import ShardWriter, encode_video
 
-SETTINGS_FILE = "extraction.yaml"
 CACHE_VARIABLE = "YT8M_VIDEOS"
 """Environment variable that names the folder of features of single videos."""
 
 WORK_FOLDER = "unfinished"
-
-MISSING_SOUND = 128
-"""The byte that stands for sound that is missing: 0.016, the mean of every feature (docs/method.md, "Features of own
-videos")."""
 
 
 class Extractor(Protocol):
@@ -60,36 +60,6 @@ class Extractor(Protocol):
 
     def audio(self, windows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Features of windows float32 (n, 15600), mono at 16 kHz: uint8 (n, 128)."""
-
-
-class ExtractionSettings(Settings):
-    """What decides the bytes of the shards."""
-
-    extractor: str
-    """Name of the networks."""
-    digest: str
-    """Digest of their weights."""
-    max_seconds: int | None = Field(default=None, ge=1, le=MAX_SIZE)
-    """Seconds of a video to extract; all by default."""
-    videos_per_shard: int = Field(default=256, ge=1, le=100_000)
-    """Videos of a shard."""
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """The result of an extraction.
-
-    Args:
-        videos: All videos of the folder, those of earlier extractions included.
-        num_new: Videos extracted now.
-        num_known: Videos of the input that were there before.
-        failed: Videos of the input that could not be extracted.
-    """
-
-    videos: list[Video]
-    num_new: int
-    num_known: int
-    failed: list[Video]
 
 
 def extract(
@@ -129,7 +99,7 @@ def extract(
     with locked(out):
         out.mkdir(parents=True, exist_ok=True)
         clear_all_leftovers(out)
-        _require_settings(out, settings)
+        require_settings(out, settings)
         return _Extraction(out, settings, extractor, num_decoders, progress, report).run(paths)
 
 
@@ -149,22 +119,6 @@ def extract_one(path: Path, extractor: Extractor, progress: ProgressFactory = no
     if not video.is_extracted:
         raise Yt8mError(f"{path}: {video.note}.")
     return folder / video.shard
-
-
-def _require_settings(out: Path, settings: ExtractionSettings) -> None:
-    """Keep the settings with the shards, and refuse others."""
-    path = out / SETTINGS_FILE
-    if path.is_file():
-        found = validated(ExtractionSettings, read_yaml(path), str(path))
-        for name in ExtractionSettings.model_fields:
-            before, now = getattr(found, name), getattr(settings, name)
-            if before != now:
-                raise UsageError(
-                    f"{out}: was extracted with {name} {before}, not {now}; give the same, or another output folder."
-                )
-        return
-    with written_atomically(path) as temporary:
-        temporary.write_text(to_yaml(settings), encoding="utf-8")
 
 
 class _Extraction:
@@ -217,8 +171,7 @@ class _Extraction:
 
     def _extract_group(self, paths: Sequence[Path], task: ProgressTask, done: int) -> None:
         """Extract a group of videos, and write its shard."""
-        number = 1 + max((_number(video.shard) for video in self._videos if video.is_extracted), default=-1)
-        shard = self._out / f"{_SHARD_PREFIX}{number:04d}.tfrecord"
+        shard = next_shard(self._out, self._videos)
         in_shards = {video.video_id: video for video in reversed(self._videos) if video.is_extracted}
         rows: list[Video] = []
         for position, video in enumerate(self._features_of(paths, in_shards)):
@@ -316,7 +269,7 @@ class _Extraction:
         if not video.is_of(path):
             return replace(video, shard="", note="changed while it was read; run again when it is complete")
         frames = np.concatenate(rgb)
-        sound, notes = _sound(audio, len(frames))
+        sound, notes = sound_of_frames(np.concatenate([NO_SOUND, *audio]), len(frames))
         note = "; ".join([*decoder.odd.found, *notes])
         with written_atomically(file) as temporary, temporary.open("wb") as opened:
             np.savez(opened, features=np.concatenate([frames, sound], axis=1), note=np.array(note))
@@ -324,14 +277,6 @@ class _Extraction:
 
     def _feature_file(self, name: str) -> Path:
         return self._work / f"{name}.npz"
-
-
-_SHARD_PREFIX = "videos"
-
-
-def _number(shard: str) -> int:
-    """The number in a shard's name."""
-    return int(shard.removeprefix(_SHARD_PREFIX).split(".")[0])
 
 
 _NEW = "?"
@@ -342,15 +287,6 @@ def _read(path: Path) -> tuple[NDArray[np.uint8], str]:
     """Features and note of a video that waits for its shard."""
     with np.load(path) as arrays:
         return arrays["features"], str(arrays["note"])
-
-
-def _sound(audio: list[NDArray[np.uint8]], num_frames: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """The features of sound for each frame, uint8 (n, 128), and what is odd about them."""
-    found = np.concatenate(audio)[:num_frames] if audio else np.empty((0, YOUTUBE8M.bytes_of("audio")), np.uint8)
-    missing = num_frames - len(found)
-    padded = np.pad(found, ((0, missing), (0, 0)), constant_values=MISSING_SOUND)
-    notes = [] if not missing else ["no sound"] if not len(found) else [f"no sound in the last {missing} seconds"]
-    return padded, notes
 
 
 def _batched(paths: list[Path], size: int) -> Iterator[list[Path]]:

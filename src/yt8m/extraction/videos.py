@@ -3,7 +3,7 @@
 import base64
 import csv
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -121,25 +121,33 @@ def write_videos(folder: Path, videos: Iterable[Video]) -> None:
 
 
 def find_videos(inputs: Sequence[Path]) -> list[Path]:
-    """Find video files: their absolute paths, sorted.
+    """Find video files; see `find_files`. Those of folders have the names of videos (`SUFFIXES`)."""
+    return find_files(
+        inputs, lambda path: path.suffix.lower() in SUFFIXES, f"video files ({', '.join(sorted(SUFFIXES))})"
+    )
+
+
+def find_files(inputs: Sequence[Path], is_wanted: Callable[[Path], bool], what: str) -> list[Path]:
+    """Find files: their absolute paths, sorted.
 
     Args:
-        inputs: Video files; folders, whose files with the names of videos (`SUFFIXES`) are taken, at any depth; and
-            lists (`.txt`) of such paths, relative to the folder of the list.
+        inputs: Files; folders, whose wanted files are taken, at any depth; and lists (`.txt`) of such paths, relative to
+            the folder of the list.
+        is_wanted: Whether to take a file from a folder.
+        what: What is wanted, for messages.
 
     Raises:
-        UsageError: An input is missing, or a folder contains no video.
+        UsageError: An input is missing, or a folder contains no such file.
     """
     found: set[Path] = set()
     for path in inputs:
         if path.suffix.lower() == LIST_SUFFIX and path.is_file():
-            found.update(find_videos([path.parent / name for name in read_names(path, "videos")]))
+            listed = [path.parent / name for name in read_names(path, "files")]
+            found.update(find_files(listed, is_wanted, what))
         elif path.is_dir():
-            inside = {
-                file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not _is_hidden(file, path)
-            }
+            inside = {file for file in path.rglob("*") if is_wanted(file) and not _is_hidden(file, path)}
             if not inside:
-                raise UsageError(f"{path}: contains no video files ({', '.join(sorted(SUFFIXES))}).")
+                raise UsageError(f"{path}: contains no {what}.")
             found |= inside
         elif path.exists():
             found.add(path)
@@ -153,14 +161,18 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 def video_id(path: Path) -> str:
-    """The id of a video file: `v` and 11 characters of the SHA-256 of its content, a to z and 2 to 7.
+    """The id of a video file, a function of its content; see `id_of_digest`.
 
     Raises:
         Yt8mError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
+            return id_of_digest(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise Yt8mError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def id_of_digest(digest: bytes) -> str:
+    """The id of a video: `v` and 11 characters of the SHA-256 of its content, a to z and 2 to 7."""
     return "v" + base64.b32encode(digest).decode().lower()[: ID_LENGTH - 1]

@@ -23,6 +23,7 @@ from yt8m.shards.tfrecord import iterate_records
 from yt8m.shards.wire import (
     BYTES_LIST,
     FEATURE,
+    FLOAT_LIST,
     LENGTH_DELIMITED,
     VALUE,
     MalformedRecordError,
@@ -35,6 +36,7 @@ from yt8m.shards.wire import (
     delimited_header,
     iter_fields,
     only_bytes,
+    parse_feature,
     parse_map,
     parse_sections,
     read_floats,
@@ -107,7 +109,11 @@ _RGB, _AUDIO, _AUDIOSET = b"rgb", b"audio", b"audio_embedding"
 _MEAN_RGB, _MEAN_AUDIO = b"mean_rgb", b"mean_audio"
 _VIDEO_LEVEL_NAMES = frozenset([_ID, _OLD_ID, _LABELS, _MEAN_RGB, _MEAN_AUDIO])
 _CONTEXT_NAMES = _VIDEO_LEVEL_NAMES | {_SEGMENT_LABELS, _SEGMENT_STARTS, _SEGMENT_ENDS, _SEGMENT_SCORES}
-_LIST_NAMES = frozenset([_RGB, _AUDIO, _AUDIOSET])
+MEDIAPIPE_LISTS = {"rgb": "RGB/feature/floats", "audio": "AUDIO/feature/floats"}
+"""Lists of floats in the SequenceExamples of MediaPipe, by modality."""
+
+_MEDIAPIPE = frozenset(name.encode() for name in MEDIAPIPE_LISTS.values())
+_LIST_NAMES = frozenset([_RGB, _AUDIO, _AUDIOSET]) | _MEDIAPIPE
 
 _NO_FRAMES = FrameLayout(0, 0, 0)
 
@@ -118,6 +124,10 @@ _AUDIOSET_FOUND = (
 _VIDEO_LEVEL_FOUND = (
     "this is a video-level shard (one mean_rgb per video), and frame-level ones are needed; "
     "YouTube-8M has them in the partitions 2/frame and 3/frame."
+)
+_FLOATS_FOUND = (
+    "this is a frame-level shard of floats, and bytes are needed; `yt8m extract --from-features SHARD --out FOLDER` "
+    "converts it."
 )
 _FRAME_LEVEL_FOUND = "this is a frame-level shard, and video-level ones (mean_rgb) are needed; YouTube-8M has them in the partition 2/video."
 
@@ -148,7 +158,7 @@ def read_video(payload: Payload, features: Features = YOUTUBE8M) -> VideoRecord:
         features: What frames the dataset has. A record may lack a modality; others than these are not read.
 
     Raises:
-        WrongDatasetError: The record is AudioSet's or video-level.
+        WrongDatasetError: The record is AudioSet's or video-level, or its frames are floats.
         UnusableIdError: Its id is one that a submission cannot hold.
         MalformedRecordError: It is damaged, or has no frames, or frames of another size.
     """
@@ -158,7 +168,8 @@ def read_video(payload: Payload, features: Features = YOUTUBE8M) -> VideoRecord:
     _require_frames(context, lists)
     for name in (_MEAN_RGB, _MEAN_AUDIO):
         check_feature(payload, context.get(name, []))
-    check_feature_list(payload, lists.get(_AUDIOSET, []))
+    for unread in (_AUDIOSET, *_MEDIAPIPE):
+        check_feature_list(payload, lists.get(unread, []))
     rgb, audio = (_layout(payload, lists, name, features) for name in (_RGB, _AUDIO))
     if not (rgb.num_frames or audio.num_frames):
         raise MalformedRecordError(f"the record has no {' or '.join(features.modalities)} frames.", 0)
@@ -231,6 +242,8 @@ def read_video_level_shard(path: Path) -> Iterator[VideoLevelRecord]:
 def _require_frames(context: dict[bytes, list[Span]], lists: dict[bytes, list[Span]]) -> None:
     if _RGB in lists or _AUDIO in lists:
         return
+    if _MEDIAPIPE & lists.keys():
+        raise WrongDatasetError(_FLOATS_FOUND, 0)
     if _AUDIOSET in lists:
         raise WrongDatasetError(_AUDIOSET_FOUND, 0)
     if _MEAN_RGB in context or _MEAN_AUDIO in context:
@@ -294,6 +307,8 @@ def _walk_frames(payload: Payload, lists: dict[bytes, list[Span]], name: bytes, 
         for number, wire_type, begin, end in iter_fields(payload, start, stop):
             if number != FEATURE or wire_type != LENGTH_DELIMITED:
                 continue
+            if not offsets and parse_feature(payload, [(begin, end)])[0] == FLOAT_LIST:
+                raise WrongDatasetError(_FLOATS_FOUND, begin)
             what = f"frame {len(offsets)} of {name.decode()}"
             first, last = only_bytes(payload, [(begin, end)], what, begin)
             if last - first != size:
