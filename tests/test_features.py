@@ -11,9 +11,10 @@ import yaml
 
 from tests.support.wire import bytes_feature, entry, frame_list, record
 from yt8m.dataset.batches import join_features, read_padded
-from yt8m.dataset.catalog import Catalog, Oddity, OutdatedError
+from yt8m.dataset.catalog import Catalog, OutdatedError
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import current_catalog, index_and_save, index_folder
+from yt8m.dataset.problems import Oddity
 from yt8m.errors import UsageError, Yt8mError
 from yt8m.features import YOUTUBE8M, Extractor, Features, Modality
 from yt8m.shards.writer import ShardWriter, encode_video

@@ -31,9 +31,10 @@ from tests.support.tiny_shards import (
 )
 from tests.support.wire import bytes_feature, entry, frame_list, packed_integers, record
 from yt8m.dataset import indexing, problems
-from yt8m.dataset.catalog import FILE_NAME, Catalog, Oddity
+from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.dataset.indexing import index_and_save, index_folder, index_shard, load_or_index
 from yt8m.dataset.layout import find_shards
+from yt8m.dataset.problems import Oddity
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.shards.contents import ShardFile
 from yt8m.shards.tfrecord import frame_record

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_shards import TinyVideo, random_videos, write_records, write_shard, write_shards
-from yt8m.dataset.catalog import Oddity
 from yt8m.dataset.describe import Summary, describe
 from yt8m.dataset.indexing import index_folder
+from yt8m.dataset.problems import Oddity
 from yt8m.vocabulary import Vocabulary
 
 

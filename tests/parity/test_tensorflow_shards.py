@@ -11,9 +11,9 @@ import pytest
 from tests.support.rows import labels_of, ratings_of
 from tests.support.tensorflow import read_with_tensorflow, tf
 from tests.support.tiny_shards import TinyVideo, random_videos, write_shard, write_shards, write_video_level_shard
-from yt8m.dataset.catalog import Oddity
 from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
+from yt8m.dataset.problems import Oddity
 from yt8m.shards.records import read_video_level_shard
 from yt8m.shards.tfrecord import iterate_records
 

@@ -124,6 +124,9 @@ def index(
     Where a folder cannot be written to, its catalog and report go to ~/.cache/yt8m/catalogs (or $XDG_CACHE_HOME). The
     environment variable YT8M_CATALOGS names another folder for all catalogs.
 
+    `labels.csv` (columns video, label) and `ratings.csv` (video, label, start, score) beside the shards add labels and
+    ratings to those in the records.
+
     A `shards.txt` in a folder of shards selects the shards to use, one name per line. In a dataset folder its lines are
     paths (video/train/train0001.tfrecord), and parts that it does not mention are used completely.
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from yt8m.dataset.layout import (
     shard_info,
     writable_catalog_folder,
 )
+from yt8m.dataset.own_files import digest_of, read_files
 from yt8m.dataset.validation import require_valid
 from yt8m.errors import ShardError, UsageError, Yt8mError
 from yt8m.features import YOUTUBE8M, Features
@@ -39,35 +39,6 @@ from yt8m.shards.ids import MAX_ID_BYTES
 FILE_NAME = "catalog.parquet"
 FORMAT_VERSION = 2
 """Format 1 has no checksums, neither of shards nor of itself."""
-
-MAX_PROBLEMS = 200
-"""Damaged places that a catalog describes; the report lists more."""
-
-
-class Oddity(StrEnum):
-    """Irregularities of records that are not damaged, and how each is handled."""
-
-    IDS_UNUSABLE = "videos with an id that a submission cannot hold (dropped)"
-    IDS_REPEATED = "videos with an id that occurred before (dropped)"
-    RGB_MISSING = "videos without rgb frames (kept, with values of 0)"
-    AUDIO_MISSING = "videos without audio frames (kept, with values of 0)"
-    LENGTHS_DIFFER = "videos with more rgb than audio frames or the reverse (cut to the shorter)"
-    NO_LABELS = "videos without labels (kept)"
-    LABELS_REPEATED = "labels that a video repeats (kept once)"
-    LABELS_UNKNOWN = "labels outside the vocabulary (dropped)"
-    RATINGS_UNPAIRED = "videos with lists of ratings of different lengths (their ratings dropped)"
-    RATINGS_OUTSIDE = "ratings outside the video (dropped)"
-    RATINGS_OFF_GRID = "ratings not at a multiple of 5 seconds (dropped)"
-    RATINGS_UNKNOWN = "ratings of labels outside the vocabulary (dropped)"
-    RATINGS_SCORE = "ratings other than 0 and 1 (dropped)"
-    RATINGS_END = "ratings that do not end 5 seconds after their start (kept)"
-    RATINGS_REPEATED = "repeated ratings (kept once)"
-    RATINGS_CONTRADICTORY = "contradictory ratings (all dropped)"
-
-    @property
-    def done(self) -> str:
-        """How it is handled: the words in parentheses."""
-        return self.value[self.value.index("(") + 1 : -1]
 
 
 class OutdatedError(Yt8mError):
@@ -101,10 +72,11 @@ class Catalog:
         rating_start_seconds: int32.
         rating_values: uint8, 1 = positive.
         rating_starts: Like `label_starts`, for the three columns of ratings.
-        oddities: Number of each `Oddity`.
-        problems: A sentence per damaged place, the first `MAX_PROBLEMS`.
+        oddities: Number of each `problems.Oddity`.
+        problems: A sentence per damaged place, the first `problems.MAX_PROBLEMS`.
         num_problems: Number of damaged places.
         features: What the frames are.
+        own_labels: Hash of the files of labels and ratings beside the shards; see `own_files`.
     """
 
     folder: Path
@@ -129,6 +101,7 @@ class Catalog:
     problems: tuple[str, ...]
     num_problems: int
     features: Features = YOUTUBE8M
+    own_labels: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -188,11 +161,13 @@ class Catalog:
         Raises:
             UsageError: The folder or a listed shard is missing, or it contains no shards.
             ShardError: A shard is not accessible.
-            OutdatedError: Shards were added, removed or changed, or `features.yaml` was.
+            OutdatedError: Shards were added, removed or changed, or `features.yaml`, `labels.csv` or `ratings.csv` was.
             Yt8mError: A shard has other bytes, although neither its size nor its modification time differ.
         """
         if Features.of_folder(self.folder) != self.features:
             raise OutdatedError(f"{self.folder}: has other features than when it was indexed.")
+        if digest_of(read_files(self.folder)) != self.own_labels:
+            raise OutdatedError(f"{self.folder}: has other labels or ratings than when it was indexed.")
         paths = find_shards(self.folder)
         if [path.name for path in paths] != [shard.name for shard in self.shards]:
             raise OutdatedError(f"{self.folder}: has other shards than when it was indexed.")
@@ -334,13 +309,17 @@ def _to_table(catalog: Catalog) -> pa.Table:
 
 def _about(catalog: Catalog) -> dict[str, Any]:
     features = {} if catalog.features == YOUTUBE8M else {"features": catalog.features.model_dump(mode="json")}
-    return features | {
-        "format": FORMAT_VERSION,
-        "shards": [list(shard) for shard in catalog.shards],
-        "oddities": catalog.oddities,
-        "problems": list(catalog.problems),
-        "num_problems": catalog.num_problems,
-    }
+    return (
+        features
+        | ({"own_labels": catalog.own_labels} if catalog.own_labels else {})
+        | {
+            "format": FORMAT_VERSION,
+            "shards": [list(shard) for shard in catalog.shards],
+            "oddities": catalog.oddities,
+            "problems": list(catalog.problems),
+            "num_problems": catalog.num_problems,
+        }
+    )
 
 
 def _checksum(catalog: Catalog, about: dict[str, Any]) -> int:
@@ -416,6 +395,7 @@ def _parsed(about: dict[str, Any]) -> dict[str, Any]:
         and all(isinstance(problem, str) for problem in problems)
         and type(num_problems) is int
         and len(problems) <= num_problems
+        and isinstance(about.get("own_labels", ""), str)
     ):
         raise ValueError("its metadata have other types")
     try:
@@ -424,6 +404,7 @@ def _parsed(about: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its {str(error).removesuffix('.')}") from None
     return {
         "features": features,
+        "own_labels": about.get("own_labels", ""),
         "shards": tuple(ShardInfo(*shard) for shard in shards),
         "oddities": oddities,
         "problems": tuple(problems),

@@ -15,16 +15,25 @@ from numpy.typing import NDArray
 
 from yt8m.dataset.catalog import (
     FILE_NAME,
-    MAX_PROBLEMS,
     RATING_COLUMNS,
     ROW_COLUMNS,
     Catalog,
-    Oddity,
     OutdatedError,
     catalog_files,
 )
 from yt8m.dataset.layout import ShardInfo, find_shards, require_folder, shard_info, writable_catalog_folder
-from yt8m.dataset.problems import MAX_REPORTED, REPORT_NAME, OnProblem, Problem, ShardProblems, report_written
+from yt8m.dataset.own_labels import with_own_labels
+from yt8m.dataset.problems import (
+    MAX_PROBLEMS,
+    MAX_REPORTED,
+    REPORT_NAME,
+    Oddity,
+    OnProblem,
+    Problem,
+    ShardProblems,
+    report_written,
+)
+from yt8m.dataset.ratings import known_labels, ratings_of_record
 from yt8m.errors import ShardError, UsageError, Yt8mError, counted
 from yt8m.features import Features
 from yt8m.files import clear_leftovers
@@ -32,8 +41,7 @@ from yt8m.runtime.console import err
 from yt8m.runtime.locks import locked
 from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.contents import ShardFile, ShardWindow
-from yt8m.shards.ids import SEGMENT_SECONDS
-from yt8m.shards.records import VideoRecord, read_video
+from yt8m.shards.records import read_video
 from yt8m.shards.tfrecord import Record, framing_checksum, iterate_records
 from yt8m.shards.wire import MalformedRecordError, UnusableIdError, WrongDatasetError
 
@@ -61,7 +69,7 @@ def index_folder(
     progress: ProgressFactory = no_progress,
     on_problem: OnProblem = _ignore,
 ) -> Catalog:
-    """Read every shard of a folder and make its catalog; nothing is written (see `index_and_save`).
+    """Read every shard of a folder, and the labels and ratings beside them, and make its catalog; nothing is written.
 
     Args:
         folder: The folder of shards.
@@ -73,7 +81,7 @@ def index_folder(
 
     Raises:
         UsageError: The folder is missing or contains no shards, or listed shards are missing,
-            or `features.yaml` is not valid.
+            or `features.yaml`, `labels.csv` or `ratings.csv` is not valid.
         ShardError: A shard is of another dataset, or no record can be used, or strict and there is a problem.
     """
     features = Features.of_folder(folder)
@@ -93,7 +101,7 @@ def index_folder(
             parts.append(_index_shard(path, position, features, verify, vocabulary_size, note))
             done += parts[-1].info.num_bytes
             report(done, total)
-    return _join(folder, features, parts, note)
+    return with_own_labels(_join(folder, features, parts, note), note)
 
 
 def index_shard(path: Path, *, verify: bool = True, vocabulary_size: int = NUM_LABELS) -> Catalog:
@@ -255,8 +263,8 @@ def _index_shard(
         ids.append(video.id.encode())
         location = (position, record.number, record.offset, len(record.payload), num_frames)
         rows.append((*location, *places))
-        labels.append(_known_labels(video.labels, vocabulary_size, record, problems))
-        ratings.append(_usable_ratings(video, num_frames, vocabulary_size, record, problems))
+        labels.append(known_labels(video.labels, vocabulary_size, record, problems))
+        ratings.append(ratings_of_record(video, num_frames, vocabulary_size, record, problems))
     problems.close()
     if file:
         file.require_unchanged()
@@ -308,63 +316,6 @@ def _intact_records(
 
 def _records(file: ShardFile, verify: bool) -> Iterator[Record]:
     yield from iterate_records(ShardWindow(file), file.path, verify=verify)
-
-
-def _known_labels(labels: tuple[int, ...], vocabulary_size: int, record: Record, problems: ShardProblems) -> list[int]:
-    """Labels of the vocabulary, each once, increasing."""
-    known = sorted({label for label in labels if 0 <= label < vocabulary_size})
-    if len(known) != len(labels):
-        unknown = [label for label in labels if not 0 <= label < vocabulary_size]
-        if unknown:
-            found = f"{counted(len(unknown), 'label')} outside the vocabulary, the first {unknown[0]}"
-            problems.odd(Oddity.LABELS_UNKNOWN, record, found, len(unknown))
-        repeated = len(labels) - len(unknown) - len(known)
-        if repeated:
-            problems.odd(Oddity.LABELS_REPEATED, record, counted(repeated, "repeated label"), repeated)
-    return known
-
-
-def _usable_ratings(
-    video: VideoRecord, num_frames: int, vocabulary_size: int, record: Record, problems: ShardProblems
-) -> list[tuple[int, int, int]]:
-    """Valid ratings (label, start, value), sorted by (start, label); invalid ones are dropped, the video is kept."""
-    if not (video.segment_labels or video.segment_start_times or video.segment_scores):
-        return []
-    labels, starts, scores = video.segment_labels, video.segment_start_times, video.segment_scores
-    # Ends follow from the starts, so a record may omit them.
-    ends = video.segment_end_times or tuple(start + SEGMENT_SECONDS for start in starts)
-    if not len(labels) == len(starts) == len(ends) == len(scores):
-        found = f"{len(labels)} labels, {len(starts)} starts, {len(ends)} ends and {len(scores)} scores of ratings"
-        problems.odd(Oddity.RATINGS_UNPAIRED, record, found)
-        return []
-    values: dict[tuple[int, int], set[int]] = {}
-    copies: Counter[tuple[int, int]] = Counter()
-    for label, start, end, score in zip(labels, starts, ends, scores, strict=True):
-        rating = f"a rating of label {label} at second {start}"
-        if not 0 <= label < vocabulary_size:
-            problems.odd(Oddity.RATINGS_UNKNOWN, record, f"{rating}, and the vocabulary has no such label")
-        elif not 0 <= start < num_frames:
-            problems.odd(Oddity.RATINGS_OUTSIDE, record, f"{rating} of a video of {num_frames:,} frames")
-        elif start % SEGMENT_SECONDS:
-            problems.odd(Oddity.RATINGS_OFF_GRID, record, f"{rating}, which is not a multiple of {SEGMENT_SECONDS}")
-        elif score not in (0.0, 1.0):
-            problems.odd(Oddity.RATINGS_SCORE, record, f"{rating} is {score:g}, neither 0 nor 1")
-        else:
-            if end != start + SEGMENT_SECONDS:
-                problems.odd(Oddity.RATINGS_END, record, f"{rating} ends at second {end}")
-            values.setdefault((start, label), set()).add(int(score))
-            copies[start, label] += 1
-    usable = []
-    for (start, label), found_values in sorted(values.items()):
-        count = copies[start, label]
-        rating = f"{count} ratings of label {label} at second {start}"
-        if len(found_values) > 1:
-            problems.odd(Oddity.RATINGS_CONTRADICTORY, record, f"{rating} contradict each other", count)
-            continue
-        if count > 1:
-            problems.odd(Oddity.RATINGS_REPEATED, record, f"{rating} are equal", count - 1)
-        usable.append((label, start, found_values.pop()))
-    return usable
 
 
 def _join(folder: Path, features: Features, parts: list[_ShardRows], on_problem: OnProblem) -> Catalog:

@@ -2,6 +2,7 @@
 
 from yt8m.dataset.catalog import Catalog
 from yt8m.dataset.layout import ShardInfo, find_shards
+from yt8m.dataset.own_files import digest_of, read_files
 from yt8m.errors import ShardError
 from yt8m.runtime.progress import ProgressFactory, no_progress
 from yt8m.shards.contents import ShardFile, ShardWindow
@@ -16,7 +17,7 @@ def changes(catalog: Catalog, progress: ProgressFactory = no_progress) -> list[S
         progress: Reports bytes read, after each shard.
 
     Returns:
-        What differs: shards that were added or are missing, shards with other records, and records of the catalog that
+        What differs: own labels and ratings, shards that were added or are missing, shards with other records, and records of the catalog that
         are damaged now.
 
     Raises:
@@ -25,6 +26,8 @@ def changes(catalog: Catalog, progress: ProgressFactory = no_progress) -> list[S
     folder = catalog.folder
     known = {shard.name for shard in catalog.shards}
     different = [ShardError(path, "is not in the catalog.") for path in find_shards(folder) if path.name not in known]
+    if digest_of(read_files(folder)) != catalog.own_labels:
+        different.append(ShardError(folder, "has other labels or ratings than when it was indexed."))
     total, done = sum(shard.num_bytes for shard in catalog.shards), 0
     with progress(f"verify {folder}", total, "bytes") as report:
         for position, shard in enumerate(catalog.shards):
