@@ -41,6 +41,15 @@ def test_the_interval_is_that_of_resampled_videos() -> None:
     assert found.interval == pytest.approx((0.3 - 1.96 * deviation, 0.3 + 1.96 * deviation), abs=0.02)
 
 
+def test_the_interval_of_a_small_error_contains_it() -> None:
+    """Resampled errors of calibrated predictions are larger than the error, because noise is added to noise."""
+    generator = np.random.default_rng(3)
+    probabilities = generator.random(4000)
+    found = reliability_of(probabilities, generator.random(4000) < probabilities, np.repeat(np.arange(80), 50))
+    assert found.error < 0.02
+    assert 0 <= found.interval[0] < found.error < found.interval[1] < 0.04
+
+
 def test_probabilities_at_the_ends_are_in_the_outer_bins() -> None:
     found = reliability_of(np.array([0, 1, 0.1], np.float32), np.array([False, True, False]), np.zeros(3, np.int32))
     assert found.counts.tolist() == [1, 1, *[0] * 7, 1]

@@ -122,7 +122,7 @@ def plot_reliability(path: Path, measured: Mapping[tuple[str, str], Reliability]
         axes.set_ylim(0, 1)
         axes.set_aspect("equal")
         axes.set_xlabel("predicted", fontsize=9)
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        axes.legend(loc="upper left" if truth == "all" else "lower right", fontsize=8, frameon=False)
         hide_frame(axes)
     panels[0].set_ylabel("share of positives", fontsize=9)
     figure.suptitle("Reliability before and after calibration", fontsize=12, x=0.01, ha="left")

@@ -3,7 +3,8 @@
 Predictions are grouped into bins of equal width by the probability that they state. A bin is reliable where the share of
 positives is the mean probability; the expected calibration error (ECE) is the mean of the absolute differences, weighted
 by the predictions of a bin (Naeini, Cooper, Hauskrecht: "Obtaining well calibrated probabilities using Bayesian binning",
-2015). Its interval is that of a bootstrap over videos, because the segments of a video are alike.
+2015). Its interval is that of a bootstrap over videos, because the segments of a video are alike. An ECE is never negative, so noise
+raises it, that of resampling too: the interval is moved down by the mean difference of the resampled errors to the error.
 """
 
 from collections.abc import Mapping
@@ -79,11 +80,13 @@ def reliability_of(
     resamples = np.random.default_rng(seed).multinomial(
         num_videos, np.full(num_videos, 1 / max(num_videos, 1)), NUM_RESAMPLES
     )
-    low, high = np.percentile(error(resamples.astype(np.float64)), INTERVAL).tolist()
+    measured, resampled = float(error(np.ones(num_videos))), error(resamples.astype(np.float64))
+    bias = float(resampled.mean()) - measured
+    low, high = np.maximum(np.percentile(resampled, INTERVAL) - bias, 0).tolist()
     totals = counts.sum(0)
     with np.errstate(invalid="ignore"):
         means, shares = stated.sum(0) / totals, true.sum(0) / totals
-    return Reliability(totals.astype(np.int64), means, shares, float(error(np.ones(num_videos))), (low, high))
+    return Reliability(totals.astype(np.int64), means, shares, measured, (low, high))
 
 
 @dataclass(frozen=True, eq=False)
