@@ -9,12 +9,14 @@ import pytest
 
 from tests.support.catalogs import assert_same
 from tests.support.read_only import read_only
-from tests.support.tiny_shards import random_videos, write_records, write_shards
+from tests.support.tiny_shards import random_videos, write_records, write_shard, write_shards
 from yt8m.dataset.catalog import FILE_NAME, Catalog
 from yt8m.dataset.indexing import current_catalog, index_and_save, load_or_index
 from yt8m.dataset.layout import catalog_folders, writable_catalog_folder
 from yt8m.dataset.problems import REPORT_NAME
-from yt8m.errors import Yt8mError
+from yt8m.dataset.verification import changes
+from yt8m.errors import UsageError, Yt8mError
+from yt8m.submission.table import RankingTable
 
 
 @pytest.fixture
@@ -106,3 +108,22 @@ def test_no_place_for_a_catalog_is_one_sentence(shards: Path, tmp_path: Path, mo
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
         with pytest.raises(Yt8mError, match="cannot be written to; set YT8M_CATALOGS to a folder that can"):
             writable_catalog_folder(folder)
+
+
+def test_folders_and_shards_may_have_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, name = tmp_path / os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xe9.tfrecord")
+    write_shard(folder / name, random_videos(2))
+    with (folder / name).open("ab") as file:
+        file.write(b"tail")
+    catalog = index_and_save(folder)
+    assert [shard.name for shard in catalog.shards] == [name]
+    assert (folder / REPORT_NAME).read_text().splitlines()[1].startswith("\\udce9.tfrecord,2,")
+    loaded = current_catalog(folder)
+    assert loaded is not None
+    assert loaded.digest == catalog.digest
+    assert changes(loaded) == []
+    with pytest.raises(UsageError, match="there is no such table"):
+        RankingTable.open(folder / "absent.parquet")
+    # The cache of catalogs too.
+    monkeypatch.setenv("YT8M_CATALOGS", str(tmp_path / os.fsdecode(b"\xff")))
+    assert load_or_index(folder).digest == catalog.digest

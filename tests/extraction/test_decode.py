@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from tests.support.videos import Sound, heard_hz, picture, second_of, tone_hz, turn, write_video
+from tests.support.videos import Sound, cut_beginning, heard_hz, picture, second_of, tone_hz, turn, write_video
 from yt8m.extraction.decode import Frames, Odd, UnreadableVideoError, decode
 from yt8m.extraction.resize import resize_bilinear
 
@@ -157,6 +157,41 @@ def test_pictures_are_turned_as_players_turn_them(tmp_path: Path, quarter_turns:
     frame = first_frame(path)
     white = [name for name, (row, column) in corners.items() if frame[row, column].mean() > 200]
     assert white == [list(corners)[quarter_turns]]
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}], ids=["B frames", "no B frames"])
+def test_what_an_edit_list_leaves_out_is_neither_seen_nor_heard(tmp_path: Path, options: dict[str, str]) -> None:
+    path = write_video(tmp_path / "a.mp4", 6, sound=Sound(), options=options)
+    cut_beginning(path, 2)
+    frames, tones, odd = seconds_of(path)
+    assert frames == [2, 3, 4, 5]
+    np.testing.assert_allclose(tones[:4], [tone_hz(second) for second in range(2, 6)], atol=5)
+    assert odd == []
+
+
+def test_the_first_of_several_tracks_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        tracks = [container.add_stream("libx264", rate=10) for _ in range(2)]
+        sounds = [container.add_stream("flac", rate=16_000, layout="mono") for _ in range(2)]
+        for video in tracks:
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for second in range(3):
+            for audio, hertz in zip(sounds, (tone_hz(second), 3_100), strict=True):
+                samples = 0.5 * np.sin(2 * np.pi * hertz * np.arange(16_000) / 16_000).astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(
+                    (samples[None] * 32_767).astype(np.int16), format="s16", layout="mono"
+                )
+                frame.sample_rate, frame.pts, frame.time_base = 16_000, second * 16_000, Fraction(1, 16_000)
+                container.mux(audio.encode(frame))
+            for number in range(10):
+                for video, time in zip(tracks, (second + number / 10, 20), strict=True):
+                    container.mux(video.encode(av.VideoFrame.from_ndarray(picture(time), format="rgb24")))
+        for stream in [*tracks, *sounds]:
+            container.mux(stream.encode(None))
+    frames, tones, _ = seconds_of(path)
+    assert frames == [0, 1, 2]
+    np.testing.assert_allclose(tones, [tone_hz(second) for second in range(3)], atol=5)
 
 
 def test_cover_pictures_are_not_the_video(tmp_path: Path) -> None:

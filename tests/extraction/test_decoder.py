@@ -49,6 +49,14 @@ def test_a_child_that_hangs_is_an_error_of_its_video(tmp_path: Path) -> None:
         os.kill(process, 0)
 
 
+def test_8k_is_within_the_limits_of_a_child(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 3, rate=1, size=(7680, 4320), options={"preset": "ultrafast"})
+    child = DecoderProcess(Decoding(path, 64))
+    seconds = [second_of(frame) for result in child if isinstance(result, Frames) for frame in result.values]
+    child.close()
+    assert seconds == [0, 1, 2]
+
+
 def test_an_unreadable_file_is_an_error_of_its_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     child = DecoderProcess(Decoding(tmp_path / "a.mp4", 64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,9 @@ def test_a_class_is_read_without_the_others(tmp_path: Path, rows_per_group: int,
 
 def test_classes_without_rows_can_be_read(tmp_path: Path) -> None:
     empty = Segments([], np.empty(0, np.int32), np.empty(0, np.int32))
-    write_table(tmp_path / "t.parquet", TopK(2, 5, empty).result(), Vocabulary(np.array([4, 2]), ("x", "y")))
-    table = RankingTable.open(tmp_path / "t.parquet")
+    # A name that is no text.
+    path = tmp_path / os.fsdecode(b"caf\xe9.parquet")
+    write_table(path, TopK(2, 5, empty).result(), Vocabulary(np.array([4, 2]), ("x", "y")))
+    table = RankingTable.open(path)
     assert table.vocabulary.names == ("x", "y")
     assert len(table.segments(1)) == 0

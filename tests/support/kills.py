@@ -36,7 +36,7 @@ EVENTS = frozenset(
     ["os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"]
 )
 MOST_EVENTS = 10_000
-NOT_COMPARED = ("stage.yaml", "config.yaml", "recipe.yaml")
+NOT_COMPARED = ("stage.yaml", "config.yaml", "recipe.yaml", "catalog.parquet")
 """Files with times, or with the folder's name: only their existence is compared."""
 
 
@@ -186,8 +186,9 @@ def _status_of_main() -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Files to compare, by name; hidden ones too, but not TensorBoard's."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard")
+    """Files to compare, by name; hidden ones too, but neither TensorBoard's nor locks, which a dead process does not hold."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard")
+    files = (path for path in found if path.suffix != ".lock")
     return {
         path.relative_to(folder).as_posix(): b"" if path.name in NOT_COMPARED else path.read_bytes() for path in files
     }
@@ -262,8 +263,13 @@ def _problem(out: Path, ranks: int, arguments: list[str], expected: Mapping[str,
     return f"leaves {sorted(beside)}" if beside else None
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Attack as the arguments say, and print what was found."""
     prepare_environment()
 
     os.environ["YT8M_NOTIFY"] = ""
     print(json.dumps(attack(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5:])))
+
+
+if __name__ == "__main__":
+    main()

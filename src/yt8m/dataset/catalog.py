@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -129,7 +130,7 @@ class Catalog:
             digest.update(np.ascontiguousarray(column).view(np.uint8).data)
         for shard in self.shards:
             contents = "" if shard.checksum is None else f" {shard.checksum:08x}"
-            digest.update(f"{shard.name} {shard.num_bytes}{contents}\n".encode())
+            digest.update(os.fsencode(f"{shard.name} {shard.num_bytes}{contents}\n"))
         if self.features != YOUTUBE8M:
             digest.update(self.features.digest.encode())
         return digest.hexdigest()[:16]
@@ -212,8 +213,9 @@ class Catalog:
             Yt8mError: The disk is full, or no place can be written to.
         """
         path = writable_catalog_folder(self.folder) / FILE_NAME
-        with written_atomically(path) as temporary:
-            pq.write_table(_to_table(self), temporary, compression="zstd", use_dictionary=["shard_index"])
+        # Opened here, since a path may be no text, which pyarrow needs.
+        with written_atomically(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(_to_table(self), file, compression="zstd", use_dictionary=["shard_index"])
         return path
 
     @classmethod
@@ -332,7 +334,7 @@ def _checksum(catalog: Catalog, about: dict[str, Any]) -> int:
 
 def _from_parquet(path: Path, folder: Path) -> Catalog:
     """Read a catalog; raise ValueError, with what was found, or one of `_DAMAGE` where it is damaged."""
-    with pq.ParquetFile(path) as file:
+    with pa.OSFile(os.fsencode(path)) as source, pq.ParquetFile(source) as file:
         about = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
         if about["format"] not in (1, FORMAT_VERSION):
             raise Yt8mError(

@@ -121,7 +121,9 @@ def report_written(path: Path) -> Iterator[OnProblem]:
             nonlocal rows
             if rows is None:
                 temporary = stack.enter_context(written_atomically(path))
-                rows = csv.writer(stack.enter_context(temporary.open("w", encoding="utf-8", newline="")))
+                rows = csv.writer(
+                    stack.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
+                )
                 rows.writerow(("shard", "record", "byte", "kind", "found", "done"))
             kind = "damage" if problem.is_damage else "oddity"
             rows.writerow((problem.shard, problem.record, problem.offset, kind, problem.found, problem.done))

@@ -10,6 +10,7 @@ third. The file's metadata lists the classes and their numbers of rows, so that 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,8 @@ class RankingTable:
             Yt8mError: It is damaged.
         """
         try:
-            with pq.ParquetFile(path) as file:
+            # As bytes, since a path may be no text.
+            with pa.OSFile(os.fsencode(path)) as source, pq.ParquetFile(source) as file:
                 names = file.schema_arrow.names
                 is_calibrated = value_name(True) in names
                 missing = [name for name in [*SCHEMA.names, value_name(is_calibrated)] if name not in names]
@@ -174,7 +176,7 @@ class RankingTable:
         value = value_name(self.is_calibrated)
         columns = ["class", "video", "start", value]
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pa.OSFile(os.fsencode(self.path)) as source, pq.ParquetFile(source) as file:
                 rows = file.read_row_groups(groups, columns)
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split()).removesuffix(".")
