@@ -108,7 +108,10 @@ class Features(Settings):
         return sum(modality.size for modality in self.modalities.values())
 
     def missing(self, name: str) -> NDArray[np.uint8]:
-        """Bytes, uint8 (bytes of the modality,), that stand for a modality which a video lacks: those nearest to 0."""
+        """Bytes, uint8 (bytes of the modality,), that stand for a modality which a video lacks: those nearest to 0.
+
+        docs/method.md, "Features of own videos", has the reason. In YouTube-8M it is the byte 127.
+        """
         modality = self.modalities.get(name)
         if modality is None or self.dtype != "uint8":
             return np.zeros(self.bytes_of(name), np.uint8)

@@ -18,7 +18,6 @@ from yt8m.dataset.frames import FrameReader
 from yt8m.dataset.indexing import index_folder
 from yt8m.errors import UsageError
 from yt8m.extraction.converting import convert
-from yt8m.extraction.output import MISSING_SOUND
 from yt8m.extraction.videos import read_videos
 from yt8m.shards.ids import id_fault
 
@@ -88,7 +87,7 @@ def test_mediapipe_features_are_quantized(tmp_path: Path) -> None:
     frames = frames_of(tmp_path / "out", video.video_id)
     assert frames[:, :1024].tolist() == slowly_quantized(rgb)
     assert frames[: SECONDS - 2, 1024:].tolist() == slowly_quantized(audio)
-    assert (frames[SECONDS - 2 :, 1024:] == MISSING_SOUND).all()
+    assert (frames[SECONDS - 2 :, 1024:] == 127).all()
 
 
 def test_shards_of_the_official_extractor_get_ids_that_lead_back_to_the_paths(tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_shards_of_the_official_extractor_get_ids_that_lead_back_to_the_paths(tm
     expected = np.random.default_rng(0).integers(0, 256, (SECONDS, 1024), dtype=np.uint8)
     np.testing.assert_array_equal(frames[:, :1024], expected)
     # Zeros stand for sound that was not extracted.
-    assert (frames[:, 1024:] == MISSING_SOUND).all()
+    assert (frames[:, 1024:] == 127).all()
     assert found.videos[0].note == f"record 0 of {shard}; no sound"
 
 
@@ -155,7 +154,7 @@ def test_archives_of_numpy_are_read(tmp_path: Path, dtype: type) -> None:
     frames = frames_of(tmp_path / "out", with_sound.video_id)
     expected = [values if dtype is np.uint8 else slowly_quantized(values) for values in (rgb, audio[:SECONDS])]
     np.testing.assert_array_equal(frames, np.concatenate(expected, axis=1))
-    assert (frames_of(tmp_path / "out", without.video_id)[:, 1024:] == MISSING_SOUND).all()
+    assert (frames_of(tmp_path / "out", without.video_id)[:, 1024:] == 127).all()
     assert [video.note for video in found.videos] == ["", "no sound"]
 
 

@@ -15,10 +15,6 @@ from yt8m.settings import MAX_SIZE, Settings, read_yaml, to_yaml, validated
 
 SETTINGS_FILE = "extraction.yaml"
 
-MISSING_SOUND = 128
-"""The byte that stands for sound that is missing: 0.016, the mean of every feature (docs/method.md, "Features of own
-videos")."""
-
 _SHARD_PREFIX = "videos"
 
 
@@ -82,10 +78,10 @@ def sound_of_frames(audio: NDArray[np.uint8], num_frames: int) -> tuple[NDArray[
         num_frames: Number of frames.
 
     Returns:
-        uint8 (num_frames, 128), and what is odd about them.
+        uint8 (num_frames, 128), and what is odd about them. For sound that is missing, see `Features.missing`.
     """
     missing = max(0, num_frames - len(audio))
-    padded = np.pad(audio[:num_frames], ((0, missing), (0, 0)), constant_values=MISSING_SOUND)
+    padded = np.concatenate([audio[:num_frames], np.tile(YOUTUBE8M.missing("audio"), (missing, 1))])
     notes = [] if not missing else ["no sound"] if not len(audio) else [f"no sound in the last {missing} seconds"]
     return padded, notes
 
