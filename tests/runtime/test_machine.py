@@ -84,6 +84,13 @@ def add_program(folder: Path, name: str) -> None:
     (folder / name).chmod(0o755)
 
 
+def test_an_empty_variable_names_no_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "")
+    note = MachineConfig().uncompiled_note(CUDA)
+    assert note is not None
+    assert "no C compiler (gcc or clang)" in note
+
+
 def test_gpus_compile_by_default_if_there_is_a_c_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = MachineConfig()
     assert not machine.compiles(CUDA)

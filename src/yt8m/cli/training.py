@@ -76,7 +76,7 @@ def run(
     Each stage has its own folder in OUT. Finished stages with the same settings and data are skipped; an interrupted one
     resumes from its last checkpoint. The result is OUT/submission.csv.
 
-    Ctrl-C and SIGTERM end training after the current step, with everything saved and exit status 75.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end training after the current step, with everything saved and exit status 75.
 
     ```sh
     yt8m run demo --data build/demo/data --out runs/demo

@@ -119,7 +119,7 @@ def missing_compiler(device: torch.device) -> str | None:
         noun, variable, names = "C++ compiler", "CXX", ["clang++" if sys.platform == "darwin" else "g++"]
     else:
         return None
-    names = [os.environ[variable]] if variable in os.environ else names
+    names = [named] if (named := os.environ.get(variable)) else names
     if not any(shutil.which(name) for name in names):
         return f"{noun} ({' or '.join(names)})"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
