@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from yt8m.synthetic.splice import write_dataset
 from yt8m.vocabulary import Vocabulary
 
 prepare_environment()  # before any test imports torch
+
+# Under nohup it is ignored, by the commands that tests start too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test depends on the speed of the machine.
 hypothesis.settings.register_profile("yt8m", deadline=None)

@@ -17,7 +17,7 @@ from pydantic import Field
 from yt8m.errors import UsageError
 from yt8m.files import written_atomically
 from yt8m.ranking.ensemble import Merger
-from yt8m.settings import Settings, fingerprint, read_yaml, to_yaml, validated
+from yt8m.settings import MAX_STEPS, Settings, fingerprint, read_yaml, to_yaml, validated
 
 CALIBRATION_FILE = "calibration.yaml"
 
@@ -44,7 +44,7 @@ class Calibration(Settings):
     """Log odds that do not depend on the score."""
     ensemble: str
     """`ensemble_digest` of the models whose scores it is for."""
-    num_ratings: int = Field(ge=0)
+    num_ratings: int = Field(ge=0, le=MAX_STEPS)
     """Held-out ratings that it was fitted to."""
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
