@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.support.command import refused, succeeds
 from tests.support.command import yt8m as command
 from tests.support.files import files_in
 from tests.support.full_disk import FullDisk
-from tests.support.tiny_run import FinishedRun
+from tests.support.tiny_run import STAGES, FinishedRun
 from tests.support.tiny_shards import random_videos, write_shards
 from yt8m.dataset.catalog import FILE_NAME
 
@@ -57,6 +58,27 @@ def test_a_run_resumes_after_a_full_disk_during_training(
     full_disk.free()
     succeeds(*arguments)
     assert (out / "submission.csv").read_bytes() == (finished_run.out / "submission.csv").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+@pytest.mark.parametrize("leave", [0, 4_000, 40_000])
+def test_a_run_resumes_after_a_full_disk_in_any_training_stage(
+    full_disk: FullDisk, finished_run: FinishedRun, tiny_dataset: Path, tiny_recipe: Path, stage: str, leave: int
+) -> None:
+    out = full_disk.folder / "out"
+    shutil.copytree(finished_run.out, out)
+    shutil.rmtree(out / stage)
+    weights = "model/model.safetensors"
+    full_disk.fill(leave=leave)
+    arguments = ["run", tiny_recipe, "--data", tiny_dataset, "--out", out, "--only", stage]
+    outcome = command(*arguments)
+    assert outcome.status == 1
+    assert re.search(r"^yt8m: .*no space left on the disk; ", outcome.err.splitlines()[-1])
+    assert not (out / stage / "stage.yaml").exists() or "finished" not in (out / stage / "stage.yaml").read_text()
+    full_disk.free()
+    succeeds(*arguments)
+    assert (out / stage / weights).read_bytes() == (finished_run.out / stage / weights).read_bytes()
+    assert not [name for name in files_in(out) if "/." in f"/{name}"]
 
 
 def test_a_run_resumes_after_a_full_disk_at_the_submission(
