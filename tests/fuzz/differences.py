@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def differences(payload: bytes) -> list[str]:
 
 def _values(payload: bytes, video: VideoRecord) -> Values:
     """What the reader finds. Frames at a stride and frames found one by one must be the same."""
-    values: Values = {name: list(map(float, getattr(video, name))) for name in (*INTEGERS, "segment_scores")}
+    values: Values = {name: _numbers(getattr(video, name)) for name in (*INTEGERS, "segment_scores")}
     values["id"] = [video.id.encode()]
     for (name, size), offsets in zip(SIZES.items(), frame_offsets(payload), strict=True):
         layout = video.rgb if name == "rgb" else video.audio
@@ -96,10 +96,15 @@ def _values(payload: bytes, video: VideoRecord) -> Values:
     return values
 
 
+def _numbers(values: Iterable[float]) -> list[float]:
+    """As floats, and -0.0, which is the whole number 0, as 0.0."""
+    return [float(value) + 0.0 for value in values]
+
+
 def _of_message(message: Any) -> Values:
     context, lists = message.context.feature, message.feature_lists.feature_list
     values: Values = {
-        name: [*map(float, context[name].int64_list.value), *context[name].float_list.value]
+        name: _numbers([*context[name].int64_list.value, *context[name].float_list.value])
         for name in (*INTEGERS, "segment_scores")
     }
     values["id"] = list(context["id" if "id" in context else "video_id"].bytes_list.value)
@@ -122,13 +127,16 @@ def _by_operation(payload: bytes, message: Any, parse: Parse) -> Values | None:
     )
     types = {name: tf.float32 if kinds.get(name) == "float_list" else tf.int64 for name in INTEGERS}
     types["segment_scores"] = tf.int64 if kinds.get("segment_scores") == "int64_list" else tf.float32
-    id_name = "id" if "id" in kinds else "video_id"
-    try:
-        context, lists = parse(payload, types | {id_name: tf.string}, list(SIZES))
-    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # The latter: of a message that quotes the record.
-        return None
-    values: Values = {name: list(map(float, context[name].numpy().tolist())) for name in types}
-    return values | {"id": context[id_name].numpy().tolist()} | {name: lists[name].numpy().tolist() for name in SIZES}
+    # The older name of the id counts only where the newer one is missing. `message` may lack entries that are read here.
+    for id_name in ("id", "video_id"):
+        try:
+            context, lists = parse(payload, types | {id_name: tf.string}, list(SIZES))
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # The latter: of a message that quotes the record.
+            return None
+        if ids := context[id_name].numpy().tolist():
+            break
+    values: Values = {name: _numbers(context[name].numpy().tolist()) for name in types}
+    return values | {"id": ids} | {name: lists[name].numpy().tolist() for name in SIZES}
 
 
 def _parse_with_protobuf(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.command import succeeds, yt8m
-from tests.support.processes import children, environment, wait_for_the_end, wait_until
+from tests.support.processes import children, environment, run_python, wait_for_the_end, wait_until
 from tests.support.tiny_run import FinishedRun
 from yt8m.errors import ShardError
 from yt8m.runtime.signals import STOP_SIGNALS
@@ -158,3 +158,18 @@ def test_workers_end_with_training(training: Training, number: signal.Signals) -
     status, shown = training.ended()
     assert status == (75 if number == signal.SIGHUP else -number)
     assert ("stopped after step" in shown) == (number == signal.SIGHUP)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["recipes"], 0), (["recipes", "nonsense"], 2)])
+def test_a_signal_at_the_end_of_the_interpreter_does_not_change_the_status(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import atexit, os, signal, sys\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "from yt8m.cli.main import main\n"
+        "main()\n"
+    )
+    ended = run_python(script, *arguments)
+    assert ended.status == status, ended.err

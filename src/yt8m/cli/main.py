@@ -1,5 +1,6 @@
 """The `yt8m` command: its commands by group, and how errors end it. A command's docstring is its help."""
 
+import atexit
 import errno
 import os
 import sys
@@ -16,7 +17,7 @@ from yt8m.cli.options import with_quiet
 from yt8m.errors import Interrupted, Stopped, Yt8mError, printable
 from yt8m.runtime.console import replace_unprintable
 from yt8m.runtime.environment import is_first_process, prepare_environment
-from yt8m.runtime.signals import stopped_by_signals
+from yt8m.runtime.signals import ignore_signals, stopped_by_signals
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
@@ -140,9 +141,13 @@ def main() -> None:
     prepare_environment()
     replace_unprintable()
     warnings.filterwarnings("ignore", module="lightning_fabric|torch")
-    # Signal handlers stay until the last message is printed.
+    # Signal handlers stay until the last message is printed; the end of the interpreter takes a moment more, in which
+    # everything is done and a signal must not change the exit status.
     with ExitStack() as resources, _errors_as_sentences():
-        app(obj=resources)
+        try:
+            app(obj=resources)
+        finally:
+            atexit.register(ignore_signals)
 
 
 if __name__ == "__main__":
